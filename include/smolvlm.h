@@ -1,0 +1,665 @@
+/*
+ * libsmolvlm: SmolVLM vision-language models behind a C ABI.
+ *
+ * This header is the specification. Four rules hold everywhere:
+ *
+ * - A call that can fail returns a smolvlm_status; smolvlm_last_error() then says what was wrong, in one
+ *   line, for this thread. Its out pointer is NULL on failure; freeing NULL is fine. Unless a function
+ *   says otherwise, a pointer that is NULL is SMOLVLM_STATUS_INVALID_ARGUMENT.
+ * - What the library makes, its _free function frees. What the caller passes in stays the caller's, and
+ *   is not looked at after the call.
+ * - Strings are UTF-8 and end with a NUL. Codes in structs are int32_t: an unknown one is an error.
+ * - Any thread may call anything; a handle must not be freed while another thread begins a call with it.
+ *
+ * Made by cbindgen from src/ffi; do not edit.
+ */
+
+
+#ifndef SMOLVLM_H
+#define SMOLVLM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/** The version of this header; smolvlm_version() has the library's. */
+#define SMOLVLM_VERSION_MAJOR 0
+#define SMOLVLM_VERSION_MINOR 1
+#define SMOLVLM_VERSION_PATCH 0
+#define SMOLVLM_VERSION_STRING "0.1.0"
+#define SMOLVLM_VERSION_NUMBER \
+    (SMOLVLM_VERSION_MAJOR * 10000 + SMOLVLM_VERSION_MINOR * 100 + SMOLVLM_VERSION_PATCH)
+
+/**
+ * What became of a call.
+ */
+typedef enum smolvlm_status {
+  /**
+   * It worked.
+   */
+  SMOLVLM_STATUS_OK = 0,
+  /**
+   * A value of the caller is NULL, out of range, malformed or inconsistent.
+   */
+  SMOLVLM_STATUS_INVALID_ARGUMENT = 1,
+  /**
+   * A file or directory is not there.
+   */
+  SMOLVLM_STATUS_NOT_FOUND = 2,
+  /**
+   * A file of the model is damaged, incomplete, or contradicts another one.
+   */
+  SMOLVLM_STATUS_INVALID_MODEL = 3,
+  /**
+   * Well-formed, but not something that this build or version does.
+   */
+  SMOLVLM_STATUS_UNSUPPORTED = 4,
+  /**
+   * A memory limit would be exceeded.
+   */
+  SMOLVLM_STATUS_OUT_OF_MEMORY = 5,
+  /**
+   * The prompt is longer than the context.
+   */
+  SMOLVLM_STATUS_CONTEXT_OVERFLOW = 6,
+  /**
+   * The session runs a generation already.
+   */
+  SMOLVLM_STATUS_BUSY = 7,
+  /**
+   * The inference backend reported an error.
+   */
+  SMOLVLM_STATUS_BACKEND = 8,
+  /**
+   * A defect of the library; a session that answers this once does so until it is freed.
+   */
+  SMOLVLM_STATUS_INTERNAL = 9,
+} smolvlm_status;
+
+/**
+ * Why a generation ended. Each of them is an answer, with the text so far.
+ */
+typedef enum smolvlm_finish_reason {
+  /**
+   * There is no result: NULL was given.
+   */
+  SMOLVLM_FINISH_REASON_NONE = 0,
+  /**
+   * The model ended its answer.
+   */
+  SMOLVLM_FINISH_REASON_END_OF_TEXT = 1,
+  /**
+   * `max_new_tokens` were made, or the context is full.
+   */
+  SMOLVLM_FINISH_REASON_MAX_TOKENS = 2,
+  /**
+   * One of `stop` appeared; the text ends before it.
+   */
+  SMOLVLM_FINISH_REASON_STOP_STRING = 3,
+  /**
+   * `smolvlm_session_cancel` was called, or the text callback returned non-zero.
+   */
+  SMOLVLM_FINISH_REASON_CANCELLED = 4,
+  /**
+   * `timeout_ms` passed.
+   */
+  SMOLVLM_FINISH_REASON_TIMEOUT = 5,
+} smolvlm_finish_reason;
+
+/**
+ * The engine that computes.
+ */
+typedef enum smolvlm_backend {
+  /**
+   * The best one of this build that can run the model.
+   */
+  SMOLVLM_BACKEND_AUTO = 0,
+  /**
+   * Candle, in Rust.
+   */
+  SMOLVLM_BACKEND_CANDLE = 1,
+  /**
+   * ONNX Runtime, loaded at run time.
+   */
+  SMOLVLM_BACKEND_ONNX = 2,
+} smolvlm_backend;
+
+/**
+ * Where it computes.
+ */
+typedef enum smolvlm_device {
+  /**
+   * The processor: an accelerator is used when it is asked for, never by surprise.
+   */
+  SMOLVLM_DEVICE_AUTO = 0,
+  /**
+   * The processor.
+   */
+  SMOLVLM_DEVICE_CPU = 1,
+  /**
+   * An NVIDIA GPU.
+   */
+  SMOLVLM_DEVICE_CUDA = 2,
+  /**
+   * An Apple GPU.
+   */
+  SMOLVLM_DEVICE_METAL = 3,
+} smolvlm_device;
+
+/**
+ * The precision of weights and arithmetic.
+ */
+typedef enum smolvlm_dtype {
+  /**
+   * `SMOLVLM_DTYPE_F32` on the processor, `SMOLVLM_DTYPE_BF16` on an accelerator.
+   */
+  SMOLVLM_DTYPE_AUTO = 0,
+  /**
+   * 32-bit floats: the reference.
+   */
+  SMOLVLM_DTYPE_F32 = 1,
+  /**
+   * bfloat16: half the memory.
+   */
+  SMOLVLM_DTYPE_BF16 = 2,
+} smolvlm_dtype;
+
+/**
+ * How the bytes of an image are to be read. A raw channel has 8 bits; the top row comes first.
+ */
+typedef enum smolvlm_format {
+  /**
+   * The bytes of a JPEG, PNG, WebP or BMP file.
+   */
+  SMOLVLM_FORMAT_ENCODED = 0,
+  /**
+   * Red, green, blue; `rgb8` in ROS.
+   */
+  SMOLVLM_FORMAT_RGB8 = 1,
+  /**
+   * Blue, green, red; `bgr8` in ROS, the default of OpenCV.
+   */
+  SMOLVLM_FORMAT_BGR8 = 2,
+  /**
+   * Red, green, blue and a byte that is ignored.
+   */
+  SMOLVLM_FORMAT_RGBA8 = 3,
+  /**
+   * Blue, green, red and a byte that is ignored.
+   */
+  SMOLVLM_FORMAT_BGRA8 = 4,
+  /**
+   * Luminance; `mono8` in ROS.
+   */
+  SMOLVLM_FORMAT_GRAY8 = 5,
+} smolvlm_format;
+
+/**
+ * How important a log message is.
+ */
+typedef enum smolvlm_log_level {
+  /**
+   * Something is broken.
+   */
+  SMOLVLM_LOG_LEVEL_ERROR = 1,
+  /**
+   * Something works, but not as it should.
+   */
+  SMOLVLM_LOG_LEVEL_WARN = 2,
+  /**
+   * What was chosen: device, precision, threads.
+   */
+  SMOLVLM_LOG_LEVEL_INFO = 3,
+  /**
+   * Details for developers.
+   */
+  SMOLVLM_LOG_LEVEL_DEBUG = 4,
+} smolvlm_log_level;
+
+/**
+ * A loaded model: weights, tokenizer, configuration. It never changes; any thread may use it, and
+ * several at once. Made by `smolvlm_create`, freed by `smolvlm_free`.
+ */
+typedef struct smolvlm_engine smolvlm_engine;
+
+/**
+ * An answer. It never changes; any thread may read it. Made by `smolvlm_process` and
+ * `smolvlm_session_process`, freed by `smolvlm_result_free`.
+ */
+typedef struct smolvlm_result smolvlm_result;
+
+/**
+ * One conversation and its memory. Any thread may use it, one generation at a time. Made by
+ * `smolvlm_session_new`, freed by `smolvlm_session_free`.
+ */
+typedef struct smolvlm_session smolvlm_session;
+
+/**
+ * How to load a model. Zero everywhere, and `struct_size`, is a good start:
+ *
+ *     smolvlm_options options = {0};
+ *     options.struct_size = sizeof options;
+ *
+ * A struct of another version is accepted, too: fields that it lacks are zero, and fields that the
+ * library does not know must be.
+ */
+typedef struct smolvlm_options {
+  /**
+   * `sizeof(smolvlm_options)`.
+   */
+  size_t struct_size;
+  /**
+   * A `smolvlm_backend`. One that this build lacks is `SMOLVLM_STATUS_UNSUPPORTED`.
+   */
+  int32_t backend;
+  /**
+   * A `smolvlm_device`. One that is not there is an error: nothing falls back silently.
+   */
+  int32_t device;
+  /**
+   * Which of several devices, from 0.
+   */
+  uint32_t device_index;
+  /**
+   * A `smolvlm_dtype`.
+   */
+  int32_t dtype;
+  /**
+   * Threads to compute with; 0: one for each core that the process may use.
+   */
+  uint32_t num_threads;
+  /**
+   * Longest conversation, in tokens; 0: as long as the model allows.
+   */
+  uint32_t context_tokens;
+  /**
+   * Memory for weights and caches, in bytes; what would exceed it is
+   * `SMOLVLM_STATUS_OUT_OF_MEMORY`. 0: unlimited.
+   */
+  uint64_t max_memory_bytes;
+  /**
+   * File of the ONNX Runtime library; NULL: `ORT_DYLIB_PATH`, else the system's. Only the ONNX
+   * backend looks at it.
+   */
+  const char *onnxruntime_path;
+} smolvlm_options;
+
+/**
+ * A picture that the caller owns and leaves untouched until the call returns. One to one with
+ * `sensor_msgs/Image` (`data`, `step`) and `cv::Mat` (`data`, `step`). This struct is frozen: it
+ * will never change.
+ */
+typedef struct smolvlm_image {
+  /**
+   * The pixels, or the bytes of a file.
+   */
+  const void *data;
+  /**
+   * Bytes that may be read at `data`. Too few for the picture is `SMOLVLM_STATUS_INVALID_ARGUMENT`.
+   */
+  size_t data_size;
+  /**
+   * Bytes from the start of one row to the start of the next; 0: rows without padding. The last
+   * row needs no padding.
+   */
+  size_t stride;
+  /**
+   * Pixels of a row, 1 to 32768. With `SMOLVLM_FORMAT_ENCODED`, this, `height` and `stride` are 0.
+   */
+  uint32_t width;
+  /**
+   * Rows, 1 to 32768; at most 100 million pixels in all.
+   */
+  uint32_t height;
+  /**
+   * A `smolvlm_format`.
+   */
+  int32_t format;
+} smolvlm_image;
+
+/**
+ * Receives the answer piece by piece, on the thread that called `smolvlm_process` or
+ * `smolvlm_session_process`, before that call returns.
+ *
+ * `text` is UTF-8, holds whole code points, has `size` bytes and a NUL behind them, and is valid
+ * during the call only. The pieces put together are the text of the result. Return 0 to go on, any
+ * other value to stop: the result then has `SMOLVLM_FINISH_REASON_CANCELLED`. The callback must not
+ * throw or `longjmp`; it may call `smolvlm_session_cancel`, `smolvlm_session_free` and
+ * `smolvlm_free`; any other call for its own session answers `SMOLVLM_STATUS_BUSY`.
+ */
+typedef int32_t (*smolvlm_text_callback)(void *user_data, const char *text, size_t size);
+
+/**
+ * One question. Zero is the default of every field but `struct_size` and `prompt`; other versions
+ * of the struct are accepted as with `smolvlm_options`. Everything it points to is the caller's and
+ * is read during the call only.
+ */
+typedef struct smolvlm_request {
+  /**
+   * `sizeof(smolvlm_request)`.
+   */
+  size_t struct_size;
+  /**
+   * The question: UTF-8, not NULL.
+   */
+  const char *prompt;
+  /**
+   * Instructions that precede the conversation, in UTF-8; NULL: none. In a session,
+   * later questions leave it NULL or repeat it.
+   */
+  const char *system_prompt;
+  /**
+   * The pictures that the question is about, in order; they precede the text.
+   */
+  const struct smolvlm_image *images;
+  /**
+   * Number of `images`; 0: a question without a picture.
+   */
+  size_t image_count;
+  /**
+   * Scales a picture so that its longer edge has this many pixels before it is cut into tiles: less
+   * is faster and sees less. 0: the model's own value.
+   */
+  uint32_t longest_edge;
+  /**
+   * Non-zero: each picture is one tile, the fastest and coarsest way.
+   */
+  int32_t no_split;
+  /**
+   * Non-zero: encoded pictures are used as stored, whatever their EXIF orientation says.
+   */
+  int32_t ignore_exif;
+  /**
+   * Longest answer, in tokens; 0: 256.
+   */
+  uint32_t max_new_tokens;
+  /**
+   * Randomness of the answer; 0: none, the likeliest token is always taken.
+   */
+  float temperature;
+  /**
+   * Chooses among this many likeliest tokens; 0: among all.
+   */
+  uint32_t top_k;
+  /**
+   * Chooses among the likeliest tokens that have this probability together, over 0 to 1; 0: off.
+   */
+  float top_p;
+  /**
+   * Chooses among tokens that have at least this share of the likeliest one's probability, over 0
+   * to 1; 0: off.
+   */
+  float min_p;
+  /**
+   * Divides the score of tokens that were there before; over 1 avoids repetition; 0: off.
+   */
+  float repetition_penalty;
+  /**
+   * Deadline for the whole call in milliseconds: pictures, prompt and answer. When it passes, the
+   * text so far is the answer, with `SMOLVLM_FINISH_REASON_TIMEOUT`. 0: none.
+   */
+  uint32_t timeout_ms;
+  /**
+   * Start of the random numbers: the same request with the same seed has the same answer.
+   */
+  uint64_t seed;
+  /**
+   * Strings in UTF-8 that end the answer where one appears; they are not part of it.
+   */
+  const char *const *stop;
+  /**
+   * Number of `stop` strings.
+   */
+  size_t stop_count;
+  /**
+   * Receives the answer while it is made; NULL: none.
+   */
+  smolvlm_text_callback on_text;
+  /**
+   * First argument of `on_text`.
+   */
+  void *user_data;
+} smolvlm_request;
+
+/**
+ * What a generation took and used. Times are milliseconds on a monotonic clock; sizes are counts.
+ */
+typedef struct smolvlm_metrics {
+  /**
+   * `sizeof(smolvlm_metrics)`, set by the caller.
+   */
+  size_t struct_size;
+  /**
+   * Decoding, scaling and cutting the pictures.
+   */
+  double preprocess_ms;
+  /**
+   * The vision encoder.
+   */
+  double vision_ms;
+  /**
+   * Reading the prompt.
+   */
+  double prefill_ms;
+  /**
+   * Writing the answer.
+   */
+  double decode_ms;
+  /**
+   * From the start of the call to the first token.
+   */
+  double time_to_first_token_ms;
+  /**
+   * The whole call.
+   */
+  double total_ms;
+  /**
+   * Tiles that the pictures were cut into.
+   */
+  uint32_t tiles;
+  /**
+   * Tokens that stand for pictures.
+   */
+  uint32_t image_tokens;
+  /**
+   * Tokens of the whole prompt, with pictures and the conversation before.
+   */
+  uint32_t prompt_tokens;
+  /**
+   * Of these, tokens that the session had read already.
+   */
+  uint32_t cached_tokens;
+  /**
+   * Tokens of the answer.
+   */
+  uint32_t generated_tokens;
+  /**
+   * The `smolvlm_backend` that really computed.
+   */
+  int32_t backend;
+  /**
+   * The `smolvlm_device` that really computed.
+   */
+  int32_t device;
+  /**
+   * The `smolvlm_dtype` that was really used.
+   */
+  int32_t dtype;
+} smolvlm_metrics;
+
+/**
+ * Receives log messages, on any thread, from several at once. `level` is a `smolvlm_log_level`;
+ * `message` is one line of UTF-8 without a line end, valid during the call only. The callback must
+ * not throw or `longjmp`, and what the library would log during it is dropped.
+ */
+typedef void (*smolvlm_log_callback)(void *user_data, int32_t level, const char *message);
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * Loads a model.
+ *
+ * `model_dir` is the path, in UTF-8, of a directory as the Hugging Face hub publishes it: config.json,
+ * tokenizer.json, model.safetensors or its shards. `options` may be NULL: all defaults. `*out` is the
+ * engine, to be freed with `smolvlm_free`, or NULL on failure. The directory must not change while
+ * the engine lives: weights are mapped, not copied.
+ *
+ * Any thread. INVALID_ARGUMENT: an argument, named in the message. NOT_FOUND: the directory or one of
+ * its files. INVALID_MODEL: a file, named. UNSUPPORTED: a kind of model, backend, device or precision.
+ * OUT_OF_MEMORY: over `max_memory_bytes`. BACKEND: the inference engine's own error.
+ */
+enum smolvlm_status smolvlm_create(const char *model_dir,
+                                   const struct smolvlm_options *options,
+                                   struct smolvlm_engine **out);
+
+/**
+ * Answers one question. Nothing is kept: the next question starts anew. See `smolvlm_session_process`
+ * for conversations.
+ *
+ * `request` is read during the call only. `*out` is the answer, to be freed with
+ * `smolvlm_result_free`, or NULL on failure. A deadline that passed and a callback that stopped are
+ * no failures: the result says so and has the text so far.
+ *
+ * Any thread, and several at once with one engine. INVALID_ARGUMENT: an argument, named in the
+ * message. CONTEXT_OVERFLOW: the prompt with its pictures is longer than the context. OUT_OF_MEMORY,
+ * UNSUPPORTED, BACKEND: see the message. INTERNAL: a defect; the engine stays usable.
+ */
+enum smolvlm_status smolvlm_process(struct smolvlm_engine *engine,
+                                    const struct smolvlm_request *request,
+                                    struct smolvlm_result **out);
+
+/**
+ * Frees an engine; NULL is fine. Its sessions live on, and so does a call that is running: the
+ * memory goes with the last of them. Any thread, once per engine.
+ */
+void smolvlm_free(struct smolvlm_engine *engine);
+
+/**
+ * Starts a conversation.
+ *
+ * `engine` may be freed before the session. `*out` is the session, to be freed with
+ * `smolvlm_session_free`, or NULL on failure.
+ *
+ * Any thread. INVALID_ARGUMENT: an argument is NULL. OUT_OF_MEMORY: over `max_memory_bytes`. BACKEND:
+ * the inference engine's own error.
+ */
+enum smolvlm_status smolvlm_session_new(struct smolvlm_engine *engine, struct smolvlm_session **out);
+
+/**
+ * Asks the next question of a conversation; the model sees the earlier ones, their pictures and
+ * their answers.
+ *
+ * As `smolvlm_process`, and further: BUSY: a generation of this session is running, on another
+ * thread or around the callback that makes this call. INTERNAL: a defect; the session answers so
+ * until it is freed. After a failure of another kind the conversation is as it was before the call.
+ */
+enum smolvlm_status smolvlm_session_process(struct smolvlm_session *session,
+                                            const struct smolvlm_request *request,
+                                            struct smolvlm_result **out);
+
+/**
+ * Ends the generation that the session is running: it returns soon, with the text so far and
+ * `SMOLVLM_FINISH_REASON_CANCELLED`. An idle session is not affected, nor is its next generation.
+ * NULL is fine.
+ *
+ * Any thread, the text callback, and a signal handler: it stores one atomic value. The session must
+ * not be freed meanwhile.
+ */
+void smolvlm_session_cancel(struct smolvlm_session *session);
+
+/**
+ * Forgets the conversation; the session is as new.
+ *
+ * Any thread. INVALID_ARGUMENT: `session` is NULL. BUSY, INTERNAL: as `smolvlm_session_process`.
+ */
+enum smolvlm_status smolvlm_session_reset(struct smolvlm_session *session);
+
+/**
+ * Frees a session; NULL is fine. A call that is running with it ends as it would have, and the
+ * memory goes then. Any thread, once per session.
+ */
+void smolvlm_session_free(struct smolvlm_session *session);
+
+/**
+ * The text: UTF-8, NUL-terminated, without another NUL, owned by the result. `out_size` receives its
+ * bytes without the last NUL, and may be NULL. A result that is NULL has the text "". Any thread.
+ */
+const char *smolvlm_result_text(const struct smolvlm_result *result, size_t *out_size);
+
+/**
+ * Why the answer ended; `SMOLVLM_FINISH_REASON_NONE` for NULL. Any thread.
+ */
+enum smolvlm_finish_reason smolvlm_result_finish_reason(const struct smolvlm_result *result);
+
+/**
+ * The ids of the tokens that the model made, without the one that ends an answer; owned by the
+ * result. `out_count` receives their number, and may be NULL. NULL has none. Any thread.
+ */
+const uint32_t *smolvlm_result_tokens(const struct smolvlm_result *result, size_t *out_count);
+
+/**
+ * The ids of the tokens that the model read, the conversation before and the places of the pictures
+ * included; owned by the result. `out_count` receives their number, and may be NULL. NULL has none.
+ * Any thread.
+ */
+const uint32_t *smolvlm_result_prompt_tokens(const struct smolvlm_result *result, size_t *out_count);
+
+/**
+ * What the answer took and used. The caller sets `out->struct_size`; the rest is filled in, as far
+ * as the struct of the caller's version goes.
+ *
+ * Any thread. INVALID_ARGUMENT: an argument is NULL, or `struct_size` is no size of this struct.
+ */
+enum smolvlm_status smolvlm_result_metrics(const struct smolvlm_result *result, struct smolvlm_metrics *out);
+
+/**
+ * Frees a result, with its text and its tokens; NULL is fine. Any thread, once per result.
+ */
+void smolvlm_result_free(struct smolvlm_result *result);
+
+/**
+ * The version of the library that is loaded, e.g. "0.1.0"; the header's is `SMOLVLM_VERSION_STRING`.
+ * A static string. Any thread.
+ */
+const char *smolvlm_version(void);
+
+/**
+ * The version of the library that is loaded, as `SMOLVLM_VERSION_NUMBER` is made: 10000 times major,
+ * plus 100 times minor, plus patch. Any thread.
+ */
+uint32_t smolvlm_version_number(void);
+
+/**
+ * Version, target, backends and devices of the library that is loaded, separated by spaces: a line
+ * for a bug report. A static string. Any thread.
+ */
+const char *smolvlm_build_info(void);
+
+/**
+ * The name of a status, e.g. "INVALID_ARGUMENT"; "UNKNOWN" for a number that is none. A static
+ * string. Any thread.
+ */
+const char *smolvlm_status_name(int32_t status);
+
+/**
+ * What went wrong in the last call on this thread that returned a status: one line of UTF-8, "" after
+ * `SMOLVLM_STATUS_OK` and before the first such call, never NULL. Owned by the library, valid until
+ * this thread makes the next such call or ends.
+ */
+const char *smolvlm_last_error(void);
+
+/**
+ * Sends what the library has to say to `callback`, for the whole process; NULL ends that, and is how
+ * it begins. When this returns, the callback that was set before is not running and will not be
+ * called again.
+ *
+ * Any thread. BUSY: called from inside a log callback.
+ */
+enum smolvlm_status smolvlm_set_log_callback(smolvlm_log_callback callback, void *user_data);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* SMOLVLM_H */

@@ -1,0 +1,208 @@
+//! The Candle engine: the model in candle tensors, on a thread pool of the caller's size.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use rayon::ThreadPool;
+
+use super::{Backend, BackendKind, DTypeKind, Decoder, DeviceKind, Halt, ImageRows, Placement, Run, Stop};
+use crate::config::{ImageConfig, ModelConfig};
+use crate::engine::EngineOptions;
+use crate::error::{Error, ErrorKind, Result};
+use crate::files::ModelFiles;
+use crate::model::{Cache, Loader, TextModel, VisionModel, Weights};
+use crate::preprocess::{Normalise, Tiles};
+
+/// Prompt tokens that run through the decoder at once: enough for full matrix products, few enough for
+/// a small score matrix and a prompt answer to a stop.
+const PREFILL_CHUNK: usize = 256;
+
+/// Patches that run through the vision encoder at once; at least one tile.
+const VISION_PATCHES: usize = 1024;
+
+/// Weights on a candle device.
+pub struct CandleBackend {
+    shared: Arc<Shared>,
+    vision: VisionModel,
+    normalise: Normalise,
+    tiles_at_once: usize,
+    placement: Placement,
+}
+
+/// What decoders need too.
+struct Shared {
+    text: TextModel,
+    image_token_id: u32,
+    hidden_size: usize,
+    pool: ThreadPool,
+}
+
+impl CandleBackend {
+    /// Reads the checkpoint's weights.
+    pub fn load(files: &ModelFiles, model: &ModelConfig, images: &ImageConfig, options: &EngineOptions) -> Result<Self> {
+        let (device, device_kind) = open_device(options)?;
+        let (dtype, dtype_kind) = match (options.dtype, device_kind) {
+            (DTypeKind::F32, _) | (DTypeKind::Auto, DeviceKind::Cpu) => (DType::F32, DTypeKind::F32),
+            (DTypeKind::Bf16, _) | (DTypeKind::Auto, _) => (DType::BF16, DTypeKind::Bf16),
+        };
+        let weights = Weights::open(files)?;
+        check_memory(&weights, model, dtype, options)?;
+
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(options.num_threads)
+            .thread_name(|i| format!("smolvlm-{i}"))
+            .build()
+            .map_err(|e| Error::new(ErrorKind::Backend, format!("num_threads: {}: {e}", options.num_threads)))?;
+        let loader = Loader::new(&weights, dtype, &device);
+        let (vision, text) = pool.install(|| Result::<_>::Ok((VisionModel::load(&loader.at("model"), model)?, TextModel::load(&loader, model)?)))?;
+        Ok(Self {
+            vision,
+            shared: Arc::new(Shared { text, image_token_id: model.image_token_id, hidden_size: model.text.hidden_size, pool }),
+            normalise: Normalise::new(images.rescale_factor, images.mean, images.std),
+            tiles_at_once: (VISION_PATCHES / model.vision.patches()).max(1),
+            placement: Placement { backend: BackendKind::Candle, device: device_kind, dtype: dtype_kind },
+        })
+    }
+
+    /// The vision encoder's output before the connector: [tiles, patches, hidden], f32.
+    pub fn vision_hidden_states(&self, tiles: &Tiles) -> Result<Vec<f32>> {
+        let mut out = Vec::new();
+        for i in 0..tiles.count() {
+            let hidden = self.vision.encode(&self.pixels(tiles, i..i + 1), &mut || Result::<()>::Ok(()))?;
+            out.extend(host(&hidden)?);
+        }
+        Ok(out)
+    }
+
+    /// Normalised pixels [tiles, 3, size, size].
+    fn pixels(&self, tiles: &Tiles, range: std::ops::Range<usize>) -> Vec<f32> {
+        let size = 3 * tiles.size * tiles.size;
+        let mut pixels = vec![0.0; range.len() * size];
+        for (i, out) in range.zip(pixels.chunks_exact_mut(size)) {
+            self.normalise.to_chw(tiles.tile(i), tiles.size, out);
+        }
+        pixels
+    }
+}
+
+impl Backend for CandleBackend {
+    fn encode_images(&self, tiles: &Tiles, stop: &Stop) -> Run<ImageRows> {
+        self.shared.pool.install(|| {
+            let mut values = Vec::new();
+            for start in (0..tiles.count()).step_by(self.tiles_at_once) {
+                let end = (start + self.tiles_at_once).min(tiles.count());
+                let hidden = self.vision.encode(&self.pixels(tiles, start..end), &mut || stop.check())?;
+                values.extend(host(&self.vision.connect(&hidden)?)?);
+            }
+            Ok(ImageRows { values, width: self.shared.hidden_size })
+        })
+    }
+
+    fn decoder(&self) -> Result<Box<dyn Decoder>> {
+        Ok(Box::new(CandleDecoder { cache: self.shared.text.cache(), shared: self.shared.clone(), logits: Vec::new() }))
+    }
+
+    fn placement(&self) -> Placement {
+        self.placement
+    }
+}
+
+struct CandleDecoder {
+    shared: Arc<Shared>,
+    cache: Cache,
+    logits: Vec<f32>,
+}
+
+impl CandleDecoder {
+    /// Appends a chunk; its image tokens take the first of `rows`, and the rest is returned.
+    fn append<'r>(&mut self, ids: &[u32], rows: &'r [f32], stop: &Stop, last: bool) -> Run<&'r [f32]> {
+        let Self { shared, cache, logits } = self;
+        let text = &shared.text;
+        let mut rest = rows;
+        let mut parts: Vec<Tensor> = Vec::new();
+        for run in ids.chunk_by(|a, b| (*a == shared.image_token_id) == (*b == shared.image_token_id)) {
+            if run[0] == shared.image_token_id {
+                let (now, later) = rest.split_at_checked(run.len() * shared.hidden_size).ok_or_else(|| {
+                    Error::internal(format!("{} image rows for a run of {} image tokens", rest.len() / shared.hidden_size, run.len()))
+                })?;
+                parts.push(text.image_rows(now)?);
+                rest = later;
+            } else {
+                parts.push(text.embed(run)?);
+            }
+        }
+        let output = text.forward(&Tensor::cat(&parts, 0)?, cache, &mut || stop.check())?;
+        if last {
+            *logits = output.to_vec1()?;
+        }
+        Ok(rest)
+    }
+}
+
+impl Decoder for CandleDecoder {
+    fn prefill(&mut self, ids: &[u32], image_rows: &[f32], stop: &Stop) -> Run<&[f32]> {
+        let shared = self.shared.clone();
+        shared.pool.install(|| {
+            let mut rest = image_rows;
+            let mut chunks = ids.chunks(PREFILL_CHUNK).peekable();
+            while let Some(chunk) = chunks.next() {
+                rest = self.append(chunk, rest, stop, chunks.peek().is_none())?;
+            }
+            if rest.is_empty() { Ok(()) } else { Err(Halt::from(Error::internal(format!("{} image values left over", rest.len())))) }
+        })?;
+        Ok(&self.logits)
+    }
+
+    fn step(&mut self, id: u32) -> Result<&[f32]> {
+        let shared = self.shared.clone();
+        match shared.pool.install(|| self.append(&[id], &[], &Stop::default(), true).map(|_| ())) {
+            Ok(()) => Ok(&self.logits),
+            Err(Halt::Failed(e)) => Err(e),
+            Err(Halt::Stopped(_)) => Err(Error::internal("a stop that nobody asked for")),
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.cache.len()
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.cache.truncate(len);
+    }
+}
+
+fn host(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
+    tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1()
+}
+
+fn open_device(options: &EngineOptions) -> Result<(Device, DeviceKind)> {
+    let index = options.device_index;
+    match options.device {
+        DeviceKind::Auto | DeviceKind::Cpu => Ok((Device::Cpu, DeviceKind::Cpu)),
+        DeviceKind::Cuda if cfg!(feature = "cuda") => Ok((Device::new_cuda(index)?, DeviceKind::Cuda)),
+        DeviceKind::Metal if cfg!(feature = "metal") => Ok((Device::new_metal(index)?, DeviceKind::Metal)),
+        other => {
+            let name = other.name();
+            Err(Error::unsupported(format!("device: {name} asked for, but this build has no {name} (cargo feature `{name}`)")))
+        }
+    }
+}
+
+/// Refuses before loading what would not fit: weights, and one session's full KV cache.
+fn check_memory(weights: &Weights, model: &ModelConfig, dtype: DType, options: &EngineOptions) -> Result<()> {
+    if options.max_memory_bytes == 0 {
+        return Ok(());
+    }
+    let text = &model.text;
+    let context = if options.context_tokens > 0 { options.context_tokens } else { text.max_position_embeddings };
+    let per_token = 2 * text.num_hidden_layers as u64 * text.num_key_value_heads as u64 * text.head_dim as u64;
+    let elements = weights.elements().saturating_add(per_token.saturating_mul(context as u64));
+    let needed = elements.saturating_mul(dtype.size_in_bytes() as u64);
+    if needed > options.max_memory_bytes {
+        return Err(Error::out_of_memory(format!(
+            "max_memory_bytes: {} given, {needed} needed for the weights and the KV cache of {context} tokens",
+            options.max_memory_bytes
+        )));
+    }
+    Ok(())
+}

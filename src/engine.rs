@@ -1,0 +1,132 @@
+//! A loaded checkpoint: weights, tokenizer, prompt and image settings; immutable, shared by every session.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::backend::{self, Backend, BackendKind, DTypeKind, DeviceKind, Placement};
+use crate::config::{self, ImageConfig, ModelConfig};
+use crate::error::{Error, Result};
+use crate::files::ModelFiles;
+use crate::prompt::{ChatTemplate, PromptBuilder};
+use crate::session::{Answer, OnText, Request, Session};
+use crate::tokenizer::Tokenizer;
+
+/// How a checkpoint is loaded. Zero means default.
+#[derive(Clone, Debug, Default)]
+pub struct EngineOptions {
+    pub backend: BackendKind,
+    pub device: DeviceKind,
+    /// Which of several accelerators.
+    pub device_index: usize,
+    pub dtype: DTypeKind,
+    /// Threads that compute, 0: one per core at hand. The library never takes more.
+    pub num_threads: usize,
+    /// Refuse to load if weights and one full KV cache need more, 0: no limit.
+    pub max_memory_bytes: u64,
+    /// Longest context of a session, 0: the checkpoint's.
+    pub context_tokens: usize,
+    /// The ONNX Runtime library.
+    pub onnxruntime_path: Option<PathBuf>,
+}
+
+/// A loaded checkpoint. Cloning shares it; any thread may use it.
+#[derive(Clone)]
+pub struct Engine(Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) backend: Box<dyn Backend>,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) prompt: PromptBuilder,
+    pub(crate) images: ImageConfig,
+    pub(crate) image_token_id: u32,
+    /// Ids that end an answer.
+    pub(crate) eos: Vec<u32>,
+    pub(crate) context_tokens: usize,
+}
+
+impl Engine {
+    /// Loads the checkpoint in `model_dir`. Errors name the file at fault.
+    pub fn load(model_dir: &Path, options: &EngineOptions) -> Result<Self> {
+        Self::assemble(model_dir, options, backend::open)
+    }
+
+    /// The checkpoint's tokenizer and settings around a backend of the caller's.
+    pub fn with_backend(model_dir: &Path, options: &EngineOptions, backend: Box<dyn Backend>) -> Result<Self> {
+        Self::assemble(model_dir, options, |_, _, _, _| Ok(backend))
+    }
+
+    fn assemble(
+        model_dir: &Path,
+        options: &EngineOptions,
+        open: impl FnOnce(&ModelFiles, &ModelConfig, &ImageConfig, &EngineOptions) -> Result<Box<dyn Backend>>,
+    ) -> Result<Self> {
+        let files = ModelFiles::open(model_dir)?;
+        let model = ModelConfig::load(&files)?;
+        let images = ImageConfig::load(&files, &model)?;
+        config::check_processor(&files, &model)?;
+        let context_tokens = context(options, &model)?;
+
+        let tokenizer = Tokenizer::load(&files)?;
+        if tokenizer.vocab_size() > model.text.vocab_size {
+            let (ids, rows) = (tokenizer.vocab_size(), model.text.vocab_size);
+            let message = format!("has ids up to {}, config.json's vocab_size is {rows}", ids - 1);
+            return Err(Error::invalid_model(message).at(files.path("tokenizer.json").display()));
+        }
+        let mut eos = config::eos_token_ids(&files)?;
+        eos.extend(tokenizer.end_of_utterance());
+        if eos.is_empty() {
+            return Err(Error::invalid_model(format!("{}: nothing here says which token ends an answer", model_dir.display())));
+        }
+        let prompt = PromptBuilder::new(ChatTemplate::load(&files)?, model.tokens_per_tile());
+        let backend = open(&files, &model, &images, options)?;
+        let Placement { backend: name, device, dtype } = backend.placement();
+        crate::log::info(format_args!(
+            "{}: loaded on {}, device {}, {}, context of {context_tokens} tokens",
+            model_dir.display(),
+            name.name(),
+            device.name(),
+            dtype.name()
+        ));
+        let image_token_id = model.image_token_id;
+        Ok(Self(Arc::new(Inner { backend, tokenizer, prompt, images, image_token_id, eos, context_tokens })))
+    }
+
+    /// Answers one question; nothing is remembered. Many threads may call at once.
+    pub fn process(&self, request: &Request<'_>, on_text: &mut OnText<'_>) -> Result<Answer> {
+        Session::new(self)?.process(request, on_text)
+    }
+
+    /// Answers one question without streaming.
+    pub fn ask(&self, request: &Request<'_>) -> Result<Answer> {
+        self.process(request, &mut |_| ControlFlow::Continue(()))
+    }
+
+    /// What really computes.
+    pub fn placement(&self) -> Placement {
+        self.0.backend.placement()
+    }
+
+    /// The checkpoint's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.0.tokenizer
+    }
+
+    /// The longest context of a session, in tokens.
+    pub fn context_tokens(&self) -> usize {
+        self.0.context_tokens
+    }
+
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.0
+    }
+}
+
+fn context(options: &EngineOptions, model: &ModelConfig) -> Result<usize> {
+    let most = model.text.max_position_embeddings;
+    match options.context_tokens {
+        0 => Ok(most),
+        n if n <= most => Ok(n),
+        n => Err(Error::invalid_argument(format!("context_tokens: {n} given, the checkpoint was trained for {most}"))),
+    }
+}

@@ -1,0 +1,127 @@
+//! A checkpoint directory: bounded reads, memory maps, and the optional `SHA256SUMS` that proves it whole.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+
+/// Text files of a checkpoint are a few megabytes; a larger one is not what it claims to be.
+const MAX_TEXT_BYTES: u64 = 64 << 20;
+
+/// A directory in the layout that the hub publishes.
+#[derive(Clone, Debug)]
+pub struct ModelFiles {
+    dir: PathBuf,
+    /// The names in `SHA256SUMS`; then no other file is read.
+    listed: Option<HashSet<String>>,
+}
+
+impl ModelFiles {
+    /// Opens `dir`. If it holds a `SHA256SUMS`, every file named there must be present and match, and
+    /// only files named there are used.
+    pub fn open(dir: &Path) -> Result<Self> {
+        if !dir.is_dir() {
+            let what = if dir.exists() { "is not a directory" } else { "no such directory" };
+            return Err(Error::not_found(format!("{}: {what}", dir.display())));
+        }
+        let mut files = Self { dir: dir.to_owned(), listed: None };
+        if files.has(SUMS) {
+            files.listed = Some(files.verify()?);
+        }
+        Ok(files)
+    }
+
+    /// The path of a file of the checkpoint.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.path(name).is_file()
+    }
+
+    /// The whole of a small file.
+    pub fn read(&self, name: &str) -> Result<Vec<u8>> {
+        let path = self.path(name);
+        let file = self.open_listed(name)?;
+        let mut bytes = Vec::new();
+        file.take(MAX_TEXT_BYTES + 1).read_to_end(&mut bytes).map_err(|e| io_error(&path, e))?;
+        if bytes.len() as u64 > MAX_TEXT_BYTES {
+            return Err(Error::invalid_model(format!("{}: over {MAX_TEXT_BYTES} bytes", path.display())));
+        }
+        Ok(bytes)
+    }
+
+    /// The whole of a small text file.
+    pub fn read_text(&self, name: &str) -> Result<String> {
+        String::from_utf8(self.read(name)?)
+            .map_err(|e| Error::invalid_model(format!("{}: byte {} is not UTF-8", self.path(name).display(), e.utf8_error().valid_up_to())))
+    }
+
+    /// Maps a large file into memory.
+    pub fn map(&self, name: &str) -> Result<Mmap> {
+        let path = self.path(name);
+        let file = self.open_listed(name)?;
+        // SAFETY: the map is read-only. Whoever shortens the file while it is mapped breaks the
+        // contract that `smolvlm_create` states: a checkpoint in use is not to be modified.
+        unsafe { Mmap::map(&file) }.map_err(|e| io_error(&path, e))
+    }
+
+    fn open_listed(&self, name: &str) -> Result<File> {
+        let path = self.path(name);
+        let file = open(&path)?;
+        match &self.listed {
+            Some(names) if !names.contains(name) => {
+                Err(Error::invalid_model(format!("{}: not listed in {SUMS}", path.display())))
+            }
+            _ => Ok(file),
+        }
+    }
+
+    fn verify(&self) -> Result<HashSet<String>> {
+        let mut names = HashSet::new();
+        let place = |line: usize| format!("{}: line {}", self.path(SUMS).display(), line + 1);
+        let text = self.read_text(SUMS)?;
+        for (i, line) in text.lines().enumerate().filter(|(_, l)| !l.is_empty()) {
+            let (expected, name) = line
+                .split_once("  ")
+                .filter(|(hex, name)| hex.len() == 64 && is_plain(name))
+                .ok_or_else(|| Error::invalid_model("not `<64 hex digits>  <file name>`").at(place(i)))?;
+            let found = self.digest(name)?;
+            if !found.eq_ignore_ascii_case(expected) {
+                let message = format!("SHA-256 is {found}, {SUMS} says {expected}");
+                return Err(Error::invalid_model(message).at(self.path(name).display()));
+            }
+            names.insert(name.to_owned());
+        }
+        Ok(names)
+    }
+
+    fn digest(&self, name: &str) -> Result<String> {
+        let path = self.path(name);
+        let mut hasher = Sha256::new();
+        io::copy(&mut open(&path)?, &mut hasher).map_err(|e| io_error(&path, e))?;
+        Ok(hasher.finalize().iter().map(|b| format!("{b:02x}")).collect())
+    }
+}
+
+const SUMS: &str = "SHA256SUMS";
+
+/// A relative name that stays inside the directory.
+fn is_plain(name: &str) -> bool {
+    Path::new(name).components().all(|c| matches!(c, std::path::Component::Normal(_)))
+}
+
+fn open(path: &Path) -> Result<File> {
+    File::open(path).map_err(|e| io_error(path, e))
+}
+
+fn io_error(path: &Path, error: io::Error) -> Error {
+    let message = format!("{}: {error}", path.display());
+    if error.kind() == io::ErrorKind::NotFound { Error::not_found(message) } else { Error::invalid_model(message) }
+}

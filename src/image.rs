@@ -1,0 +1,207 @@
+//! Pictures as callers have them: borrowed camera pixels with a stride, or the bytes of an image file.
+//!
+//! Bounds are checked once, in the constructors; everything below may index without fear.
+
+use std::io::Cursor;
+
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
+
+use crate::error::{Error, Result};
+use crate::preprocess::composite_on_white;
+
+/// Widest or highest picture accepted, in pixels.
+pub const MAX_EDGE: u32 = 32_768;
+/// Most pixels accepted in one picture: 100 megapixels decode to at most 800 MB (16-bit RGBA).
+pub const MAX_PIXELS: u64 = 100_000_000;
+
+/// The memory layout of one raw pixel, 8 bits per channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PixelFormat {
+    /// Red, green, blue; `rgb8` in ROS.
+    Rgb8,
+    /// Blue, green, red; `bgr8` in ROS, the default of OpenCV.
+    Bgr8,
+    /// Red, green, blue and a fourth byte that is ignored.
+    Rgba8,
+    /// Blue, green, red and a fourth byte that is ignored.
+    Bgra8,
+    /// One luminance byte; `mono8` in ROS.
+    Gray8,
+}
+
+impl PixelFormat {
+    /// Bytes of one pixel.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::Gray8 => 1,
+            Self::Rgb8 | Self::Bgr8 => 3,
+            Self::Rgba8 | Self::Bgra8 => 4,
+        }
+    }
+}
+
+/// A picture borrowed from the caller.
+#[derive(Clone, Copy, Debug)]
+pub struct ImageView<'a>(Source<'a>);
+
+#[derive(Clone, Copy, Debug)]
+enum Source<'a> {
+    Raw { data: &'a [u8], stride: usize, width: u32, height: u32, format: PixelFormat },
+    Encoded { data: &'a [u8], orient: bool },
+    Decoded(&'a DynamicImage),
+}
+
+impl<'a> ImageView<'a> {
+    /// Raw pixels, top row first. `stride` is the distance in bytes from one row to the next, 0 for
+    /// rows without padding; the last row needs no padding.
+    ///
+    /// Errors with `InvalidArgument` where the dimensions are zero or over [`MAX_EDGE`] or
+    /// [`MAX_PIXELS`], the stride is shorter than a row, or `data` is shorter than the picture.
+    pub fn raw(data: &'a [u8], stride: usize, width: u32, height: u32, format: PixelFormat) -> Result<Self> {
+        check_size(width, height)?;
+        let row = width as usize * format.bytes();
+        let stride = if stride == 0 { row } else { stride };
+        if stride < row {
+            return Err(Error::invalid_argument(format!("stride: {stride} bytes given, a row has {row}")));
+        }
+        let needed = stride
+            .checked_mul(height as usize - 1)
+            .and_then(|n| n.checked_add(row))
+            .ok_or_else(|| Error::invalid_argument(format!("stride: {stride} bytes times {height} rows overflows")))?;
+        if data.len() < needed {
+            return Err(Error::invalid_argument(format!("data_size: {} bytes given, {needed} needed", data.len())));
+        }
+        Ok(Self(Source::Raw { data, stride, width, height, format }))
+    }
+
+    /// The bytes of a JPEG, PNG, WebP or BMP file. The EXIF orientation is applied.
+    ///
+    /// The bytes are looked at when the picture is used, not here.
+    pub fn encoded(data: &'a [u8]) -> Self {
+        Self(Source::Encoded { data, orient: true })
+    }
+
+    /// Like [`ImageView::encoded`], with the pixels taken as they are stored, whatever the EXIF
+    /// orientation says; so does the reference.
+    pub fn encoded_unoriented(data: &'a [u8]) -> Self {
+        Self(Source::Encoded { data, orient: false })
+    }
+
+    /// A picture that the `image` crate holds.
+    pub fn decoded(image: &'a DynamicImage) -> Self {
+        Self(Source::Decoded(image))
+    }
+
+    /// An owned 8-bit RGB copy: gray is repeated; transparency of a file is composited onto white.
+    pub fn to_rgb(&self) -> Result<RgbImage> {
+        match self.0 {
+            Source::Raw { data, stride, width, height, format } => Ok(raw_to_rgb(data, stride, width, height, format)),
+            Source::Encoded { data, orient } => Ok(flatten(decode(data, orient)?)),
+            Source::Decoded(image) => {
+                check_size(image.width(), image.height())?;
+                Ok(flatten(image.clone()))
+            }
+        }
+    }
+}
+
+fn check_size(width: u32, height: u32) -> Result<()> {
+    for (name, value) in [("width", width), ("height", height)] {
+        if value == 0 || value > MAX_EDGE {
+            return Err(Error::invalid_argument(format!("{name}: {value} pixels, 1 to {MAX_EDGE} accepted")));
+        }
+    }
+    let pixels = u64::from(width) * u64::from(height);
+    if pixels > MAX_PIXELS {
+        return Err(Error::invalid_argument(format!("image: {width}x{height} is {pixels} pixels, at most {MAX_PIXELS} accepted")));
+    }
+    Ok(())
+}
+
+fn raw_to_rgb(data: &[u8], stride: usize, width: u32, height: u32, format: PixelFormat) -> RgbImage {
+    let row_bytes = width as usize * format.bytes();
+    let mut out = RgbImage::new(width, height);
+    for (row, out) in data.chunks(stride).zip(out.chunks_exact_mut(width as usize * 3)) {
+        let pixels = row[..row_bytes].chunks_exact(format.bytes());
+        for (out, pixel) in out.chunks_exact_mut(3).zip(pixels) {
+            let rgb = match *pixel {
+                [gray] => [gray; 3],
+                [a, b, c, ..] if matches!(format, PixelFormat::Bgr8 | PixelFormat::Bgra8) => [c, b, a],
+                [a, b, c, ..] => [a, b, c],
+                _ => continue,
+            };
+            out.copy_from_slice(&rgb);
+        }
+    }
+    out
+}
+
+fn decode(data: &[u8], orient: bool) -> Result<DynamicImage> {
+    let invalid = |e: image::ImageError| Error::invalid_argument(format!("image: {e}"));
+    let reader = ImageReader::new(Cursor::new(data)).with_guessed_format().map_err(|e| invalid(e.into()))?;
+    match reader.format() {
+        Some(ImageFormat::Jpeg | ImageFormat::Png | ImageFormat::WebP | ImageFormat::Bmp) => {}
+        _ => {
+            let start = &data[..data.len().min(8)];
+            return Err(Error::invalid_argument(format!("image: {} bytes starting {start:02x?} are not JPEG, PNG, WebP or BMP", data.len())));
+        }
+    }
+    let mut decoder = reader.into_decoder().map_err(invalid)?;
+    // A header's numbers are checked before anything is allocated by them.
+    let (width, height) = decoder.dimensions();
+    check_size(width, height)?;
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(MAX_PIXELS * 8 + (64 << 20));
+    decoder.set_limits(limits).map_err(invalid)?;
+    let orientation = decoder.orientation().map_err(invalid)?;
+    let mut image = DynamicImage::from_decoder(decoder).map_err(invalid)?;
+    if orient {
+        image.apply_orientation(orientation);
+    }
+    Ok(image)
+}
+
+fn flatten(image: DynamicImage) -> RgbImage {
+    if image.color().has_alpha() { composite_on_white(&image.into_rgba8()) } else { image.into_rgb8() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    #[test]
+    fn strides_and_channel_orders_reach_rgb() {
+        // Two rows of one pixel, padded to five bytes; the last row is not padded.
+        let bgr = [3, 2, 1, 99, 99, 6, 5, 4];
+        let view = ImageView::raw(&bgr, 5, 1, 2, PixelFormat::Bgr8).unwrap();
+        assert_eq!(view.to_rgb().unwrap().into_raw(), [1, 2, 3, 4, 5, 6]);
+        let rgba = [1, 2, 3, 0];
+        let view = ImageView::raw(&rgba, 0, 1, 1, PixelFormat::Rgba8).unwrap();
+        assert_eq!(view.to_rgb().unwrap().into_raw(), [1, 2, 3], "a camera's fourth byte is no alpha");
+        let view = ImageView::raw(&[7], 0, 1, 1, PixelFormat::Gray8).unwrap();
+        assert_eq!(view.to_rgb().unwrap().into_raw(), [7, 7, 7]);
+    }
+
+    #[test]
+    fn bounds_are_refused_with_their_values() {
+        let message = |r: Result<ImageView<'_>>| {
+            let e = r.unwrap_err();
+            assert_eq!(e.kind(), ErrorKind::InvalidArgument);
+            e.message().to_owned()
+        };
+        let data = [0; 20];
+        assert_eq!(message(ImageView::raw(&data, 0, 7, 1, PixelFormat::Rgb8)), "data_size: 20 bytes given, 21 needed");
+        assert_eq!(message(ImageView::raw(&data, 2, 1, 2, PixelFormat::Rgb8)), "stride: 2 bytes given, a row has 3");
+        assert!(message(ImageView::raw(&data, 0, 0, 1, PixelFormat::Rgb8)).starts_with("width: 0 pixels"));
+        assert!(message(ImageView::raw(&data, usize::MAX, 1, 3, PixelFormat::Rgb8)).ends_with("overflows"));
+        assert!(message(ImageView::raw(&data, 0, 20_000, 20_000, PixelFormat::Gray8)).contains("400000000 pixels"));
+    }
+
+    #[test]
+    fn files_that_are_no_pictures_are_named() {
+        let e = ImageView::encoded(b"GIF89a..").to_rgb().unwrap_err();
+        assert!(e.message().contains("not JPEG, PNG, WebP or BMP"), "{e}");
+        assert!(ImageView::encoded(&[]).to_rgb().is_err());
+    }
+}

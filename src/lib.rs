@@ -1,0 +1,44 @@
+//! SmolVLM vision-language models: a picture and a question in, an answer out.
+//!
+//! ```no_run
+//! use smolvlm::{SmolVLM, SmolVLMConfig};
+//!
+//! let model = SmolVLM::new(SmolVLMConfig { model_path: Some("models/demo".into()), ..Default::default() })?;
+//! let image = image::open("models/demo/test_image.jpg")?;
+//! println!("{}", model.process_image(&image, "What objects are in this image?")?);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Data flows one way: [`image`] -> [`preprocess`] -> [`backend`] (vision encoder, connector) ->
+//! [`prompt`] and [`tokenizer`] -> [`backend`] (decoder) -> [`sampler`] -> text. [`session`] is the
+//! whole pipeline on one screen. The C library in `ffi` is a thin layer over [`engine`] and [`session`].
+
+#![deny(unsafe_op_in_unsafe_fn)]
+
+pub mod backend;
+pub mod config;
+pub mod engine;
+pub mod error;
+pub mod ffi;
+pub mod files;
+pub mod image;
+pub mod log;
+pub mod metrics;
+#[cfg(feature = "candle")]
+pub mod model;
+mod output;
+pub mod preprocess;
+pub mod prompt;
+pub mod sampler;
+pub mod session;
+mod smolvlm;
+pub mod tokenizer;
+
+pub use crate::backend::{BackendKind, Canceller, DTypeKind, DeviceKind};
+pub use crate::engine::{Engine, EngineOptions};
+pub use crate::error::{Error, ErrorKind, Result};
+pub use crate::image::{ImageView, PixelFormat};
+pub use crate::metrics::Metrics;
+pub use crate::sampler::Sampling;
+pub use crate::session::{Answer, FinishReason, Request, Session};
+pub use crate::smolvlm::{ModelSize, SmolVLM, SmolVLMConfig};

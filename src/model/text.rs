@@ -1,0 +1,260 @@
+//! The Llama decoder: token ids and image rows to logits, with grouped-query attention and a KV cache.
+
+use candle_core::{D, DType, Device, Tensor};
+use candle_nn::ops::rms_norm;
+use candle_nn::rotary_emb::rope;
+
+use super::{Linear, Loader, softmax};
+use crate::config::{ModelConfig, TextConfig};
+use crate::error::Result;
+
+/// Decoder, token embedding and head.
+pub struct TextModel {
+    config: TextConfig,
+    /// [vocab, hidden].
+    embed_tokens: Tensor,
+    layers: Vec<Layer>,
+    norm: Norm,
+    lm_head: Linear,
+    /// Rotary frequencies [head_dim / 2].
+    inv_freq: Tensor,
+    device: Device,
+    dtype: DType,
+}
+
+impl TextModel {
+    /// Reads the weights; `loader` stands at the root.
+    pub fn load(loader: &Loader<'_>, config: &ModelConfig) -> Result<Self> {
+        let text = &config.text;
+        let at = loader.at("model.text_model");
+        let shape = [text.vocab_size, text.hidden_size];
+        let embed_tokens = at.at("embed_tokens").tensor("weight", &shape)?;
+        let lm_head = if config.tie_word_embeddings {
+            Linear::new(embed_tokens.clone())
+        } else {
+            loader.linear("lm_head", text.hidden_size, text.vocab_size)?
+        };
+        let layers = (0..text.num_hidden_layers).map(|i| Layer::load(&at.at("layers").at(i), text)).collect::<Result<_>>()?;
+        let inv_freq: Vec<f32> = (0..text.head_dim)
+            .step_by(2)
+            .map(|i| text.rope_theta.powf(-(i as f64) / text.head_dim as f64) as f32)
+            .collect();
+        Ok(Self {
+            embed_tokens,
+            layers,
+            norm: Norm::load(&at, "norm", text)?,
+            lm_head,
+            inv_freq: Tensor::new(inv_freq, loader.device)?,
+            config: text.clone(),
+            device: loader.device.clone(),
+            dtype: loader.dtype,
+        })
+    }
+
+    /// Embeddings [ids, hidden].
+    pub fn embed(&self, ids: &[u32]) -> candle_core::Result<Tensor> {
+        self.embed_tokens.index_select(&Tensor::new(ids, &self.device)?, 0)
+    }
+
+    /// Image rows [rows, hidden] in this model's precision.
+    pub fn image_rows(&self, rows: &[f32]) -> candle_core::Result<Tensor> {
+        let hidden = self.config.hidden_size;
+        Tensor::from_slice(rows, (rows.len() / hidden, hidden), &self.device)?.to_dtype(self.dtype)
+    }
+
+    /// An empty cache for one sequence.
+    pub fn cache(&self) -> Cache {
+        Cache { layers: vec![None; self.layers.len()], len: 0, capacity: 0 }
+    }
+
+    /// Runs `embeddings` [tokens, hidden] after what `cache` holds; the logits of the last token [vocab].
+    ///
+    /// `check` is asked before each layer; after its error the cache is as it was before.
+    pub fn forward<E: From<candle_core::Error>>(
+        &self,
+        embeddings: &Tensor,
+        cache: &mut Cache,
+        check: &mut dyn FnMut() -> Result<(), E>,
+    ) -> Result<Tensor, E> {
+        let tokens = embeddings.dim(0)?;
+        cache.reserve(tokens, &self.config, self.dtype, &self.device)?;
+        let turn = self.rotary(cache.len, tokens)?;
+        let mask = if tokens > 1 { Some(causal_mask(cache.len, tokens, self.dtype, &self.device)?) } else { None };
+        let mut x = embeddings.clone();
+        for (layer, slot) in self.layers.iter().zip(&cache.layers) {
+            check()?;
+            let slot = slot.as_ref().ok_or_else(|| candle_core::Error::msg("KV cache is not reserved"))?;
+            x = layer.forward(&x, &Step { keys: slot, start: cache.len, turn: &turn, mask: mask.as_ref() })?;
+        }
+        cache.len += tokens;
+        let last = self.norm.forward(&x.narrow(0, tokens - 1, 1)?)?;
+        Ok(self.lm_head.forward(&last)?.squeeze(0)?.to_dtype(DType::F32)?)
+    }
+
+    /// Cosine and sine [tokens, head_dim / 2] of the positions from `start`.
+    fn rotary(&self, start: usize, tokens: usize) -> candle_core::Result<(Tensor, Tensor)> {
+        let positions: Vec<f32> = (start..start + tokens).map(|p| p as f32).collect();
+        let angles = Tensor::new(positions, &self.device)?.unsqueeze(1)?.broadcast_mul(&self.inv_freq)?;
+        Ok((angles.cos()?.to_dtype(self.dtype)?, angles.sin()?.to_dtype(self.dtype)?))
+    }
+}
+
+/// Keys and values of one sequence.
+#[derive(Clone)]
+pub struct Cache {
+    layers: Vec<Option<KeysValues>>,
+    len: usize,
+    capacity: usize,
+}
+
+/// Keys and values of one layer, each [kv heads, capacity, head_dim].
+#[derive(Clone)]
+struct KeysValues {
+    keys: Tensor,
+    values: Tensor,
+}
+
+impl Cache {
+    /// Tokens held.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Forgets all tokens from position `len` on.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    fn reserve(&mut self, tokens: usize, config: &TextConfig, dtype: DType, device: &Device) -> candle_core::Result<()> {
+        let needed = self.len + tokens;
+        if needed <= self.capacity {
+            return Ok(());
+        }
+        self.capacity = needed.next_power_of_two().max(MIN_CAPACITY);
+        let shape = (config.num_key_value_heads, self.capacity, config.head_dim);
+        let grow = |old: Option<&Tensor>| {
+            let new = Tensor::zeros(shape, dtype, device)?;
+            if let Some(old) = old.filter(|_| self.len > 0) {
+                new.slice_set(&old.narrow(1, 0, self.len)?.contiguous()?, 1, 0)?;
+            }
+            candle_core::Result::Ok(new)
+        };
+        for slot in &mut self.layers {
+            let keys = grow(slot.as_ref().map(|s| &s.keys))?;
+            let values = grow(slot.as_ref().map(|s| &s.values))?;
+            *slot = Some(KeysValues { keys, values });
+        }
+        Ok(())
+    }
+}
+
+/// One tile and a short question fit without growing.
+const MIN_CAPACITY: usize = 256;
+
+/// 0 where a token may look, minus infinity ahead of it: [tokens, start + tokens].
+fn causal_mask(start: usize, tokens: usize, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+    let width = start + tokens;
+    let mask: Vec<f32> =
+        (0..tokens).flat_map(|i| (0..width).map(move |j| if j > start + i { f32::NEG_INFINITY } else { 0.0 })).collect();
+    Tensor::from_vec(mask, (tokens, width), device)?.to_dtype(dtype)
+}
+
+/// What a layer needs besides its input.
+struct Step<'a> {
+    keys: &'a KeysValues,
+    /// Position of the first token.
+    start: usize,
+    turn: &'a (Tensor, Tensor),
+    mask: Option<&'a Tensor>,
+}
+
+struct Layer {
+    input_layernorm: Norm,
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Linear,
+    post_attention_layernorm: Norm,
+    gate_proj: Linear,
+    up_proj: Linear,
+    down_proj: Linear,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+}
+
+impl Layer {
+    fn load(at: &Loader<'_>, config: &TextConfig) -> Result<Self> {
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let (queries, keys) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
+        let attention = at.at("self_attn");
+        let mlp = at.at("mlp");
+        Ok(Self {
+            input_layernorm: Norm::load(at, "input_layernorm", config)?,
+            q_proj: attention.linear("q_proj", hidden, queries)?,
+            k_proj: attention.linear("k_proj", hidden, keys)?,
+            v_proj: attention.linear("v_proj", hidden, keys)?,
+            o_proj: attention.linear("o_proj", queries, hidden)?,
+            post_attention_layernorm: Norm::load(at, "post_attention_layernorm", config)?,
+            gate_proj: mlp.linear("gate_proj", hidden, inner)?,
+            up_proj: mlp.linear("up_proj", hidden, inner)?,
+            down_proj: mlp.linear("down_proj", inner, hidden)?,
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, step: &Step<'_>) -> candle_core::Result<Tensor> {
+        let x = (x + self.attention(&self.input_layernorm.forward(x)?, step)?)?;
+        let normed = self.post_attention_layernorm.forward(&x)?;
+        let gated = (self.gate_proj.forward(&normed)?.silu()? * self.up_proj.forward(&normed)?)?;
+        x + self.down_proj.forward(&gated)?
+    }
+
+    fn attention(&self, x: &Tensor, step: &Step<'_>) -> candle_core::Result<Tensor> {
+        let tokens = x.dim(0)?;
+        let (cos, sin) = step.turn;
+        // [tokens, heads * head_dim] -> [heads, tokens, head_dim]
+        let split = |rows: Tensor, heads: usize| rows.reshape((1, tokens, heads, self.head_dim))?.transpose(1, 2)?.contiguous();
+        let queries = rope(&split(self.q_proj.forward(x)?, self.heads)?, cos, sin)?;
+        let keys = rope(&split(self.k_proj.forward(x)?, self.kv_heads)?, cos, sin)?;
+        let values = split(self.v_proj.forward(x)?, self.kv_heads)?;
+        step.keys.keys.slice_set(&keys.squeeze(0)?, 1, step.start)?;
+        step.keys.values.slice_set(&values.squeeze(0)?, 1, step.start)?;
+
+        let context = step.start + tokens;
+        let keys = step.keys.keys.narrow(1, 0, context)?;
+        let values = step.keys.values.narrow(1, 0, context)?;
+        // The query heads that share a key head are further rows of one product: no key is copied.
+        let group = self.heads / self.kv_heads;
+        let queries = queries.reshape((self.kv_heads, group * tokens, self.head_dim))?;
+        let scale = (self.head_dim as f64).powf(-0.5);
+        let mut scores = (queries.matmul(&keys.transpose(1, 2)?)? * scale)?;
+        if let Some(mask) = step.mask {
+            scores = scores.reshape((self.heads, tokens, context))?.broadcast_add(mask)?.reshape((self.kv_heads, group * tokens, context))?;
+        }
+        let mixed = softmax(&scores)?.matmul(&values)?;
+        let rows = mixed.reshape((self.heads, tokens, self.head_dim))?.transpose(0, 1)?.flatten_from(D::Minus2)?;
+        self.o_proj.forward(&rows)
+    }
+}
+
+struct Norm {
+    weight: Tensor,
+    eps: f32,
+}
+
+impl Norm {
+    fn load(at: &Loader<'_>, name: &str, config: &TextConfig) -> Result<Self> {
+        Ok(Self { weight: at.at(name).tensor("weight", &[config.hidden_size])?, eps: config.rms_norm_eps as f32 })
+    }
+
+    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        rms_norm(&x.contiguous()?, &self.weight, self.eps)
+    }
+}

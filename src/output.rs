@@ -1,0 +1,130 @@
+//! An answer's text on its way to the caller: whole code points, no leading space, stop strings held back.
+
+use std::ops::ControlFlow;
+
+use crate::error::{Error, Result};
+use crate::session::{FinishReason, OnText};
+use crate::tokenizer::TextStream;
+
+/// Collects text, and releases what can no longer turn out to be part of a stop string.
+pub(crate) struct Output {
+    stops: Vec<String>,
+    stream: TextStream,
+    text: String,
+    /// Bytes of `text` that the caller has.
+    released: usize,
+}
+
+impl Output {
+    pub(crate) fn new(stops: &[&str]) -> Result<Self> {
+        if let Some(i) = stops.iter().position(|s| s.is_empty()) {
+            return Err(Error::invalid_argument(format!("stop[{i}]: empty")));
+        }
+        let stops = stops.iter().map(|s| s.to_string()).collect();
+        Ok(Self { stops, stream: TextStream::default(), text: String::new(), released: 0 })
+    }
+
+    /// Takes the bytes of one token.
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
+        let new = self.stream.push(bytes);
+        self.append(&new);
+    }
+
+    /// Hands over what is safe; the reason to end, if there is one.
+    pub(crate) fn release(&mut self, on_text: &mut OnText<'_>) -> Option<FinishReason> {
+        if let Some(at) = self.stops.iter().filter_map(|s| self.text.find(s)).min() {
+            self.text.truncate(at);
+            self.hand_over(at, on_text);
+            return Some(FinishReason::StopString);
+        }
+        self.hand_over(self.text.len() - self.held_back(), on_text)
+    }
+
+    /// Hands over the rest of an answer that ends for `reason`, unless it was stopped from outside.
+    pub(crate) fn finish(&mut self, reason: FinishReason, on_text: &mut OnText<'_>) -> FinishReason {
+        if matches!(reason, FinishReason::EndOfText | FinishReason::MaxTokens) {
+            let rest = self.stream.finish();
+            self.append(&rest);
+            let end = self.release(on_text);
+            return end.or_else(|| self.hand_over(self.text.len(), on_text)).unwrap_or(reason);
+        }
+        reason
+    }
+
+    /// What the caller was given.
+    pub(crate) fn into_text(mut self) -> String {
+        self.text.truncate(self.released);
+        self.text
+    }
+
+    fn append(&mut self, new: &str) {
+        // The family's answers start with a space.
+        self.text.push_str(if self.text.is_empty() { new.trim_start() } else { new });
+    }
+
+    fn hand_over(&mut self, end: usize, on_text: &mut OnText<'_>) -> Option<FinishReason> {
+        if end <= self.released {
+            return None;
+        }
+        let piece = &self.text[self.released..end];
+        self.released = end;
+        match on_text(piece) {
+            ControlFlow::Continue(()) => None,
+            ControlFlow::Break(()) => Some(FinishReason::Cancelled),
+        }
+    }
+
+    /// Bytes at the end that may be the start of a stop string.
+    fn held_back(&self) -> usize {
+        let starts = |s: &String| (1..s.len()).rev().find(|&n| s.is_char_boundary(n) && self.text.ends_with(&s[..n]));
+        self.stops.iter().filter_map(starts).max().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(stops: &[&str], tokens: &[&str], reason: FinishReason) -> (Vec<String>, String, FinishReason) {
+        let mut pieces = Vec::new();
+        let mut on_text = |t: &str| {
+            pieces.push(t.to_owned());
+            ControlFlow::Continue(())
+        };
+        let mut output = Output::new(stops).unwrap();
+        let mut end = None;
+        for token in tokens {
+            output.push(token.as_bytes());
+            end = output.release(&mut on_text);
+            if end.is_some() {
+                break;
+            }
+        }
+        let end = output.finish(end.unwrap_or(reason), &mut on_text);
+        (pieces, output.into_text(), end)
+    }
+
+    #[test]
+    fn a_leading_space_goes_and_pieces_add_up_to_the_text() {
+        let (pieces, text, _) = run(&[], &[" ", " A", " cat", " "], FinishReason::EndOfText);
+        assert_eq!((pieces.concat().as_str(), text.as_str()), ("A cat ", "A cat "));
+    }
+
+    #[test]
+    fn a_stop_string_across_tokens_is_never_shown() {
+        let (pieces, text, end) = run(&["\nUser:", "STOP"], &["one", "\nUs", "er", ": x"], FinishReason::EndOfText);
+        assert_eq!((pieces.concat().as_str(), text.as_str(), end), ("one", "one", FinishReason::StopString));
+    }
+
+    #[test]
+    fn a_false_start_of_a_stop_string_is_shown_in_the_end() {
+        let (pieces, text, end) = run(&["abcd"], &["xab", "c"], FinishReason::MaxTokens);
+        assert_eq!(pieces, ["x", "abc"]);
+        assert_eq!((text.as_str(), end), ("xabc", FinishReason::MaxTokens));
+    }
+
+    #[test]
+    fn an_empty_stop_string_is_refused() {
+        assert_eq!(Output::new(&["a", ""]).err().unwrap().message(), "stop[1]: empty");
+    }
+}

@@ -1,0 +1,202 @@
+//! Logits to an id: greedy, or drawn by a seeded generator.
+//!
+//! The order is that of transformers: repetition penalty, temperature, top-k, top-p, min-p.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+use crate::error::{Error, Result};
+
+/// How the next token is chosen. The default is greedy; 0 turns a filter off.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Sampling {
+    /// 0: the likeliest token, always. Else logits are divided by this before the draw.
+    pub temperature: f32,
+    /// Draws among the `top_k` likeliest.
+    pub top_k: usize,
+    /// Draws among the likeliest that together reach this probability, 0 to 1.
+    pub top_p: f32,
+    /// Drops what is less likely than this share of the likeliest, 0 to 1.
+    pub min_p: f32,
+    /// Over 1 makes tokens that the context holds less likely.
+    pub repetition_penalty: f32,
+    /// The same seed, request and build give the same answer.
+    pub seed: u64,
+}
+
+impl Sampling {
+    /// Refuses values that mean nothing, by name.
+    pub(crate) fn check(&self) -> Result<()> {
+        let within = |name: &str, value: f32, max: f32| {
+            if (0.0..=max).contains(&value) {
+                return Ok(());
+            }
+            Err(Error::invalid_argument(format!("{name}: {value} given, 0 to {max} accepted")))
+        };
+        within("temperature", self.temperature, 100.0)?;
+        within("top_p", self.top_p, 1.0)?;
+        within("min_p", self.min_p, 1.0)?;
+        within("repetition_penalty", self.repetition_penalty, 100.0)
+    }
+}
+
+/// Draws ids; keeps its buffers from call to call.
+pub struct Sampler {
+    options: Sampling,
+    rng: ChaCha8Rng,
+    logits: Vec<f32>,
+    seen: Vec<bool>,
+    /// (probability, id), likeliest first.
+    candidates: Vec<(f32, u32)>,
+}
+
+impl Sampler {
+    pub fn new(options: Sampling) -> Result<Self> {
+        options.check()?;
+        let rng = ChaCha8Rng::seed_from_u64(options.seed);
+        Ok(Self { options, rng, logits: Vec::new(), seen: Vec::new(), candidates: Vec::new() })
+    }
+
+    /// The next id after `context`, whose ids a repetition penalty looks at.
+    pub fn sample(&mut self, logits: &[f32], context: &[u32]) -> Result<u32> {
+        self.logits.clear();
+        self.logits.extend_from_slice(logits);
+        self.penalise(context);
+        if self.options.temperature == 0.0 { self.argmax() } else { self.draw() }
+    }
+
+    fn penalise(&mut self, context: &[u32]) {
+        let penalty = self.options.repetition_penalty;
+        if penalty == 0.0 || penalty == 1.0 {
+            return;
+        }
+        self.seen.clear();
+        self.seen.resize(self.logits.len(), false);
+        for &id in context {
+            let Some(seen) = self.seen.get_mut(id as usize) else { continue };
+            if !std::mem::replace(seen, true) {
+                let logit = &mut self.logits[id as usize];
+                *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+            }
+        }
+    }
+
+    /// The first of the largest, as torch's `argmax` on the CPU; NaN never wins.
+    fn argmax(&self) -> Result<u32> {
+        let mut best = None;
+        for (id, &logit) in self.logits.iter().enumerate() {
+            if !logit.is_nan() && best.is_none_or(|(_, max)| logit > max) {
+                best = Some((id as u32, logit));
+            }
+        }
+        best.map(|(id, _)| id).ok_or_else(no_number)
+    }
+
+    fn draw(&mut self) -> Result<u32> {
+        let max = self.logits[self.argmax()? as usize];
+        if !max.is_finite() {
+            return Err(no_number());
+        }
+        let Sampling { temperature, top_k, top_p, min_p, .. } = self.options;
+        let candidates = &mut self.candidates;
+        candidates.clear();
+        // Unnormalised: the likeliest has weight 1.
+        candidates.extend(self.logits.iter().zip(0..).filter(|(l, _)| !l.is_nan()).map(|(&l, id)| (((l - max) / temperature).exp(), id)));
+        let likelier = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+        if (1..candidates.len()).contains(&top_k) {
+            candidates.select_nth_unstable_by(top_k - 1, likelier);
+            candidates.truncate(top_k);
+        }
+        candidates.sort_unstable_by(likelier);
+        if top_p > 0.0 && top_p < 1.0 {
+            let target = top_p * candidates.iter().map(|c| c.0).sum::<f32>();
+            let mut reached = 0.0;
+            let keep = candidates.iter().position(|c| {
+                reached += c.0;
+                reached >= target
+            });
+            candidates.truncate(keep.map_or(candidates.len(), |i| i + 1));
+        }
+        if min_p > 0.0 {
+            let keep = candidates.partition_point(|c| c.0 >= min_p);
+            candidates.truncate(keep.max(1));
+        }
+
+        // 24 random bits make a uniform f32 in [0, 1).
+        let uniform = (self.rng.next_u32() >> 8) as f32 / (1 << 24) as f32;
+        let mut left = uniform * candidates.iter().map(|c| c.0).sum::<f32>();
+        for &(weight, id) in candidates.iter() {
+            left -= weight;
+            if left < 0.0 {
+                return Ok(id);
+            }
+        }
+        candidates.last().map(|c| c.1).ok_or_else(no_number)
+    }
+}
+
+fn no_number() -> Error {
+    Error::new(crate::error::ErrorKind::Backend, "logits: no finite number among them (damaged weights?)")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(options: Sampling, logits: &[f32], draws: usize) -> Vec<usize> {
+        let mut sampler = Sampler::new(options).unwrap();
+        let mut counts = vec![0; logits.len()];
+        (0..draws).for_each(|_| counts[sampler.sample(logits, &[]).unwrap() as usize] += 1);
+        counts
+    }
+
+    /// Probabilities 0.5, 0.25, 0.125, 0.125.
+    fn halves() -> [f32; 4] {
+        [8.0f32.ln(), 4.0f32.ln(), 2.0f32.ln(), 2.0f32.ln()]
+    }
+
+    #[test]
+    fn greedy_takes_the_first_of_the_largest_and_never_nan() {
+        let mut greedy = Sampler::new(Sampling::default()).unwrap();
+        assert_eq!(greedy.sample(&[1.0, 3.0, 3.0, f32::NAN], &[]).unwrap(), 1);
+        assert!(greedy.sample(&[f32::NAN], &[]).is_err());
+    }
+
+    #[test]
+    fn draws_follow_the_probabilities_and_the_seed() {
+        let options = Sampling { temperature: 1.0, seed: 7, ..Default::default() };
+        let counted = counts(options, &halves(), 80_000);
+        for (count, expected) in counted.iter().zip([40_000.0f64, 20_000.0, 10_000.0, 10_000.0]) {
+            assert!((*count as f64 - expected).abs() < 5.0 * expected.sqrt(), "{counted:?}");
+        }
+        assert_eq!(counted, counts(options, &halves(), 80_000));
+        assert_ne!(counted, counts(Sampling { seed: 8, ..options }, &halves(), 80_000));
+    }
+
+    #[test]
+    fn filters_keep_exactly_what_they_say() {
+        let base = Sampling { temperature: 1.0, ..Default::default() };
+        let kept = |o| counts(o, &halves(), 2000).iter().map(|&c| c > 0).collect::<Vec<_>>();
+        assert_eq!(kept(Sampling { top_k: 2, ..base }), [true, true, false, false]);
+        assert_eq!(kept(Sampling { top_p: 0.7, ..base }), [true, true, false, false]);
+        assert_eq!(kept(Sampling { top_p: 0.5, ..base }), [true, false, false, false]);
+        assert_eq!(kept(Sampling { min_p: 0.4, ..base }), [true, true, false, false]);
+        assert_eq!(kept(Sampling { min_p: 1.0, ..base }), [true, false, false, false]);
+        assert_eq!(kept(base), [true; 4]);
+    }
+
+    #[test]
+    fn a_penalty_counts_each_id_once_and_works_on_negative_logits() {
+        let mut sampler = Sampler::new(Sampling { repetition_penalty: 2.0, ..Default::default() }).unwrap();
+        assert_eq!(sampler.sample(&[3.0, 2.0], &[0, 0]).unwrap(), 1);
+        assert_eq!(sampler.sample(&[3.0, 1.0], &[0, 0]).unwrap(), 0, "3 / 2 is still more than 1");
+        assert_eq!(sampler.sample(&[-1.0, -1.5], &[0, 99]).unwrap(), 1);
+    }
+
+    #[test]
+    fn senseless_values_are_named() {
+        let e = Sampler::new(Sampling { top_p: 1.5, ..Default::default() }).err().unwrap();
+        assert_eq!(e.message(), "top_p: 1.5 given, 0 to 1 accepted");
+        assert!(Sampler::new(Sampling { temperature: f32::NAN, ..Default::default() }).is_err());
+    }
+}

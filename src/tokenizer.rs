@@ -1,0 +1,212 @@
+//! Text to ids and back, for the byte-level BPE tokenizers of the family.
+
+use std::collections::HashMap;
+use std::panic;
+
+use aho_corasick::{AhoCorasick, MatchKind};
+use tokenizers::{AddedToken, DecoderWrapper};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::files::ModelFiles;
+
+const FILE: &str = "tokenizer.json";
+
+/// Ends a message, and so an answer.
+const END_OF_UTTERANCE: &str = "<end_of_utterance>";
+
+/// A loaded `tokenizer.json`.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// Finds the special tokens in a string, longest first; the pattern's index leads to `special_ids`.
+    specials: AhoCorasick,
+    special_ids: Vec<u32>,
+    special_starts: Vec<char>,
+    /// What each id stands for; `None` for special tokens, which are not text.
+    bytes: Vec<Option<Box<[u8]>>>,
+    end_of_utterance: Option<u32>,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json`. Errors name the file.
+    pub fn load(files: &ModelFiles) -> Result<Self> {
+        let bytes = files.read(FILE)?;
+        // The tokenizers crate panics on some inconsistent files; a damaged file is an error like any other.
+        panic::catch_unwind(|| Self::parse(&bytes))
+            .unwrap_or_else(|_| Err(Error::invalid_model("inconsistent vocabulary, merges or added tokens")))
+            .map_err(|e| e.at(files.path(FILE).display()))
+    }
+
+    fn parse(json: &[u8]) -> Result<Self> {
+        let invalid = |e: tokenizers::Error| Error::invalid_model(e.to_string());
+        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(invalid)?;
+        if !matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
+            return Err(Error::unsupported("decoder: only ByteLevel is known in this family"));
+        }
+        // From here on special tokens are found by `specials` alone: the same words in a user's text are text.
+        inner.set_encode_special_tokens(true);
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(invalid)?;
+
+        let mut added: Vec<(u32, AddedToken)> = inner.get_added_tokens_decoder().into_iter().filter(|(_, t)| t.special).collect();
+        added.sort_by_key(|(id, _)| *id);
+        let specials = AhoCorasick::builder()
+            .match_kind(MatchKind::LeftmostLongest)
+            .build(added.iter().map(|(_, t)| &t.content))
+            .map_err(|e| Error::invalid_model(format!("added_tokens: {e}")))?;
+        let special_ids: Vec<u32> = added.iter().map(|(id, _)| *id).collect();
+        Ok(Self {
+            special_starts: added.iter().filter_map(|(_, t)| t.content.chars().next()).collect(),
+            specials,
+            bytes: token_bytes(&inner, &special_ids)?,
+            special_ids,
+            end_of_utterance: inner.token_to_id(END_OF_UTTERANCE),
+            inner,
+        })
+    }
+
+    /// Ids are below this.
+    pub fn vocab_size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The id of `<end_of_utterance>`.
+    pub fn end_of_utterance(&self) -> Option<u32> {
+        self.end_of_utterance
+    }
+
+    /// The spans of special tokens in `text`, with their ids, from left to right.
+    pub(crate) fn special_tokens<'a>(&'a self, text: &'a str) -> impl Iterator<Item = (std::ops::Range<usize>, u32)> + 'a {
+        self.specials.find_iter(text).map(|m| (m.range(), self.special_ids[m.pattern().as_usize()]))
+    }
+
+    /// Whether some special token starts with `c`.
+    pub(crate) fn starts_special(&self, c: char) -> bool {
+        self.special_starts.contains(&c)
+    }
+
+    /// Ids of plain text: special tokens in it are spelled out like any other word.
+    pub(crate) fn encode_text(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        let encoding = self
+            .inner
+            .encode_fast(text, false)
+            .map_err(|e| Error::new(ErrorKind::Internal, format!("tokenizer: {e}")))?;
+        ids.extend_from_slice(encoding.get_ids());
+        Ok(())
+    }
+
+    /// The bytes that `id` stands for; empty for special and unknown ids.
+    pub fn token_bytes(&self, id: u32) -> &[u8] {
+        self.bytes.get(id as usize).and_then(Option::as_deref).unwrap_or_default()
+    }
+}
+
+/// The bytes of every token, undone from GPT-2's printable stand-ins.
+fn token_bytes(tokenizer: &tokenizers::Tokenizer, specials: &[u32]) -> Result<Vec<Option<Box<[u8]>>>> {
+    /// No published vocabulary has a million entries; an id beyond that is a damaged file.
+    const MAX_ID: u32 = 1 << 24;
+    let stand_ins = byte_stand_ins();
+    let vocab = tokenizer.get_vocab(true);
+    let len = vocab.values().max().map_or(0, |&id| id as usize + 1);
+    if len > MAX_ID as usize {
+        return Err(Error::invalid_model(format!("token id {} is above {MAX_ID}", len - 1)));
+    }
+    let added = tokenizer.get_added_tokens_decoder();
+    let mut bytes = vec![None; len];
+    for (token, id) in vocab {
+        if specials.contains(&id) {
+            continue;
+        }
+        // Added tokens are stored as they are; the rest in stand-ins.
+        let text = if added.contains_key(&id) { None } else { token.chars().map(|c| stand_ins.get(&c).copied()).collect::<Option<Vec<u8>>>() };
+        bytes[id as usize] = Some(text.unwrap_or_else(|| token.into_bytes()).into_boxed_slice());
+    }
+    Ok(bytes)
+}
+
+/// GPT-2's table from printable characters to bytes: printable Latin-1 stands for itself, the other
+/// bytes are numbered from U+0100 on.
+fn byte_stand_ins() -> HashMap<char, u8> {
+    let mut next = 0x100;
+    (0..=u8::MAX)
+        .map(|byte| match byte {
+            b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF => (char::from(byte), byte),
+            _ => {
+                next += 1;
+                (char::from_u32(next - 1).unwrap_or_default(), byte)
+            }
+        })
+        .collect()
+}
+
+/// Text as it is made, released in whole code points only.
+#[derive(Debug, Default)]
+pub struct TextStream {
+    pending: Vec<u8>,
+}
+
+impl TextStream {
+    /// Takes a token's bytes and returns the text that is complete with them. Bytes that can no longer
+    /// become UTF-8 come out as U+FFFD.
+    pub fn push(&mut self, bytes: &[u8]) -> String {
+        self.pending.extend_from_slice(bytes);
+        let mut text = String::new();
+        loop {
+            match std::str::from_utf8(&self.pending) {
+                Ok(valid) => {
+                    text.push_str(valid);
+                    self.pending.clear();
+                    return text;
+                }
+                Err(e) => {
+                    text.push_str(&String::from_utf8_lossy(&self.pending[..e.valid_up_to()]));
+                    let Some(bad) = e.error_len() else {
+                        self.pending.drain(..e.valid_up_to());
+                        return text;
+                    };
+                    text.push(char::REPLACEMENT_CHARACTER);
+                    self.pending.drain(..e.valid_up_to() + bad);
+                }
+            }
+        }
+    }
+
+    /// What is left when no more tokens come: an unfinished code point becomes U+FFFD.
+    pub fn finish(&mut self) -> String {
+        let text = String::from_utf8_lossy(&self.pending).into_owned();
+        self.pending.clear();
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_never_splits_a_code_point() {
+        let mut stream = TextStream::default();
+        let bytes = "Grüße, 世界 🙂".as_bytes();
+        let parts: Vec<String> = bytes.iter().map(|b| stream.push(std::slice::from_ref(b))).collect();
+        assert_eq!(parts.concat(), "Grüße, 世界 🙂");
+        assert!(parts.iter().all(|p| !p.contains(char::REPLACEMENT_CHARACTER)));
+        assert_eq!(stream.finish(), "");
+    }
+
+    #[test]
+    fn impossible_bytes_come_out_replaced_and_unfinished_ones_at_the_end() {
+        let mut stream = TextStream::default();
+        assert_eq!(stream.push(b"a\xFFb"), "a\u{FFFD}b");
+        assert_eq!(stream.push(b"\xF0\x9F"), "");
+        assert_eq!(stream.finish(), "\u{FFFD}");
+    }
+
+    #[test]
+    fn stand_ins_cover_every_byte_once() {
+        let table = byte_stand_ins();
+        assert_eq!(table.len(), 256);
+        assert_eq!((table[&'A'], table[&'Ġ'], table[&'Ċ']), (b'A', b' ', b'\n'));
+    }
+}

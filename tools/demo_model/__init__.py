@@ -1,0 +1,1 @@
+"""Trains the small SmolVLM-architecture model that ships in models/demo."""

@@ -1,0 +1,1 @@
+"""Makes the golden files under tests/golden."""

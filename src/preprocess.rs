@@ -98,7 +98,11 @@ fn check(name: &str, value: usize, limit: usize) -> Result<()> {
     Ok(())
 }
 
-fn pass(input: FrameView<'_>, (width, height): (usize, usize), stop: &mut dyn FnMut() -> bool) -> Result<Option<Frame>> {
+fn pass(
+    input: FrameView<'_>,
+    (width, height): (usize, usize),
+    stop: &mut dyn FnMut() -> bool,
+) -> Result<Option<Frame>> {
     if stop() { Ok(None) } else { resize(input, width, height).map(Some) }
 }
 

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use smolvlm::backend::candle::CandleBackend;
-use smolvlm::backend::{Backend, Decoder, Stop};
+use smolvlm::backend::{Backend, Stop};
 use smolvlm::config::{ImageConfig, ModelConfig};
 use smolvlm::files::ModelFiles;
 use smolvlm::preprocess::{self, TileOptions, Tiles};

@@ -14,5 +14,3 @@ pub mod result;
 pub mod session;
 pub mod types;
 
-#[cfg(test)]
-mod tests;

@@ -146,7 +146,8 @@ struct RawTextConfig {
 }
 
 impl Default for RawTextConfig {
-    // `LlamaConfig` of transformers 5, with the epsilon that Idefics3 sets.
+    // `LlamaConfig` of transformers 5. Idefics3's own epsilon, 1e-5, holds only where there is no text_config at
+    // all, and such a file has no rope_theta either.
     fn default() -> Self {
         Self {
             hidden_size: 4096,
@@ -156,7 +157,7 @@ impl Default for RawTextConfig {
             num_key_value_heads: None,
             head_dim: None,
             vocab_size: 32_000,
-            rms_norm_eps: 1e-5,
+            rms_norm_eps: 1e-6,
             rope_theta: None,
             rope_parameters: None,
             rope_scaling: None,
@@ -462,7 +463,7 @@ mod tests {
         .unwrap();
         assert_eq!((c.vision.num_hidden_layers, c.vision.intermediate_size), (12, 3072));
         assert_eq!((c.vision.patches(), c.tokens_per_tile()), (1024, 64));
-        assert_eq!((c.text.head_dim, c.text.rms_norm_eps), (64, 1e-5));
+        assert_eq!((c.text.head_dim, c.text.rms_norm_eps), (64, 1e-6));
     }
 
     #[test]

@@ -214,11 +214,14 @@ static void struct_sizes(const char *model_dir, smolvlm_engine *engine) {
 
 static void pictures(smolvlm_engine *engine, const char *image_file) {
     smolvlm_result *result = NULL;
-    smolvlm_image image, good;
-    smolvlm_request request = ask(question, &image, 1);
+    smolvlm_image good, image;
+    const smolvlm_image none = {NULL, 0, 0, 0, 0, 0};
+    smolvlm_request request;
     void *file;
     size_t f, size;
 
+    image = none;
+    request = ask(question, &image, 1);
     for (f = 0; f < sizeof raw_formats / sizeof raw_formats[0]; f++) {
         const size_t bytes = pixel_bytes(raw_formats[f]);
         unsigned char *exact;
@@ -228,7 +231,6 @@ static void pictures(smolvlm_engine *engine, const char *image_file) {
         memcpy(exact, good.data, good.data_size - 1);
         image = good;
         image.data = exact;
-        CHECK_REQUEST("request.images[0].data_size: ");
         image.data_size--;
         CHECK_REQUEST("request.images[0].data_size: ");
         free(exact);

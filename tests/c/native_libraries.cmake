@@ -1,5 +1,7 @@
 # The libraries that the static one needs are those that rustc names, in the CMake package and in smolvlm.pc.
 
+cmake_minimum_required(VERSION 3.16)
+
 # An empty library around ours has the same needs, and is linked in a moment.
 file(WRITE "${WORK}/native_libraries.rs" "extern crate smolvlm;\n")
 execute_process(

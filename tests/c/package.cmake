@@ -1,5 +1,7 @@
 # The installed package, after its prefix was moved, as other projects use it. MODE says which way.
 
+cmake_minimum_required(VERSION 3.16)
+
 function(run)
   execute_process(COMMAND ${ARGN} RESULT_VARIABLE code OUTPUT_VARIABLE out ERROR_VARIABLE out)
   if(NOT code EQUAL 0)

@@ -1,5 +1,7 @@
 # The shared library exports exactly the functions that the header declares, and has the SONAME.
 
+cmake_minimum_required(VERSION 3.16)
+
 execute_process(COMMAND "${NM}" -D --defined-only "${LIBRARY}" OUTPUT_VARIABLE text COMMAND_ERROR_IS_FATAL ANY)
 string(REGEX MATCHALL "[^\n ]+\n" lines "${text}")
 set(exported)

@@ -1,35 +1,42 @@
-# Two commands do everything: `make demo` and `make test`.
+# Two commands do everything, and install what they need: `make demo` and `make test`.
 
 CMAKE_BUILD := build/cmake
+CARGO_OUT := $(CURDIR)/target/release
+PACKAGES := build-essential cmake pkg-config valgrind
+TOOLS := cc c++ cmake pkg-config valgrind
 
-.PHONY: help demo test build tools clean
+.PHONY: help demo test test-rust test-c build tools clean
 
 help:
-	@echo "make demo   build, then ask the bundled model about the bundled picture, from C"
-	@echo "make test   all Rust tests"
-	@echo "make build  libsmolvlm.so, libsmolvlm.a and the C examples"
+	@echo "make demo       build, then a C program asks the bundled model about the bundled picture"
+	@echo "make test       all tests: test-rust and test-c"
+	@echo "make test-rust  engine, golden arrays, header"
+	@echo "make test-c     ctest: C and C++, shared and static, Valgrind, the installed package"
+	@echo "make build      libsmolvlm.so, libsmolvlm.a, C examples and C tests"
 
-# A fresh Debian machine has cargo and not much else; root may install the rest.
+# Root may install what is missing; everybody else is told.
 tools:
-	@if ! command -v cmake >/dev/null || ! command -v cc >/dev/null; then \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update -qq && apt-get install -y -qq build-essential cmake; \
-	  else echo "cmake and a C compiler are needed"; exit 1; fi; fi
+	@missing=; for tool in $(TOOLS); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	if [ -n "$$missing" ]; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq $(PACKAGES); \
+	  else echo "missing:$$missing (Debian: $(PACKAGES))"; exit 1; fi; fi
 
 build: tools
 	cargo build --release --locked --lib
-	cmake -S . -B $(CMAKE_BUILD) -DCMAKE_BUILD_TYPE=Release
+	cmake -S . -B $(CMAKE_BUILD) -DCMAKE_BUILD_TYPE=Release -DSMOLVLM_CARGO_DIR=$(CARGO_OUT)
 	cmake --build $(CMAKE_BUILD)
 
-demo: tools
-	cargo build --release --locked --lib
-	mkdir -p build
-	cc -std=c99 -Wall -Wextra -Iinclude examples_c/describe.c -o build/describe -Ltarget/release -lsmolvlm -Wl,-rpath,'$$ORIGIN/../target/release' -Wl,--disable-new-dtags
-	ln -sf libsmolvlm.so target/release/libsmolvlm.so.0.1
-	build/describe models/demo models/demo/test_image.jpg "What objects are in this image?" "Describe this image." "How many objects are there?"
+demo: build
+	$(CMAKE_BUILD)/examples_c/describe_shared models/demo models/demo/test_image.jpg \
+	  "What objects are in this image?" "Describe this image." "How many objects are there?"
 
-test: tools
+test: test-rust test-c
+
+test-rust:
 	cargo test --release --locked --no-fail-fast
+
+test-c: build
+	cd $(CMAKE_BUILD) && ctest --output-on-failure -j2
 
 clean:
 	rm -rf build target

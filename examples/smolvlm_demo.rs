@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use serde_json::json;
-use smolvlm::{Answer, BackendKind, DTypeKind, DeviceKind, Engine, EngineOptions, Error, ErrorKind, ImageView, ModelSize, Request, Sampling};
+use smolvlm::{
+    Answer, BackendKind, DTypeKind, DeviceKind, Engine, EngineOptions, Error, ErrorKind, ImageView, ModelSize, Request,
+    Sampling,
+};
 
 /// Ask a SmolVLM model about pictures.
 #[derive(Parser)]
@@ -159,7 +162,13 @@ fn model_dir(args: &Args) -> PathBuf {
 }
 
 fn options(args: &Args) -> EngineOptions {
-    EngineOptions { backend: args.backend, device: args.device, dtype: args.dtype, num_threads: args.threads, ..Default::default() }
+    EngineOptions {
+        backend: args.backend,
+        device: args.device,
+        dtype: args.dtype,
+        num_threads: args.threads,
+        ..Default::default()
+    }
 }
 
 fn read(path: &PathBuf) -> Result<Vec<u8>, Error> {

@@ -180,7 +180,10 @@ struct RopeParameters {
 impl RawConfig {
     fn check(self) -> Result<ModelConfig> {
         if !matches!(self.model_type.as_str(), "idefics3" | "smolvlm") {
-            return Err(Error::unsupported(format!("model_type: \"{}\" is neither idefics3 nor smolvlm", self.model_type)));
+            return Err(Error::unsupported(format!(
+                "model_type: \"{}\" is neither idefics3 nor smolvlm",
+                self.model_type
+            )));
         }
         let vision = self.vision_config;
         for (name, value) in [
@@ -196,10 +199,16 @@ impl RawConfig {
         }
         multiple("vision_config.hidden_size", vision.hidden_size, "num_attention_heads", vision.num_attention_heads)?;
         if vision.num_channels != 3 {
-            return Err(Error::unsupported(format!("vision_config.num_channels: {}, only 3 is known", vision.num_channels)));
+            return Err(Error::unsupported(format!(
+                "vision_config.num_channels: {}, only 3 is known",
+                vision.num_channels
+            )));
         }
         if vision.hidden_act != "gelu_pytorch_tanh" {
-            return Err(Error::unsupported(format!("vision_config.hidden_act: \"{}\" is not gelu_pytorch_tanh", vision.hidden_act)));
+            return Err(Error::unsupported(format!(
+                "vision_config.hidden_act: \"{}\" is not gelu_pytorch_tanh",
+                vision.hidden_act
+            )));
         }
         epsilon("vision_config.layer_norm_eps", vision.layer_norm_eps)?;
         in_range("vision_config: patches per side", vision.patches_per_side())?;
@@ -254,13 +263,13 @@ impl RawTextConfig {
             }
         }
         // There is no sensible default: the published values span 100,000 to 273,768.
-        let rope_theta = nested
-            .iter()
-            .find_map(|r| r.as_ref()?.rope_theta)
-            .or(self.rope_theta)
-            .ok_or_else(|| Error::invalid_model("text_config: rope_theta is in neither rope_parameters nor text_config"))?;
+        let rope_theta = nested.iter().find_map(|r| r.as_ref()?.rope_theta).or(self.rope_theta).ok_or_else(|| {
+            Error::invalid_model("text_config: rope_theta is in neither rope_parameters nor text_config")
+        })?;
         if !(rope_theta.is_finite() && rope_theta > 1.0) {
-            return Err(Error::invalid_model(format!("text_config.rope_theta: {rope_theta}, a number above 1 expected")));
+            return Err(Error::invalid_model(format!(
+                "text_config.rope_theta: {rope_theta}, a number above 1 expected"
+            )));
         }
 
         Ok(TextConfig {
@@ -367,7 +376,9 @@ impl RawImageConfig {
         let tile_size = self.max_image_size.longest_edge;
         if tile_size != model.vision.image_size {
             let image_size = model.vision.image_size;
-            return Err(Error::invalid_model(format!("max_image_size.longest_edge: {tile_size}, but config.json's image_size is {image_size}")));
+            return Err(Error::invalid_model(format!(
+                "max_image_size.longest_edge: {tile_size}, but config.json's image_size is {image_size}"
+            )));
         }
         in_range("size.longest_edge", self.size.longest_edge)?;
         if !(self.do_resize && self.do_rescale && self.do_normalize) {
@@ -486,8 +497,10 @@ mod tests {
         assert_eq!(e.message(), "model_type: \"llava\" is neither idefics3 nor smolvlm");
         let e = config(serde_json::json!({"model_type": "idefics3", "vision_config": {"patch_size": 0}})).unwrap_err();
         assert_eq!(e.message(), "vision_config.patch_size: 0, 1 to 16777216 expected");
-        let e = config(serde_json::json!({"model_type": "idefics3", "vision_config": {"image_size": 512, "patch_size": 16},
-            "scale_factor": 3}));
+        let e = config(
+            serde_json::json!({"model_type": "idefics3", "vision_config": {"image_size": 512, "patch_size": 16},
+            "scale_factor": 3}),
+        );
         assert_eq!(e.unwrap_err().message(), "vision_config: patches per side: 32 is not a multiple of scale_factor 3");
     }
 }

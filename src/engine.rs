@@ -76,7 +76,10 @@ impl Engine {
         let mut eos = config::eos_token_ids(&files)?;
         eos.extend(tokenizer.end_of_utterance());
         if eos.is_empty() {
-            return Err(Error::invalid_model(format!("{}: nothing here says which token ends an answer", model_dir.display())));
+            return Err(Error::invalid_model(format!(
+                "{}: nothing here says which token ends an answer",
+                model_dir.display()
+            )));
         }
         let prompt = PromptBuilder::new(ChatTemplate::load(&files)?, model.tokens_per_tile());
         let backend = open(&files, &model, &images, options)?;

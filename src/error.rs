@@ -53,9 +53,15 @@ pub struct Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// Makes an error; `message` is one line without a final full stop.
+    /// Makes an error; `message` has no final full stop. Other libraries' texts may have several
+    /// lines, which become one.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        let message = message.into();
+        let one_line = !message.contains(['\n', '\r']);
+        Self {
+            kind,
+            message: if one_line { message } else { message.split_whitespace().collect::<Vec<_>>().join(" ") },
+        }
     }
 
     /// What went wrong, to branch on.
@@ -117,5 +123,16 @@ impl From<candle_core::Error> for Error {
         // Candle appends a backtrace on further lines; a message of ours is one line.
         let text = error.to_string();
         Self::new(ErrorKind::Backend, text.lines().next().unwrap_or("unknown candle error"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_one_line() {
+        let error = Error::invalid_argument("image: Format error decoding Jpeg:\n  14 bytes\r\n");
+        assert_eq!(error.message(), "image: Format error decoding Jpeg: 14 bytes");
     }
 }

@@ -59,8 +59,13 @@ impl ModelFiles {
 
     /// The whole of a small text file.
     pub fn read_text(&self, name: &str) -> Result<String> {
-        String::from_utf8(self.read(name)?)
-            .map_err(|e| Error::invalid_model(format!("{}: byte {} is not UTF-8", self.path(name).display(), e.utf8_error().valid_up_to())))
+        String::from_utf8(self.read(name)?).map_err(|e| {
+            Error::invalid_model(format!(
+                "{}: byte {} is not UTF-8",
+                self.path(name).display(),
+                e.utf8_error().valid_up_to()
+            ))
+        })
     }
 
     /// Maps a large file into memory.

@@ -113,7 +113,9 @@ fn check_size(width: u32, height: u32) -> Result<()> {
     }
     let pixels = u64::from(width) * u64::from(height);
     if pixels > MAX_PIXELS {
-        return Err(Error::invalid_argument(format!("image: {width}x{height} is {pixels} pixels, at most {MAX_PIXELS} accepted")));
+        return Err(Error::invalid_argument(format!(
+            "image: {width}x{height} is {pixels} pixels, at most {MAX_PIXELS} accepted"
+        )));
     }
     Ok(())
 }
@@ -143,7 +145,10 @@ fn decode(data: &[u8], orient: bool) -> Result<DynamicImage> {
         Some(ImageFormat::Jpeg | ImageFormat::Png | ImageFormat::WebP | ImageFormat::Bmp) => {}
         _ => {
             let start = &data[..data.len().min(8)];
-            return Err(Error::invalid_argument(format!("image: {} bytes starting {start:02x?} are not JPEG, PNG, WebP or BMP", data.len())));
+            return Err(Error::invalid_argument(format!(
+                "image: {} bytes starting {start:02x?} are not JPEG, PNG, WebP or BMP",
+                data.len()
+            )));
         }
     }
     let mut decoder = reader.into_decoder().map_err(invalid)?;

@@ -113,9 +113,12 @@ impl ChatTemplate {
         environment.set_syntax(syntax.map_err(|e| Error::internal(one_line(&e)))?);
         environment.set_fuel(Some(TEMPLATE_FUEL));
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", |message: String| -> std::result::Result<String, minijinja::Error> {
-            Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, message))
-        });
+        environment.add_function(
+            "raise_exception",
+            |message: String| -> std::result::Result<String, minijinja::Error> {
+                Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, message))
+            },
+        );
         let invalid = |e: minijinja::Error| Error::invalid_model(one_line(&e)).at(files.path(file).display());
         environment.add_template_owned(NAME, source).map_err(invalid)?;
         let template = Self { environment };
@@ -199,10 +202,8 @@ impl PromptBuilder {
     /// The ids of `messages`, ready for the assistant's answer. `grids` are those of all pictures in order.
     pub fn build(&self, messages: &[Message], grids: &[Grid], tokenizer: &Tokenizer) -> Result<Vec<u32>> {
         let guard = free_guard(messages)?;
-        let guarded: Vec<Message> = messages
-            .iter()
-            .map(|m| m.map_text(|text| guard_markers(text, guard, tokenizer)))
-            .collect();
+        let guarded: Vec<Message> =
+            messages.iter().map(|m| m.map_text(|text| guard_markers(text, guard, tokenizer))).collect();
         let rendered = self.template.render(&guarded)?;
         let expanded = expand_images(&rendered, grids, self.tokens_per_tile)?;
 
@@ -243,7 +244,10 @@ fn guard_markers(text: &str, guard: char, tokenizer: &Tokenizer) -> String {
 fn expand_images(text: &str, grids: &[Grid], tokens_per_tile: usize) -> Result<String> {
     let markers = text.matches(IMAGE).count();
     if markers != grids.len() {
-        return Err(Error::invalid_model(format!("chat template: makes {markers} image markers for {} images", grids.len())));
+        return Err(Error::invalid_model(format!(
+            "chat template: makes {markers} image markers for {} images",
+            grids.len()
+        )));
     }
     let tile = IMAGE.repeat(tokens_per_tile);
     let mut parts = text.split(IMAGE);

@@ -101,7 +101,13 @@ impl Sampler {
         let candidates = &mut self.candidates;
         candidates.clear();
         // Unnormalised: the likeliest has weight 1.
-        candidates.extend(self.logits.iter().zip(0..).filter(|(l, _)| !l.is_nan()).map(|(&l, id)| (((l - max) / temperature).exp(), id)));
+        candidates.extend(
+            self.logits
+                .iter()
+                .zip(0..)
+                .filter(|(l, _)| !l.is_nan())
+                .map(|(&l, id)| (((l - max) / temperature).exp(), id)),
+        );
         let likelier = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
         if (1..candidates.len()).contains(&top_k) {
             candidates.select_nth_unstable_by(top_k - 1, likelier);

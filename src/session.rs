@@ -3,8 +3,8 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use crate::backend::{Decoder, Halt, Run, Stop, StopReason};
 pub use crate::backend::Canceller;
+use crate::backend::{Decoder, Halt, Run, Stop, StopReason};
 use crate::engine::{Engine, Inner};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::ImageView;
@@ -161,7 +161,8 @@ impl Session {
         let stop = Stop::new(self.canceller.clone(), request.timeout.and_then(|t| started.checked_add(t)));
         let _running = Running::new(&self.canceller);
 
-        let before = Mark { messages: self.messages.len(), grids: self.grids.len(), image_values: self.image_rows.len() };
+        let before =
+            Mark { messages: self.messages.len(), grids: self.grids.len(), image_values: self.image_rows.len() };
         let mut turn = Turn {
             ids: Vec::new(),
             reused: 0,
@@ -193,7 +194,13 @@ impl Session {
     }
 
     /// The pipeline. Each stage reads what the one before made.
-    fn run(&mut self, request: &Request<'_>, turn: &mut Turn, stop: &Stop, on_text: &mut OnText<'_>) -> Run<FinishReason> {
+    fn run(
+        &mut self,
+        request: &Request<'_>,
+        turn: &mut Turn,
+        stop: &Stop,
+        on_text: &mut OnText<'_>,
+    ) -> Run<FinishReason> {
         let engine = self.engine.clone();
         let inner = engine.inner();
         let mut sampler = Sampler::new(request.sampling)?;
@@ -249,7 +256,11 @@ impl Session {
             match self.messages.first() {
                 None => self.messages.push(system),
                 Some(first) if *first == system => {}
-                Some(_) => return Err(Error::invalid_argument("system_prompt: the conversation has begun with another one; reset it")),
+                Some(_) => {
+                    return Err(Error::invalid_argument(
+                        "system_prompt: the conversation has begun with another one; reset it",
+                    ));
+                }
             }
         }
         self.messages.push(Message::question(tiles.len(), request.prompt));
@@ -263,7 +274,10 @@ impl Session {
         turn.metrics.prompt_tokens = prompt_tokens;
         turn.metrics.image_tokens = image_tokens;
         if prompt_tokens >= inner.context_tokens {
-            let message = format!("prompt: {prompt_tokens} tokens, {image_tokens} of them for images; the context holds {}", inner.context_tokens);
+            let message = format!(
+                "prompt: {prompt_tokens} tokens, {image_tokens} of them for images; the context holds {}",
+                inner.context_tokens
+            );
             return Err(Error::new(ErrorKind::ContextOverflow, message));
         }
         Ok(())

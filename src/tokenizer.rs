@@ -47,7 +47,8 @@ impl Tokenizer {
         inner.with_padding(None);
         inner.with_truncation(None).map_err(invalid)?;
 
-        let mut added: Vec<(u32, AddedToken)> = inner.get_added_tokens_decoder().into_iter().filter(|(_, t)| t.special).collect();
+        let mut added: Vec<(u32, AddedToken)> =
+            inner.get_added_tokens_decoder().into_iter().filter(|(_, t)| t.special).collect();
         added.sort_by_key(|(id, _)| *id);
         let specials = AhoCorasick::builder()
             .match_kind(MatchKind::LeftmostLongest)
@@ -75,7 +76,10 @@ impl Tokenizer {
     }
 
     /// The spans of special tokens in `text`, with their ids, from left to right.
-    pub(crate) fn special_tokens<'a>(&'a self, text: &'a str) -> impl Iterator<Item = (std::ops::Range<usize>, u32)> + 'a {
+    pub(crate) fn special_tokens<'a>(
+        &'a self,
+        text: &'a str,
+    ) -> impl Iterator<Item = (std::ops::Range<usize>, u32)> + 'a {
         self.specials.find_iter(text).map(|m| (m.range(), self.special_ids[m.pattern().as_usize()]))
     }
 
@@ -120,7 +124,11 @@ fn token_bytes(tokenizer: &tokenizers::Tokenizer, specials: &[u32]) -> Result<Ve
             continue;
         }
         // Added tokens are stored as they are; the rest in stand-ins.
-        let text = if added.contains_key(&id) { None } else { token.chars().map(|c| stand_ins.get(&c).copied()).collect::<Option<Vec<u8>>>() };
+        let text = if added.contains_key(&id) {
+            None
+        } else {
+            token.chars().map(|c| stand_ins.get(&c).copied()).collect::<Option<Vec<u8>>>()
+        };
         bytes[id as usize] = Some(text.unwrap_or_else(|| token.into_bytes()).into_boxed_slice());
     }
     Ok(bytes)

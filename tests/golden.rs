@@ -66,8 +66,11 @@ fn json<T: DeserializeOwned>(path: &Path) -> T {
 /// Every checkpoint directory below tests/golden.
 fn checkpoints() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    let mut dirs: Vec<PathBuf> =
-        std::fs::read_dir(root).unwrap().map(|e| e.unwrap().path()).filter(|p| p.join("golden.json").exists()).collect();
+    let mut dirs: Vec<PathBuf> = std::fs::read_dir(root)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.join("golden.json").exists())
+        .collect();
     dirs.sort();
     assert!(dirs.len() >= 5, "golden checkpoints are missing: {dirs:?}");
     dirs
@@ -145,7 +148,11 @@ fn prompts_become_the_references_ids() {
                         "user" => Role::User,
                         _ => Role::Assistant,
                     },
-                    content: m.content.into_iter().map(|p| p.text.map_or(Part::Image, |text| Part::Text { text })).collect(),
+                    content: m
+                        .content
+                        .into_iter()
+                        .map(|p| p.text.map_or(Part::Image, |text| Part::Text { text }))
+                        .collect(),
                 })
                 .collect();
             let grids: Vec<Grid> = prompt.grids.iter().map(|&(rows, cols)| Grid { rows, cols }).collect();
@@ -159,7 +166,8 @@ fn prompts_become_the_references_ids() {
 fn every_stage_is_the_references() {
     for dir in checkpoints() {
         let parts = open(&dir);
-        let backend = CandleBackend::load(&parts.files, &parts.model, &parts.images, &EngineOptions::default()).unwrap();
+        let backend =
+            CandleBackend::load(&parts.files, &parts.model, &parts.images, &EngineOptions::default()).unwrap();
         let bytes = std::fs::read(dir.join("golden.safetensors")).unwrap();
         let arrays = Arrays(SafeTensors::deserialize(&bytes).unwrap());
         let golden: Golden = json(&dir.join("golden.json"));
@@ -182,7 +190,14 @@ fn every_stage_is_the_references() {
     }
 }
 
-fn check_vision(name: &str, backend: &CandleBackend, tiles: &Tiles, model: &ModelConfig, case: &Case, arrays: &Arrays<'_>) {
+fn check_vision(
+    name: &str,
+    backend: &CandleBackend,
+    tiles: &Tiles,
+    model: &ModelConfig,
+    case: &Case,
+    arrays: &Arrays<'_>,
+) {
     let hidden = backend.vision_hidden_states(tiles).unwrap();
     let (patches, width) = (model.vision.patches(), model.vision.hidden_size);
     let mut picked = Vec::new();
@@ -195,13 +210,25 @@ fn check_vision(name: &str, backend: &CandleBackend, tiles: &Tiles, model: &Mode
     assert_close(&format!("{name} vision"), &picked, &arrays.floats(case, "vision"));
 
     let rows = backend.encode_images(tiles, &Stop::default()).unwrap();
-    let picked: Vec<f32> =
-        arrays.integers(case, "image_rows_index").iter().flat_map(|&r| &rows.values[r * rows.width..][..rows.width]).copied().collect();
+    let picked: Vec<f32> = arrays
+        .integers(case, "image_rows_index")
+        .iter()
+        .flat_map(|&r| &rows.values[r * rows.width..][..rows.width])
+        .copied()
+        .collect();
     assert_close(&format!("{name} connector"), &picked, &arrays.floats(case, "image_rows"));
 }
 
 /// Teacher-forced: each position's logits, by prefill, by rewinding into the prompt, and by decode steps.
-fn check_logits(name: &str, backend: &CandleBackend, tiles: &Tiles, model: &ModelConfig, ids: &[u32], case: &Case, arrays: &Arrays<'_>) {
+fn check_logits(
+    name: &str,
+    backend: &CandleBackend,
+    tiles: &Tiles,
+    model: &ModelConfig,
+    ids: &[u32],
+    case: &Case,
+    arrays: &Arrays<'_>,
+) {
     let rows = backend.encode_images(tiles, &Stop::default()).unwrap();
     let stop = Stop::default();
     let vocab = model.text.vocab_size;
@@ -243,7 +270,11 @@ fn check_choice(name: &str, step: usize, logits: &[f32], reference: u32, spread:
     order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
     if order[0] != reference as usize {
         let gap = logits[order[0]] - logits[order[1]];
-        assert!(order[1] == reference as usize && gap <= FORK_GAP * spread, "{name}: step {step} chose {} for {reference}", order[0]);
+        assert!(
+            order[1] == reference as usize && gap <= FORK_GAP * spread,
+            "{name}: step {step} chose {} for {reference}",
+            order[0]
+        );
     }
 }
 

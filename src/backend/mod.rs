@@ -185,10 +185,17 @@ impl Canceller {
 }
 
 /// Loads the weights on the backend that the options name.
-pub(crate) fn open(files: &ModelFiles, model: &ModelConfig, images: &ImageConfig, options: &EngineOptions) -> Result<Box<dyn Backend>> {
+pub(crate) fn open(
+    files: &ModelFiles,
+    model: &ModelConfig,
+    images: &ImageConfig,
+    options: &EngineOptions,
+) -> Result<Box<dyn Backend>> {
     match options.backend {
         #[cfg(feature = "candle")]
-        BackendKind::Auto | BackendKind::Candle => Ok(Box::new(candle::CandleBackend::load(files, model, images, options)?)),
+        BackendKind::Auto | BackendKind::Candle => {
+            Ok(Box::new(candle::CandleBackend::load(files, model, images, options)?))
+        }
         #[cfg(not(feature = "candle"))]
         BackendKind::Auto | BackendKind::Candle => {
             Err(Error::unsupported("backend: this build has no candle backend (cargo feature `candle`)"))

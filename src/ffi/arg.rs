@@ -37,7 +37,10 @@ fn checked<T>(pointer: *const T, name: impl Display) -> Result<*const T> {
         return Err(null(name));
     }
     if !pointer.is_aligned() {
-        return Err(Error::invalid_argument(format!("{name}: {pointer:p} is not aligned to {} bytes", align_of::<T>())));
+        return Err(Error::invalid_argument(format!(
+            "{name}: {pointer:p} is not aligned to {} bytes",
+            align_of::<T>()
+        )));
     }
     Ok(pointer)
 }
@@ -94,9 +97,9 @@ pub(super) unsafe fn string<'a>(text: *const c_char, name: impl Display) -> Resu
         return Err(null(name));
     }
     // SAFETY: not NULL; the caller of this function promises the rest.
-    unsafe { CStr::from_ptr(text) }.to_str().map_err(|e| {
-        Error::invalid_argument(format!("{name}: byte {} is not UTF-8", e.valid_up_to()))
-    })
+    unsafe { CStr::from_ptr(text) }
+        .to_str()
+        .map_err(|e| Error::invalid_argument(format!("{name}: byte {} is not UTF-8", e.valid_up_to())))
 }
 
 /// A string; NULL is none.
@@ -146,9 +149,11 @@ pub(super) unsafe fn bytes<'a>(data: *const c_void, size: usize) -> Result<&'a [
 
 /// The choice that the code `value` stands for.
 pub(super) fn code<T: Copy>(value: i32, choices: &[(i32, T)], name: impl Display) -> Result<T> {
-    choices.iter().find(|(code, _)| *code == value).map(|(_, choice)| *choice).ok_or_else(|| {
-        Error::invalid_argument(format!("{name}: {value} is unknown"))
-    })
+    choices
+        .iter()
+        .find(|(code, _)| *code == value)
+        .map(|(_, choice)| *choice)
+        .ok_or_else(|| Error::invalid_argument(format!("{name}: {value} is unknown")))
 }
 
 /// Where the engine blames a value of the caller, says in which struct the value is.

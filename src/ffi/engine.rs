@@ -47,7 +47,8 @@ pub unsafe extern "C" fn smolvlm_create(
         let model_dir = unsafe { arg::string(model_dir, "model_dir") }?;
         // SAFETY: the caller promises a struct of `struct_size` bytes whose pointers are valid.
         let options = unsafe { engine_options(options) }?;
-        *out = arg::give(smolvlm_engine { engine: arg::within("options", Engine::load(Path::new(model_dir), &options))? });
+        *out =
+            arg::give(smolvlm_engine { engine: arg::within("options", Engine::load(Path::new(model_dir), &options))? });
         Ok(())
     })
 }
@@ -156,7 +157,8 @@ pub(super) unsafe fn with_request<T>(
         .enumerate()
         .map(|(i, image)| {
             // SAFETY: the caller of this function promises `data_size` bytes in each image.
-            unsafe { image_view(image, request.ignore_exif != 0) }.map_err(|e| e.within(format_args!("request.images[{i}]")))
+            unsafe { image_view(image, request.ignore_exif != 0) }
+                .map_err(|e| e.within(format_args!("request.images[{i}]")))
         })
         .collect::<Result<Vec<_>>>()?;
     // SAFETY: the caller of this function promises `stop_count` strings.
@@ -211,7 +213,8 @@ unsafe fn image_view<'a>(image: &smolvlm_image, ignore_exif: bool) -> Result<Ima
     if let Some(format) = format {
         return ImageView::raw(data, image.stride, image.width, image.height, format);
     }
-    for (name, value) in [("stride", image.stride), ("width", image.width as usize), ("height", image.height as usize)] {
+    for (name, value) in [("stride", image.stride), ("width", image.width as usize), ("height", image.height as usize)]
+    {
         if value != 0 {
             return Err(Error::invalid_argument(format!("{name}: {value} given, 0 needed for encoded bytes")));
         }

@@ -2,8 +2,8 @@
 
 use std::ffi::{CStr, c_char, c_void};
 
-use super::types::{smolvlm_log_callback, smolvlm_log_level, smolvlm_status};
 use super::guard;
+use super::types::{smolvlm_log_callback, smolvlm_log_level, smolvlm_status};
 use crate::error::{Error, ErrorKind};
 use crate::log::{self, Level};
 
@@ -112,7 +112,11 @@ pub unsafe extern "C" fn smolvlm_set_log_callback(
                 unsafe { callback(*user_data, c_level(level) as i32, guard::c_string(message).as_ptr()) }
             })
         });
-        if log::set(sink) { Ok(()) } else { Err(Error::new(ErrorKind::Busy, "callback: set from inside a log callback")) }
+        if log::set(sink) {
+            Ok(())
+        } else {
+            Err(Error::new(ErrorKind::Busy, "callback: set from inside a log callback"))
+        }
     })
 }
 

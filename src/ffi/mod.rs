@@ -14,3 +14,5 @@ pub mod result;
 pub mod session;
 pub mod types;
 
+#[cfg(test)]
+mod tests;

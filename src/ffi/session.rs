@@ -71,9 +71,8 @@ pub unsafe extern "C" fn smolvlm_session_process(
         // SAFETY: the caller promises a handle from `smolvlm_session_new` that is not freed yet.
         let session = unsafe { arg::handle(session, "session") }?;
         // SAFETY: the caller promises a struct of `struct_size` bytes whose pointers are valid.
-        let answer = unsafe {
-            with_request(request, |request, on_text| session.exclusively(|s| s.process(request, on_text)))
-        }?;
+        let answer =
+            unsafe { with_request(request, |request, on_text| session.exclusively(|s| s.process(request, on_text))) }?;
         *out = arg::give(smolvlm_result::new(answer));
         Ok(())
     })

@@ -34,7 +34,8 @@ impl TextModel {
         } else {
             loader.linear("lm_head", text.hidden_size, text.vocab_size)?
         };
-        let layers = (0..text.num_hidden_layers).map(|i| Layer::load(&at.at("layers").at(i), text)).collect::<Result<_>>()?;
+        let layers =
+            (0..text.num_hidden_layers).map(|i| Layer::load(&at.at("layers").at(i), text)).collect::<Result<_>>()?;
         let inv_freq: Vec<f32> = (0..text.head_dim)
             .step_by(2)
             .map(|i| text.rope_theta.powf(-(i as f64) / text.head_dim as f64) as f32)
@@ -129,7 +130,13 @@ impl Cache {
         self.len = self.len.min(len);
     }
 
-    fn reserve(&mut self, tokens: usize, config: &TextConfig, dtype: DType, device: &Device) -> candle_core::Result<()> {
+    fn reserve(
+        &mut self,
+        tokens: usize,
+        config: &TextConfig,
+        dtype: DType,
+        device: &Device,
+    ) -> candle_core::Result<()> {
         let needed = self.len + tokens;
         if needed <= self.capacity {
             return Ok(());
@@ -158,8 +165,9 @@ const MIN_CAPACITY: usize = 256;
 /// 0 where a token may look, minus infinity ahead of it: [tokens, start + tokens].
 fn causal_mask(start: usize, tokens: usize, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
     let width = start + tokens;
-    let mask: Vec<f32> =
-        (0..tokens).flat_map(|i| (0..width).map(move |j| if j > start + i { f32::NEG_INFINITY } else { 0.0 })).collect();
+    let mask: Vec<f32> = (0..tokens)
+        .flat_map(|i| (0..width).map(move |j| if j > start + i { f32::NEG_INFINITY } else { 0.0 }))
+        .collect();
     Tensor::from_vec(mask, (tokens, width), device)?.to_dtype(dtype)
 }
 
@@ -190,7 +198,8 @@ struct Layer {
 impl Layer {
     fn load(at: &Loader<'_>, config: &TextConfig) -> Result<Self> {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        let (queries, keys) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
+        let (queries, keys) =
+            (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
         let attention = at.at("self_attn");
         let mlp = at.at("mlp");
         Ok(Self {
@@ -220,7 +229,8 @@ impl Layer {
         let tokens = x.dim(0)?;
         let (cos, sin) = step.turn;
         // [tokens, heads * head_dim] -> [heads, tokens, head_dim]
-        let split = |rows: Tensor, heads: usize| rows.reshape((1, tokens, heads, self.head_dim))?.transpose(1, 2)?.contiguous();
+        let split =
+            |rows: Tensor, heads: usize| rows.reshape((1, tokens, heads, self.head_dim))?.transpose(1, 2)?.contiguous();
         let queries = rope(&split(self.q_proj.forward(x)?, self.heads)?, cos, sin)?;
         let keys = rope(&split(self.k_proj.forward(x)?, self.kv_heads)?, cos, sin)?;
         let values = split(self.v_proj.forward(x)?, self.kv_heads)?;
@@ -236,7 +246,11 @@ impl Layer {
         let scale = (self.head_dim as f64).powf(-0.5);
         let mut scores = (queries.matmul(&keys.transpose(1, 2)?)? * scale)?;
         if let Some(mask) = step.mask {
-            scores = scores.reshape((self.heads, tokens, context))?.broadcast_add(mask)?.reshape((self.kv_heads, group * tokens, context))?;
+            scores = scores.reshape((self.heads, tokens, context))?.broadcast_add(mask)?.reshape((
+                self.kv_heads,
+                group * tokens,
+                context,
+            ))?;
         }
         let mixed = softmax(&scores)?.matmul(&values)?;
         let rows = mixed.reshape((self.heads, tokens, self.head_dim))?.transpose(0, 1)?.flatten_from(D::Minus2)?;

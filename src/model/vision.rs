@@ -33,7 +33,9 @@ impl VisionModel {
         let kernel = at.at("embeddings.patch_embedding").tensor("weight", &[hidden, 3, patch, patch])?;
         let bias = at.at("embeddings.patch_embedding").tensor("bias", &[hidden])?;
         let positions = at.at("embeddings.position_embedding").tensor("weight", &[vision.patches(), hidden])?;
-        let layers = (0..vision.num_hidden_layers).map(|i| Layer::load(&at.at("encoder.layers").at(i), vision)).collect::<Result<_>>()?;
+        let layers = (0..vision.num_hidden_layers)
+            .map(|i| Layer::load(&at.at("encoder.layers").at(i), vision))
+            .collect::<Result<_>>()?;
         let inputs = hidden * config.scale_factor.pow(2);
         Ok(Self {
             patch_embedding: Linear { weight: kernel.reshape((hidden, 3 * patch * patch))?, bias: Some(bias) },
@@ -51,7 +53,11 @@ impl VisionModel {
     /// Normalised pixels [tiles, 3, size, size] -> hidden states after the last norm [tiles, patches, hidden].
     ///
     /// `check` is asked before each layer, and its error ends the work.
-    pub fn encode<E: From<candle_core::Error>>(&self, pixels: &[f32], check: &mut dyn FnMut() -> Result<(), E>) -> Result<Tensor, E> {
+    pub fn encode<E: From<candle_core::Error>>(
+        &self,
+        pixels: &[f32],
+        check: &mut dyn FnMut() -> Result<(), E>,
+    ) -> Result<Tensor, E> {
         let patches = self.patchify(pixels)?;
         let tiles = patches.dim(0)?;
         let rows = self.patch_embedding.forward(&patches.flatten_to(1)?)?;
@@ -140,7 +146,11 @@ impl Layer {
         let (tiles, patches, hidden) = x.dims3()?;
         let rows = x.flatten_to(1)?;
         let heads = |projection: &Linear| {
-            projection.forward(&rows)?.reshape((tiles, patches, self.heads, self.head_dim))?.transpose(1, 2)?.contiguous()
+            projection
+                .forward(&rows)?
+                .reshape((tiles, patches, self.heads, self.head_dim))?
+                .transpose(1, 2)?
+                .contiguous()
         };
         let scale = (self.head_dim as f64).powf(-0.5);
         let scores = (heads(&self.q_proj)?.matmul(&heads(&self.k_proj)?.transpose(2, 3)?)? * scale)?;
@@ -160,7 +170,11 @@ impl Norm {
     fn load(at: &Loader<'_>, name: &str, config: &VisionConfig) -> Result<Self> {
         let at = at.at(name);
         let shape = [config.hidden_size];
-        Ok(Self { weight: at.tensor("weight", &shape)?, bias: at.tensor("bias", &shape)?, eps: config.layer_norm_eps as f32 })
+        Ok(Self {
+            weight: at.tensor("weight", &shape)?,
+            bias: at.tensor("bias", &shape)?,
+            eps: config.layer_norm_eps as f32,
+        })
     }
 
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {

@@ -48,7 +48,8 @@ impl Weights {
         let index: Index = parse(files, INDEX)?;
         for name in index.weight_map.values().collect::<BTreeSet<_>>() {
             if name.contains(['/', '\\']) {
-                return Err(Error::invalid_model(format!("weight_map: \"{name}\" is not a file name")).at(files.path(INDEX).display()));
+                return Err(Error::invalid_model(format!("weight_map: \"{name}\" is not a file name"))
+                    .at(files.path(INDEX).display()));
             }
             weights.add(files, name)?;
         }
@@ -88,13 +89,21 @@ impl Weights {
         };
         let shard = &self.shards[entry.shard];
         if entry.shape != shape {
-            return Err(Error::invalid_model(format!("{}: {name} is {:?}, config.json says {shape:?}", shard.path, entry.shape)));
+            return Err(Error::invalid_model(format!(
+                "{}: {name} is {:?}, config.json says {shape:?}",
+                shard.path, entry.shape
+            )));
         }
         let stored = match entry.dtype {
             Dtype::F32 => DType::F32,
             Dtype::F16 => DType::F16,
             Dtype::BF16 => DType::BF16,
-            other => return Err(Error::unsupported(format!("{}: {name} is {other:?}, F32, F16 and BF16 are known", shard.path))),
+            other => {
+                return Err(Error::unsupported(format!(
+                    "{}: {name} is {other:?}, F32, F16 and BF16 are known",
+                    shard.path
+                )));
+            }
         };
         let bytes = &shard.map[entry.bytes.clone()];
         Ok(Tensor::from_raw_buffer(bytes, stored, shape, device)?.to_dtype(dtype)?)

@@ -288,6 +288,7 @@ mod tests {
         assert!(!vertical_first(input(40, 140), 20, 100));
         assert!(vertical_first(input(40, 141), 20, 100));
         assert!(vertical_first(input(40, 101), 41, 100));
+        assert!(!vertical_first(input(40, 100), 41, 100));
         assert!(!vertical_first(input(30, 4096), 384, 4224));
     }
 

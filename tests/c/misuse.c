@@ -407,14 +407,13 @@ static void engine_freed_before_its_session(const char *model_dir) {
     smolvlm_result_free(result);
     smolvlm_session_free(reentry.session);
 
-    /* Both freed by the callback, in the middle of the generation. */
+    /* Both freed by the first call of the callback; the generation goes on, and calls it again. */
     reentry.engine = load(model_dir);
     CHECK_OK(smolvlm_session_new(reentry.engine, &reentry.session));
     request.on_text = free_everything;
     request.user_data = &reentry;
-    request.max_new_tokens = 1;
     CHECK_OK(smolvlm_session_process(reentry.session, &request, &result));
-    CHECK(reentry.calls == 1 && reentry.engine == NULL);
+    CHECK(reentry.calls > 1 && reentry.engine == NULL);
     CHECK(smolvlm_result_text(result, NULL)[0] != '\0');
     smolvlm_result_free(result);
     free((void *)image.data);

@@ -39,7 +39,12 @@ struct Shared {
 
 impl CandleBackend {
     /// Reads the checkpoint's weights.
-    pub fn load(files: &ModelFiles, model: &ModelConfig, images: &ImageConfig, options: &EngineOptions) -> Result<Self> {
+    pub fn load(
+        files: &ModelFiles,
+        model: &ModelConfig,
+        images: &ImageConfig,
+        options: &EngineOptions,
+    ) -> Result<Self> {
         let (device, device_kind) = open_device(options)?;
         let (dtype, dtype_kind) = match (options.dtype, device_kind) {
             (DTypeKind::F32, _) | (DTypeKind::Auto, DeviceKind::Cpu) => (DType::F32, DTypeKind::F32),
@@ -54,10 +59,17 @@ impl CandleBackend {
             .build()
             .map_err(|e| Error::new(ErrorKind::Backend, format!("num_threads: {}: {e}", options.num_threads)))?;
         let loader = Loader::new(&weights, dtype, &device);
-        let (vision, text) = pool.install(|| Result::<_>::Ok((VisionModel::load(&loader.at("model"), model)?, TextModel::load(&loader, model)?)))?;
+        let (vision, text) = pool.install(|| {
+            Result::<_>::Ok((VisionModel::load(&loader.at("model"), model)?, TextModel::load(&loader, model)?))
+        })?;
         Ok(Self {
             vision,
-            shared: Arc::new(Shared { text, image_token_id: model.image_token_id, hidden_size: model.text.hidden_size, pool }),
+            shared: Arc::new(Shared {
+                text,
+                image_token_id: model.image_token_id,
+                hidden_size: model.text.hidden_size,
+                pool,
+            }),
             normalise: Normalise::new(images.rescale_factor, images.mean, images.std),
             tiles_at_once: (VISION_PATCHES / model.vision.patches()).max(1),
             placement: Placement { backend: BackendKind::Candle, device: device_kind, dtype: dtype_kind },
@@ -123,7 +135,11 @@ impl CandleDecoder {
         for run in ids.chunk_by(|a, b| (*a == shared.image_token_id) == (*b == shared.image_token_id)) {
             if run[0] == shared.image_token_id {
                 let (now, later) = rest.split_at_checked(run.len() * shared.hidden_size).ok_or_else(|| {
-                    Error::internal(format!("{} image rows for a run of {} image tokens", rest.len() / shared.hidden_size, run.len()))
+                    Error::internal(format!(
+                        "{} image rows for a run of {} image tokens",
+                        rest.len() / shared.hidden_size,
+                        run.len()
+                    ))
                 })?;
                 parts.push(text.image_rows(now)?);
                 rest = later;
@@ -148,7 +164,11 @@ impl Decoder for CandleDecoder {
             while let Some(chunk) = chunks.next() {
                 rest = self.append(chunk, rest, stop, chunks.peek().is_none())?;
             }
-            if rest.is_empty() { Ok(()) } else { Err(Halt::from(Error::internal(format!("{} image values left over", rest.len())))) }
+            if rest.is_empty() {
+                Ok(())
+            } else {
+                Err(Halt::from(Error::internal(format!("{} image values left over", rest.len()))))
+            }
         })?;
         Ok(&self.logits)
     }
@@ -183,7 +203,9 @@ fn open_device(options: &EngineOptions) -> Result<(Device, DeviceKind)> {
         DeviceKind::Metal if cfg!(feature = "metal") => Ok((Device::new_metal(index)?, DeviceKind::Metal)),
         other => {
             let name = other.name();
-            Err(Error::unsupported(format!("device: {name} asked for, but this build has no {name} (cargo feature `{name}`)")))
+            Err(Error::unsupported(format!(
+                "device: {name} asked for, but this build has no {name} (cargo feature `{name}`)"
+            )))
         }
     }
 }

@@ -43,9 +43,9 @@ def pack(encoder, grids, questions):
     return Pack(ids, positions, mask, ids == encoder.image_id, rows, targets.flatten()[rows], scene * most + group - 1)
 
 
-def answer_logits(model, packed, image_rows):
-    hidden = model.hidden(packed.ids, image_rows, packed.image_mask, packed.positions, packed.mask)
-    return model.lm_head(hidden.flatten(0, 1)[packed.rows])
+def answer_logits(run, packed, image_rows):
+    hidden = run.hidden(packed.ids, image_rows, packed.image_mask, packed.positions, packed.mask)
+    return run.model.lm_head(hidden.flatten(0, 1)[packed.rows])
 
 
 @torch.no_grad()

@@ -75,8 +75,8 @@ def train_jointly(run, encoder, minutes, seed, align, muon_lr, adam_lr, decay):
     optimisers, clock = make_optimisers(modules, muon_lr, adam_lr), Clock(minutes, decay)
     while clock.tick(optimisers):
         tiles, labels, packed, questions = next(batches)
-        patches, tokens = run.model.encode(tiles)
-        logits = answer_logits(run.model, packed, tokens.flatten(0, 1))
+        patches, tokens = run.encode(tiles)
+        logits = answer_logits(run, packed, tokens.flatten(0, 1))
         losses, predicted = heads.losses(patches, tokens, labels)
         answer, dense = F.cross_entropy(logits, packed.targets), sum(losses.values())
         meaning = F.mse_loss(tokens, code(symbols(labels)))

@@ -51,7 +51,7 @@ def train_language(run, encoder, minutes, seed, overview_share):
     batches = iter(DataLoader(SymbolicBatches(encoder, seed, overview_share), batch_size=None, num_workers=1, prefetch_factor=8))
     while clock.tick(optimisers):
         coded, packed, questions = next(batches)
-        logits = answer_logits(run.model, packed, code(coded).flatten(0, 1))
+        logits = answer_logits(run, packed, code(coded).flatten(0, 1))
         loss = F.cross_entropy(logits, packed.targets)
         update(optimisers, modules, loss)
         if clock.step % 25 == 0:

@@ -12,6 +12,18 @@ from .model import Config, DemoModel
 SAVE_EVERY_SECONDS = 90
 
 
+def fast(function):
+    """Compiled, its matrix products in bfloat16; the result in float32, for the losses."""
+    compiled = torch.compile(function, dynamic=True)
+
+    def call(*inputs):
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = compiled(*inputs)
+        return tuple(x.float() for x in outputs) if isinstance(outputs, tuple) else outputs.float()
+
+    return call
+
+
 class Run:
     def __init__(self, folder, config=Config(), seed=1):
         torch.manual_seed(seed)
@@ -21,6 +33,8 @@ class Run:
         self.checkpoint = torch.load(self._path(), weights_only=True) if self._path().exists() else {}
         if self.checkpoint:
             self.model.load_state_dict(self.checkpoint["model"])
+        self.encode = fast(self.model.encode)
+        self.hidden = fast(self.model.hidden)
 
     def _path(self):
         return self.folder / "checkpoint.pt"

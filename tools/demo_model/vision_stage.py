@@ -11,7 +11,7 @@ from .render import render
 from .scenes import sample_scene
 from .tiles import split
 
-SCENES_PER_BATCH, TILES_PER_SCENE = 16, 3
+SCENES_PER_BATCH, TILES_PER_SCENE = 14, 4
 
 
 class TileBatches(IterableDataset):
@@ -44,7 +44,7 @@ def train_vision(run, minutes, seed):
     batches = iter(DataLoader(TileBatches(seed), batch_size=None, num_workers=1, prefetch_factor=8))
     while clock.tick(optimisers):
         tiles, labels = next(batches)
-        patches, tokens = run.model.encode(tiles)
+        patches, tokens = run.encode(tiles)
         losses, predicted = heads.losses(patches, tokens, labels)
         update(optimisers, modules, sum(losses.values()))
         if clock.step % 25 == 0:

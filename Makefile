@@ -35,7 +35,11 @@ test: test-rust test-c
 test-rust:
 	cargo test --release --locked --no-fail-fast
 
+# The path of the crate's unit tests, as cargo reports it: ctest runs those of src/ffi under Valgrind.
 test-c: build
+	unit_tests=$$(cargo test --release --locked --lib --no-run --message-format=json \
+	  | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1) && \
+	cmake -S . -B $(CMAKE_BUILD) -DSMOLVLM_UNIT_TESTS="$$unit_tests"
 	cd $(CMAKE_BUILD) && ctest --output-on-failure -j2
 
 clean:

@@ -97,7 +97,7 @@ impl ModelFiles {
                 .split_once("  ")
                 .filter(|(hex, name)| hex.len() == 64 && is_plain(name))
                 .ok_or_else(|| Error::invalid_model("not `<64 hex digits>  <file name>`").at(place(i)))?;
-            let found = self.digest(name)?;
+            let found = self.digest(name).map_err(|e| e.at(place(i)))?;
             if !found.eq_ignore_ascii_case(expected) {
                 let message = format!("SHA-256 is {found}, {SUMS} says {expected}");
                 return Err(Error::invalid_model(message).at(self.path(name).display()));

@@ -5,6 +5,7 @@
     train_demo_model.py export --work DIR                     writes models/demo
     train_demo_model.py eval --export DIR --scenes 500        held-out scenes as PNG files, and questions.jsonl
     train_demo_model.py answer DIR/questions.jsonl OUT.jsonl  the answers of transformers, greedy, in float32
+    train_demo_model.py answer DIR/questions.jsonl OUT.jsonl --library target/release/libsmolvlm.so    the library's
     train_demo_model.py score OUT.jsonl                       the table (task, questions, right)
     train_demo_model.py report OUT.jsonl --work DIR           models/demo/README.md, around that table
     train_demo_model.py picture NUMBER                        models/demo/test_image.jpg, one of the held-out scenes
@@ -25,6 +26,7 @@ from demo_model import evaluate
 from demo_model.export import export
 from demo_model.joint_stage import train_jointly
 from demo_model.language_stage import train_language
+from demo_model.library import answer_with_library
 from demo_model.report import write_report
 from demo_model.run import Run
 from demo_model.tokenizer import PromptEncoder, train_tokenizer
@@ -83,6 +85,7 @@ def arguments():
     command.add_argument("questions", type=Path)
     command.add_argument("answers", type=Path)
     command.add_argument("--model", type=Path, default=MODEL)
+    command.add_argument("--library", type=Path, help="libsmolvlm.so, to answer in place of transformers")
 
     command = commands.add_parser("score", help="score a JSON-lines file with 'expected' and 'answer'")
     command.add_argument("answers", type=Path)
@@ -109,7 +112,10 @@ def main():
     elif options.command == "eval":
         evaluate.export_scenes(options.export, options.scenes)
     elif options.command == "answer":
-        evaluate.answer_with_reference(options.model, options.questions, options.answers)
+        if options.library:
+            answer_with_library(options.library, options.model, options.questions, options.answers)
+        else:
+            evaluate.answer_with_reference(options.model, options.questions, options.answers)
     elif options.command == "report":
         run = Run(options.work)
         write_report(MODEL, run.model, run.config, options.answers, options.history)

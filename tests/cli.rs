@@ -1,0 +1,129 @@
+//! The command line, run as its users run it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+/// Cargo builds the examples before the tests, into a folder beside theirs.
+fn binary() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let path = test.ancestors().nth(2).unwrap().join("examples/smolvlm_demo");
+    assert!(path.exists(), "{}: build it with `cargo build --example smolvlm_demo`", path.display());
+    path
+}
+
+fn run(arguments: &[&str]) -> Output {
+    Command::new(binary()).args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap()
+}
+
+const IMAGE: &str = "models/demo/test_image.jpg";
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+fn json(arguments: &[&str]) -> Value {
+    let output = run(&[&["--json", "--image", IMAGE], arguments].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn json_is_one_object_with_every_field() {
+    let answer = json(&["--prompt", "How many objects are there?"]);
+    let keys: Vec<&String> = answer.as_object().unwrap().keys().collect();
+    let expected = [
+        "backend",
+        "device",
+        "dtype",
+        "finish_reason",
+        "generated_tokens",
+        "image_tokens",
+        "prompt_token_ids",
+        "prompt_tokens",
+        "text",
+        "timings_ms",
+        "token_ids",
+    ];
+    assert_eq!(keys, expected);
+    let timings = answer["timings_ms"].as_object().unwrap();
+    let expected = ["decode", "load", "prefill", "preprocess", "time_to_first_token", "total", "vision"];
+    assert_eq!(timings.keys().collect::<Vec<_>>(), expected);
+    assert!(timings.values().all(|ms| ms.as_f64().unwrap() >= 0.0));
+    let stages = ["preprocess", "vision", "prefill", "decode"].map(|s| timings[s].as_f64().unwrap());
+    let total = timings["total"].as_f64().unwrap();
+    assert!(stages.iter().sum::<f64>() <= total, "total is without load: {answer}");
+    assert_eq!(
+        answer["prompt_tokens"].as_u64().unwrap() as usize,
+        answer["prompt_token_ids"].as_array().unwrap().len()
+    );
+    assert_eq!(answer["generated_tokens"].as_u64().unwrap() as usize, answer["token_ids"].as_array().unwrap().len());
+    assert_eq!(
+        (&answer["backend"], &answer["device"], &answer["dtype"]),
+        (&"candle".into(), &"cpu".into(), &"f32".into())
+    );
+    assert_eq!(answer["finish_reason"], "end_of_text");
+}
+
+#[test]
+fn the_streamed_text_is_the_json_s() {
+    let question = ["--prompt", "Describe this image.", "--image", IMAGE];
+    let output = run(&question);
+    assert!(output.status.success());
+    assert_eq!(text(&output.stdout).trim_end(), json(&question[..2])["text"].as_str().unwrap());
+    assert_eq!(text(&output.stderr), "");
+    let stats = run(&[&question[..], &["--stats"]].concat());
+    for word in ["candle on cpu in f32", "vision", "prefill", "decode", "tokens/s"] {
+        assert!(text(&stats.stderr).contains(word), "{word}: {}", text(&stats.stderr));
+    }
+}
+
+#[test]
+fn options_reach_the_engine() {
+    let tokens = |arguments: &[&str]| json(arguments)["image_tokens"].as_u64().unwrap();
+    let (whole, one) = (tokens(&[]), tokens(&["--no-split"]));
+    assert!(whole > one && one == tokens(&["--longest-edge", "96"]), "{whole} {one}");
+    assert_eq!(json(&["--dtype", "bf16"])["dtype"], "bf16");
+    assert_eq!(json(&["--backend", "candle", "--threads", "1"])["backend"], "candle");
+    let short = json(&["--max-new-tokens", "2"]);
+    assert_eq!((&short["generated_tokens"], &short["finish_reason"]), (&2.into(), &"max_tokens".into()));
+    let stopped = json(&["--prompt", "Describe this image.", "--stop", "image"]);
+    assert_eq!((&stopped["text"], &stopped["finish_reason"]), (&"The ".into(), &"stop_string".into()));
+    let drawn =
+        |seed: &str| json(&["--temperature", "3", "--seed", seed, "--max-new-tokens", "20"])["token_ids"].clone();
+    assert_eq!(drawn("1"), drawn("1"));
+    assert_ne!(drawn("1"), drawn("2"));
+    let likeliest = json(&["--temperature", "3", "--top-k", "1"]);
+    assert_eq!(likeliest["token_ids"], json(&[])["token_ids"]);
+    assert_eq!(json(&["--timeout-ms", "0"])["finish_reason"], "timeout");
+}
+
+#[test]
+fn errors_name_the_value_and_have_their_exit_codes() {
+    let cases: [(&[&str], i32, &str); 6] = [
+        (&["--image", "no-such.jpg"], 2, "no-such.jpg"),
+        (&["--model", "no-such-model"], 2, "no-such-model"),
+        (&["--image", "Cargo.toml"], 2, "are not JPEG, PNG, WebP or BMP"),
+        (&["--temperature", "nan"], 2, "temperature: NaN"),
+        (&["--backend", "tensorflow"], 2, "tensorflow"),
+        (&["--model", "tests"], 2, "config.json"),
+    ];
+    for (arguments, code, message) in cases {
+        let output = run(arguments);
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {error}");
+        assert!(error.contains(message), "{arguments:?}: {error}");
+        assert_eq!(text(&output.stdout), "");
+    }
+    assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(IMAGE).exists());
+}
+
+#[test]
+fn help_has_examples_and_exit_codes() {
+    let output = run(&["--help"]);
+    assert!(output.status.success());
+    for word in ["--longest-edge", "Examples:", "Exit codes:", "smolvlm_demo --image"] {
+        assert!(text(&output.stdout).contains(word), "{word}");
+    }
+}

@@ -3,6 +3,7 @@
 //! A SigLIP vision transformer, a pixel-shuffle connector, and a Llama decoder; see
 //! `modeling_idefics3.py` and `modeling_llama.py` of transformers 5 for the reference.
 
+mod ops;
 mod text;
 mod vision;
 mod weights;
@@ -68,13 +69,8 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let y = x.matmul(&self.weight.t()?)?;
         match &self.bias {
-            Some(bias) => y.broadcast_add(bias),
+            Some(bias) => ops::add(y, bias),
             None => Ok(y),
         }
     }
-}
-
-/// Softmax over the last dimension, in f32 as the reference does.
-fn softmax(scores: &Tensor) -> candle_core::Result<Tensor> {
-    candle_nn::ops::softmax_last_dim(&scores.to_dtype(DType::F32)?)?.to_dtype(scores.dtype())
 }

@@ -4,7 +4,7 @@ use candle_core::{D, DType, Device, Tensor};
 use candle_nn::ops::rms_norm;
 use candle_nn::rotary_emb::rope;
 
-use super::{Linear, Loader, softmax};
+use super::{Linear, Loader, ops};
 use crate::config::{ModelConfig, TextConfig};
 use crate::error::Result;
 
@@ -219,10 +219,10 @@ impl Layer {
     }
 
     fn forward(&self, x: &Tensor, step: &Step<'_>) -> candle_core::Result<Tensor> {
-        let x = (x + self.attention(&self.input_layernorm.forward(x)?, step)?)?;
+        let x = ops::add(self.attention(&self.input_layernorm.forward(x)?, step)?, x)?;
         let normed = self.post_attention_layernorm.forward(&x)?;
-        let gated = (self.gate_proj.forward(&normed)?.silu()? * self.up_proj.forward(&normed)?)?;
-        x + self.down_proj.forward(&gated)?
+        let gated = ops::silu_mul(self.gate_proj.forward(&normed)?, &self.up_proj.forward(&normed)?)?;
+        ops::add(self.down_proj.forward(&gated)?, &x)
     }
 
     fn attention(&self, x: &Tensor, step: &Step<'_>) -> candle_core::Result<Tensor> {
@@ -244,15 +244,9 @@ impl Layer {
         let group = self.heads / self.kv_heads;
         let queries = queries.reshape((self.kv_heads, group * tokens, self.head_dim))?;
         let scale = (self.head_dim as f64).powf(-0.5);
-        let mut scores = (queries.matmul(&keys.transpose(1, 2)?)? * scale)?;
-        if let Some(mask) = step.mask {
-            scores = scores.reshape((self.heads, tokens, context))?.broadcast_add(mask)?.reshape((
-                self.kv_heads,
-                group * tokens,
-                context,
-            ))?;
-        }
-        let mixed = softmax(&scores)?.matmul(&values)?;
+        let scores = queries.matmul(&keys.transpose(1, 2)?)?;
+        // A row's token is its number modulo `tokens`, so the mask's rows fit again and again.
+        let mixed = ops::softmax(scores, scale, step.mask)?.matmul(&values)?;
         let rows = mixed.reshape((self.heads, tokens, self.head_dim))?.transpose(0, 1)?.flatten_from(D::Minus2)?;
         self.o_proj.forward(&rows)
     }

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use candle_nn::ops::layer_norm;
 
-use super::{Linear, Loader, softmax};
+use super::{Linear, Loader, ops};
 use crate::config::{ModelConfig, VisionConfig};
 use crate::error::Result;
 
@@ -61,9 +61,8 @@ impl VisionModel {
         let patches = self.patchify(pixels)?;
         let tiles = patches.dim(0)?;
         let rows = self.patch_embedding.forward(&patches.flatten_to(1)?)?;
-        let mut x = rows
-            .reshape((tiles, self.config.patches(), self.config.hidden_size))?
-            .broadcast_add(&self.position_embedding)?;
+        let rows = rows.reshape((tiles, self.config.patches(), self.config.hidden_size))?;
+        let mut x = ops::add(rows, &self.position_embedding)?;
         for layer in &self.layers {
             check()?;
             x = layer.forward(&x)?;
@@ -134,11 +133,10 @@ impl Layer {
     }
 
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let x = (x + self.attention(&self.layer_norm1.forward(x)?)?)?;
+        let x = ops::add(self.attention(&self.layer_norm1.forward(x)?)?, x)?;
         let normed = self.layer_norm2.forward(&x)?;
-        let inner = self.fc1.forward(&normed.flatten_to(1)?)?.gelu()?;
-        let mlp = self.fc2.forward(&inner)?.reshape(x.shape())?;
-        x + mlp
+        let inner = ops::gelu(self.fc1.forward(&normed.flatten_to(1)?)?)?;
+        ops::add(self.fc2.forward(&inner)?.reshape(x.shape())?, &x)
     }
 
     /// Bidirectional attention over all patches of a tile. All tiles are full: no mask.
@@ -153,8 +151,8 @@ impl Layer {
                 .contiguous()
         };
         let scale = (self.head_dim as f64).powf(-0.5);
-        let scores = (heads(&self.q_proj)?.matmul(&heads(&self.k_proj)?.transpose(2, 3)?)? * scale)?;
-        let mixed = softmax(&scores)?.matmul(&heads(&self.v_proj)?)?;
+        let scores = heads(&self.q_proj)?.matmul(&heads(&self.k_proj)?.transpose(2, 3)?)?;
+        let mixed = ops::softmax(scores, scale, None)?.matmul(&heads(&self.v_proj)?)?;
         let rows = mixed.transpose(1, 2)?.reshape((tiles * patches, hidden))?;
         self.out_proj.forward(&rows)?.reshape((tiles, patches, hidden))
     }

@@ -16,7 +16,7 @@ use smolvlm::files::ModelFiles;
 use smolvlm::preprocess::{self, TileOptions, Tiles};
 use smolvlm::prompt::{ChatTemplate, Grid, Message, Part, PromptBuilder, Role};
 use smolvlm::tokenizer::Tokenizer;
-use smolvlm::{Engine, EngineOptions, FinishReason, ImageView, Request};
+use smolvlm::{DTypeKind, Engine, EngineOptions, FinishReason, ImageView, Request};
 
 /// Largest difference accepted, as a share of the reference's root mean square.
 /// The worst seen is 2.9e-5.
@@ -358,4 +358,32 @@ fn the_whole_pipeline_says_what_the_reference_says() {
     }
     // Forks by rounding alone are judged above, position by position; here most must agree to the end.
     assert!(equal >= 8, "only {equal} of the answers are the reference's");
+}
+
+/// bf16 keeps 8 bits: no more than its rounding may separate it from f32.
+#[test]
+fn bf16_is_f32_but_for_its_rounding() {
+    const TOLERANCE: f32 = 0.1;
+    for dir in checkpoints() {
+        let parts = open(&dir);
+        let load = |dtype| {
+            let options = EngineOptions { dtype, ..Default::default() };
+            CandleBackend::load(&parts.files, &parts.model, &parts.images, &options).unwrap()
+        };
+        let (exact, rounded) = (load(DTypeKind::F32), load(DTypeKind::Bf16));
+        let golden: Golden = json(&dir.join("golden.json"));
+        let case = &golden.cases[0];
+        let tiles = tiles(&dir, case, parts.images.tile_size);
+        let ids = parts
+            .prompt
+            .build(&[Message::question(1, &case.question)], &[Grid::from(&tiles)], &parts.tokenizer)
+            .unwrap();
+        let logits = |backend: &CandleBackend| {
+            let rows = backend.encode_images(&tiles, &Stop::default()).unwrap();
+            backend.decoder().unwrap().prefill(&ids, &rows.values, &Stop::default()).unwrap().to_vec()
+        };
+        let difference = difference(&logits(&rounded), &logits(&exact));
+        println!("{}: {difference:.1e}", dir.display());
+        assert!(difference > 0.0 && difference <= TOLERANCE, "{}: {difference}", dir.display());
+    }
 }

@@ -44,11 +44,11 @@ def tokenizer_of(work):
 
 
 def train(options):
-    encoder, run = PromptEncoder(tokenizer_of(options.work)), Run(options.work)
+    encoder, run = PromptEncoder(tokenizer_of(options.work)), Run(options.work, start=options.start)
     for number, (stage, minutes) in enumerate(zip(options.stages.split(","), map(float, options.minutes.split(",")), strict=True)):
         seed = options.seed + number
         if stage == "vision":
-            train_vision(run, minutes, seed)
+            train_vision(run, minutes, seed, options.text_share)
         elif stage == "language":
             train_language(run, encoder, minutes, seed, options.overview_share)
         elif stage == "joint":
@@ -63,10 +63,12 @@ def arguments():
 
     command = commands.add_parser("train", help="train, or go on training")
     command.add_argument("--work", type=Path, required=True, help="folder of the checkpoint, the tokenizer and the log")
+    command.add_argument("--start", type=Path, help="exported model to go on from, where the folder has no checkpoint")
     command.add_argument("--stages", default="vision,language,joint")
     command.add_argument("--minutes", default="40,25,40", help="of each stage")
     command.add_argument("--seed", type=int, default=100)
     command.add_argument("--threads", type=int, default=os.cpu_count())
+    command.add_argument("--text-share", type=float, default=0.25, help="vision: scenes with printed text")
     command.add_argument("--overview-share", type=float, default=0.75, help="language: batches without the crops")
     command.add_argument("--align", action=argparse.BooleanOptionalAction, default=True, help="joint: fit the connector first")
     command.add_argument("--muon-lr", type=float, default=3e-3, help="joint")
@@ -109,6 +111,7 @@ def main():
     elif options.command == "export":
         run = Run(options.work)
         export(run.model, run.config, tokenizer_of(options.work), options.out)
+        run.save_heads()
     elif options.command == "eval":
         evaluate.export_scenes(options.export, options.scenes)
     elif options.command == "answer":

@@ -1,10 +1,11 @@
-"""Several questions share one scene's image tokens in one sequence; none sees the others."""
+"""Several conversations about one scene share its image tokens in one sequence; none sees the others."""
 
 from dataclasses import dataclass
 
 import torch
 
 MASKED, SHARED = -1, 0
+FOLLOW_UP_SHARE, LONGEST_CONVERSATION = 0.3, 4
 
 
 @dataclass
@@ -18,29 +19,44 @@ class Pack:
     tasks: torch.Tensor  # the question number of each target
 
 
-def pack(encoder, grids, questions):
+def _conversations(asked, rng):
+    """Splits a scene's questions into conversations; most have one question."""
+    conversations = []
+    for number, question in enumerate(asked):
+        if number == 0 or len(conversations[-1]) == LONGEST_CONVERSATION or rng.random() > FOLLOW_UP_SHARE:
+            conversations.append([])
+        conversations[-1].append((number, question))
+    return conversations
+
+
+def pack(encoder, grids, questions, rng):
     """`questions`: for each scene, its Questions."""
     sequences = []
     for grid, asked in zip(grids, questions):
         prefix = encoder.prefix(grid)
-        ids, positions, groups, targets = list(prefix), list(range(len(prefix))), [SHARED] * len(prefix), [MASKED] * len(prefix)
-        for group, question in enumerate(asked, 1):
-            asking, answer = encoder.question(question.question), encoder.answer(question.answer)
-            tokens = asking + answer
-            ids += tokens
-            positions += range(len(prefix), len(prefix) + len(tokens))
-            groups += [group] * len(tokens)
-            targets += [MASKED] * (len(asking) - 1) + answer + [MASKED]
-        sequences.append((ids, positions, groups, targets))
+        ids, positions, groups = list(prefix), list(range(len(prefix))), [SHARED] * len(prefix)
+        targets, numbers = [MASKED] * len(prefix), [0] * len(prefix)
+        for group, conversation in enumerate(_conversations(asked, rng), 1):
+            start = len(ids)
+            for turn, (number, question) in enumerate(conversation):
+                asking, answer = encoder.question(question.question, follows=turn > 0), encoder.answer(question.answer)
+                ids += asking + answer
+                # The token before the answer predicts its first token; the answer's last predicts nothing.
+                targets += [MASKED] * (len(asking) - 1) + answer + [MASKED]
+                numbers += [number] * (len(asking) + len(answer))
+            length = len(ids) - start
+            positions += range(len(prefix), len(prefix) + length)
+            groups += [group] * length
+        sequences.append((ids, positions, groups, targets, numbers))
     longest = max(len(ids) for ids, *_ in sequences)
-    filled = [torch.tensor([x + [fill] * (longest - len(x)) for x in column]) for column, fill in zip(zip(*sequences), (0, 0, MASKED, MASKED))]
-    ids, positions, groups, targets = filled
+    filled = [torch.tensor([x + [fill] * (longest - len(x)) for x in column]) for column, fill in zip(zip(*sequences), (0, 0, MASKED, MASKED, 0))]
+    ids, positions, groups, targets, numbers = filled
     same = (groups[:, :, None] == groups[:, None, :]) | (groups[:, None, :] == SHARED)
     mask = same & torch.ones(longest, longest, dtype=torch.bool).tril()
     rows = (targets.flatten() != MASKED).nonzero().squeeze(1)
-    scene, group = rows // longest, groups.flatten()[rows]
+    scene, number = rows // longest, numbers.flatten()[rows]
     most = max(len(asked) for asked in questions)
-    return Pack(ids, positions, mask, ids == encoder.image_id, rows, targets.flatten()[rows], scene * most + group - 1)
+    return Pack(ids, positions, mask, ids == encoder.image_id, rows, targets.flatten()[rows], scene * most + number)
 
 
 def answer_logits(run, packed, image_rows):

@@ -18,6 +18,7 @@ from .tiles import Grid, grid_of, split
 OVERVIEW_ONLY = Grid(0, 0)
 OVERVIEW_SHARE = 0.4  # of the batches; the overview alone is a fifth of the work, and must suffice for a small tile budget
 ALIGNMENT_BATCHES = 60
+TEXT_SHARE = 0.4  # of the scenes; reading is what takes longest to learn
 
 
 class PictureBatches(IterableDataset):
@@ -36,13 +37,13 @@ class PictureBatches(IterableDataset):
     def batch(self, rng, overview):
         tiles, labels, grids, questions = [], [], [], []
         for _ in range(28 if overview else 9):
-            scene = sample_scene(rng)
+            scene = sample_scene(rng, free_text=True, text_share=TEXT_SHARE)
             cut, known = split(render(scene, rng)), label(scene)
             tiles.append(cut[-1:] if overview else cut)
             labels.append(known.pick([len(cut) - 1]) if overview else known)
             grids.append(OVERVIEW_ONLY if overview else grid_of(scene.width, scene.height))
             questions.append(ask_several(scene, rng, 5 if overview else 8))
-        return torch.from_numpy(np.concatenate(tiles)), to_tensors(labels[0].stack_with(labels[1:])), pack(self.encoder, grids, questions), questions
+        return torch.from_numpy(np.concatenate(tiles)), to_tensors(labels[0].stack_with(labels[1:])), pack(self.encoder, grids, questions, rng), questions
 
 
 def load_batches(batches):

@@ -40,7 +40,7 @@ class SymbolicBatches(IterableDataset):
                 coded.append(symbols(labels)[-1:] if overview else symbols(labels))
                 grids.append(OVERVIEW_ONLY if overview else grid_of(scene.width, scene.height))
                 questions.append(ask_several(scene, rng, QUESTIONS_PER_SCENE))
-            yield torch.cat(coded), pack(self.encoder, grids, questions), questions
+            yield torch.cat(coded), pack(self.encoder, grids, questions, rng), questions
 
 
 def train_language(run, encoder, minutes, seed, overview_share):

@@ -6,10 +6,12 @@ import time
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from .model import Config, DemoModel
 
 SAVE_EVERY_SECONDS = 90
+HEADS = Path(__file__).parent / "heads.safetensors"  # of the shipped model, which does not need them to answer
 
 
 def fast(function):
@@ -24,13 +26,22 @@ def fast(function):
     return call
 
 
+def _exported(folder):
+    extras = {}
+    for key, tensor in load_file(HEADS).items():
+        module, name = key.split("/")
+        extras.setdefault(module, {})[name] = tensor.float()
+    return {"model": {name: t.float() for name, t in load_file(Path(folder) / "model.safetensors").items()}, "extras": extras}
+
+
 class Run:
-    def __init__(self, folder, config=Config(), seed=1):
+    def __init__(self, folder, config=Config(), seed=1, start=None):
+        """Goes on from the checkpoint in `folder`, else from the exported model in `start`, else from nothing."""
         torch.manual_seed(seed)
         self.folder, self.config = Path(folder), config
         self.folder.mkdir(parents=True, exist_ok=True)
         self.model, self.extras, self.saved_at = DemoModel(config), {}, time.time()
-        self.checkpoint = torch.load(self._path(), weights_only=True) if self._path().exists() else {}
+        self.checkpoint = torch.load(self._path(), weights_only=True) if self._path().exists() else _exported(start) if start else {}
         if self.checkpoint:
             self.model.load_state_dict(self.checkpoint["model"])
         self.encode = fast(self.model.encode)
@@ -52,6 +63,11 @@ class Run:
         torch.save(state, self._path().with_suffix(".new"))
         os.replace(self._path().with_suffix(".new"), self._path())
         self.saved_at = time.time()
+
+    def save_heads(self):
+        """Keeps the training-only modules beside the code, so that training can go on from the exported model."""
+        extras = self.checkpoint["extras"]
+        save_file({f"{module}/{name}": t.to(torch.bfloat16) for module, state in extras.items() for name, t in state.items()}, HEADS)
 
     def save_now_and_then(self):
         if time.time() - self.saved_at > SAVE_EVERY_SECONDS:

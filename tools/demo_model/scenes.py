@@ -276,12 +276,12 @@ def _add_text(scene, rng, free_text):
         _place(thing, scene, False, rng)
 
 
-def sample_scene(rng, free_text=False):
+def sample_scene(rng, free_text=False, text_share=0.25):
     """A random scene. With `free_text`, printed letters are also random strings (to learn to read, not to guess)."""
     (width, height), true_squares = _picture_size(rng)
     scene = Scene(width, height, _background(rng), [])
     style = rng.random()
-    with_text, with_arrow = style < 0.25, 0.25 <= style < 0.42
+    with_text, with_arrow = style < text_share, text_share <= style < text_share + 0.17
     if with_text:
         _add_text(scene, rng, free_text)
     others = rng.choice([0, 1, 2, 3], p=[0.35, 0.3, 0.2, 0.15]) if with_text or with_arrow else rng.choice(
@@ -300,4 +300,4 @@ def sample_scene(rng, free_text=False):
         if max(width, height) > 1.8 * min(width, height):
             diameter *= 1.25
         _place(make_shape(kind, colour, rgb, min(diameter, 0.9 * min(width, height)), rng), scene, overlap, rng)
-    return scene if scene.things else sample_scene(rng, free_text)
+    return scene if scene.things else sample_scene(rng, free_text, text_share)

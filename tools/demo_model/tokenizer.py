@@ -87,8 +87,9 @@ class PromptEncoder:
             self.prefixes[grid] = self._ids("<|im_start|>User:" + image_string(grid))
         return self.prefixes[grid]
 
-    def question(self, text):
-        return self._ids(text + "<end_of_utterance>\nAssistant:")
+    def question(self, text, follows=False):
+        """`follows`: an answer, rather than the picture."""
+        return self._ids(("\nUser: " if follows else "") + text + "<end_of_utterance>\nAssistant:")
 
     def answer(self, text):
         return self._ids(f" {text}<end_of_utterance>")

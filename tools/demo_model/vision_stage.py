@@ -17,8 +17,8 @@ SCENES_PER_BATCH, TILES_PER_SCENE = 14, 4
 class TileBatches(IterableDataset):
     """Endless batches of tiles with their labels: of each scene the overview and some of the crops."""
 
-    def __init__(self, seed):
-        self.seed = seed
+    def __init__(self, seed, text_share):
+        self.seed, self.text_share = seed, text_share
 
     def __iter__(self):
         torch.set_num_threads(1)
@@ -27,7 +27,7 @@ class TileBatches(IterableDataset):
         while True:
             tiles, labels = [], []
             for _ in range(SCENES_PER_BATCH):
-                scene = sample_scene(rng, free_text=True)
+                scene = sample_scene(rng, free_text=True, text_share=self.text_share)
                 cut = split(render(scene, rng))
                 chosen = [len(cut) - 1, *rng.choice(len(cut) - 1, min(TILES_PER_SCENE, len(cut)) - 1, replace=False)]
                 tiles.append(cut[chosen])
@@ -35,13 +35,13 @@ class TileBatches(IterableDataset):
             yield torch.from_numpy(np.concatenate(tiles)), to_tensors(labels[0].stack_with(labels[1:]))
 
 
-def train_vision(run, minutes, seed):
+def train_vision(run, minutes, seed, text_share):
     """`run` is the Run that holds the model, its checkpoint and the log."""
     heads = run.training_module("dense_heads", DenseHeads(run.config))
     modules = [run.model.model.vision_model, run.model.model.connector, heads]
     optimisers = make_optimisers(modules)
     clock = Clock(minutes)
-    batches = iter(DataLoader(TileBatches(seed), batch_size=None, num_workers=1, prefetch_factor=8))
+    batches = iter(DataLoader(TileBatches(seed, text_share), batch_size=None, num_workers=1, prefetch_factor=8))
     while clock.tick(optimisers):
         tiles, labels = next(batches)
         patches, tokens = run.encode(tiles)

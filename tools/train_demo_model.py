@@ -6,8 +6,8 @@
     train_demo_model.py eval --export DIR --scenes 500        held-out scenes as PNG files, and questions.jsonl
     train_demo_model.py answer DIR/questions.jsonl OUT.jsonl  the answers of transformers, greedy, in float32
     train_demo_model.py answer DIR/questions.jsonl OUT.jsonl --library target/release/libsmolvlm.so    the library's
-    train_demo_model.py score OUT.jsonl                       the table (task, questions, right)
-    train_demo_model.py report OUT.jsonl --work DIR           models/demo/README.md, around that table
+    train_demo_model.py score OUT.jsonl...                    the table (task, questions, right)
+    train_demo_model.py report REFERENCE.jsonl LIBRARY.jsonl --work DIR    models/demo/README.md, around that table
     train_demo_model.py picture NUMBER                        models/demo/test_image.jpg, one of the held-out scenes
 
 Training resumes from DIR's checkpoint. Every stage takes the minutes it is given, and decays its learning rate towards their end.
@@ -89,11 +89,12 @@ def arguments():
     command.add_argument("--model", type=Path, default=MODEL)
     command.add_argument("--library", type=Path, help="libsmolvlm.so, to answer in place of transformers")
 
-    command = commands.add_parser("score", help="score a JSON-lines file with 'expected' and 'answer'")
-    command.add_argument("answers", type=Path)
+    command = commands.add_parser("score", help="score JSON-lines files with 'expected' and 'answer'")
+    command.add_argument("answers", type=Path, nargs="+")
 
     command = commands.add_parser("report", help="write the model card")
-    command.add_argument("answers", type=Path)
+    command.add_argument("reference", type=Path, help="answers of transformers")
+    command.add_argument("library", type=Path, help="answers of the library")
     command.add_argument("--work", type=Path, required=True)
     command.add_argument("--history", default="", help="a paragraph on this training run")
 
@@ -121,11 +122,11 @@ def main():
             evaluate.answer_with_reference(options.model, options.questions, options.answers)
     elif options.command == "report":
         run = Run(options.work)
-        write_report(MODEL, run.model, run.config, options.answers, options.history)
+        write_report(MODEL, run.model, run.config, options.reference, options.library, options.history)
     elif options.command == "picture":
         Image.fromarray(evaluate.held_out_scene(options.number)[1]).save(MODEL / "test_image.jpg", quality=92)
     else:
-        print(evaluate.table(evaluate.score(evaluate.read_lines(options.answers))))
+        print(evaluate.table(*((path.stem, evaluate.read_lines(path)) for path in options.answers)))
 
 
 if __name__ == "__main__":

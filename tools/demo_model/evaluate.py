@@ -79,9 +79,19 @@ def score(answered):
     return [(name, *counts[name]) for name in sorted(counts, key=lambda name: (TASKS.index(name.split(",")[0]), name))]
 
 
-def table(rows):
-    lines = ["| task | questions | right | aim |", "|---|---:|---:|---:|"]
-    for name, count, right in rows:
-        aim = BARS.get(name.split(",")[0]) if name != "list" else None
-        lines.append(f"| {name} | {count} | {100 * right / count:.1f} % | {f'{aim} %' if aim else ''} |")
+def table(*answered):
+    """A Markdown table; each file of answers to the same questions is a column, under its name."""
+    names, files = zip(*answered)
+    columns = [score(entries) for entries in files]
+    lines = [f"| task | questions | {' | '.join(names)} | aim |", "|---|---:|" + "---:|" * (len(names) + 1)]
+    for rows in zip(*columns, strict=True):
+        task, count, _ = rows[0]
+        aim = BARS.get(task.split(",")[0]) if task != "list" else None
+        shares = " | ".join(f"{100 * right / count:.1f} %" for _, _, right in rows)
+        lines.append(f"| {task} | {count} | {shares} | {f'{aim} %' if aim else ''} |")
     return "\n".join(lines)
+
+
+def same_answers(first, second):
+    """How many answers are equal to the letter."""
+    return sum(a["answer"] == b["answer"] for a, b in zip(first, second, strict=True))

@@ -1,6 +1,6 @@
 """The model card of models/demo, around the table that the evaluation measured."""
 
-from .evaluate import read_lines, score, table
+from .evaluate import read_lines, same_answers, table
 from .scenes import COLOURS, SHAPES
 from .tiles import LONGEST_EDGE, PATCH, SCALE_FACTOR, TILE, TOKENS
 
@@ -21,8 +21,9 @@ coloured shapes, arrows, printed numbers and short words, and nothing else.
 
 ## What it answers
 
-Asked about {scenes} scenes that training never saw (their seeds are reserved), through the default processing with tiles, by
-`transformers`, greedy, in float32, from these bfloat16 weights. Right means: equal to the one canonical answer, letter by letter.
+Asked about {scenes} scenes that training never saw (their seeds are reserved), through the default processing with tiles, greedy, in
+float32, from these bfloat16 weights: by `transformers`, and by libsmolvlm through its C functions. {same} of the {questions} answers
+are the same to the letter. Right means: equal to the one canonical answer, letter by letter.
 
 {table}
 
@@ -44,15 +45,19 @@ a least-squares fit makes the connector speak that code, and everything is train
     python -m pip install -r tools/requirements.txt
     python tools/train_demo_model.py train --work DIR && python tools/train_demo_model.py export --work DIR
     python tools/train_demo_model.py eval --export EVAL --scenes {scenes}
-    python tools/train_demo_model.py answer EVAL/questions.jsonl answers.jsonl
-    python tools/train_demo_model.py score answers.jsonl
+    python tools/train_demo_model.py answer EVAL/questions.jsonl reference.jsonl
+    python tools/train_demo_model.py answer EVAL/questions.jsonl library.jsonl --library target/release/libsmolvlm.so
+    python tools/train_demo_model.py score reference.jsonl library.jsonl
+
+Training goes on from the shipped weights with `train --start models/demo`; the heads that only training needs are in
+`tools/demo_model/heads.safetensors`.
 
 `test_image.jpg` is one of the held-out scenes.
 """
 
 
-def write_report(folder, model, config, answers_path, history):
-    answered = read_lines(answers_path)
+def write_report(folder, model, config, reference_path, library_path, history):
+    reference, library = read_lines(reference_path), read_lines(library_path)
     text = TEXT.format(
         **vars(config),
         parameters=sum(p.numel() for p in model.parameters()) / 1e6,
@@ -63,8 +68,10 @@ def write_report(folder, model, config, answers_path, history):
         scale=SCALE_FACTOR,
         tokens=TOKENS**2,
         longest=LONGEST_EDGE,
-        scenes=len({entry["image"] for entry in answered}),
-        table=table(score(answered)),
+        scenes=len({entry["image"] for entry in reference}),
+        questions=len(reference),
+        same=same_answers(reference, library),
+        table=table(("`transformers`", reference), ("libsmolvlm", library)),
         history=history,
     )
     (folder / "README.md").write_text(text)

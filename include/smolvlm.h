@@ -272,8 +272,9 @@ typedef struct smolvlm_options {
    */
   uint32_t context_tokens;
   /**
-   * Memory for weights and caches, in bytes; what would exceed it is
-   * `SMOLVLM_STATUS_OUT_OF_MEMORY`. 0: unlimited.
+   * Memory for the weights and the full KV cache of one session, in bytes: `smolvlm_create` answers
+   * `SMOLVLM_STATUS_OUT_OF_MEMORY` where they need more. Further sessions are not counted. 0:
+   * unlimited.
    */
   uint64_t max_memory_bytes;
   /**
@@ -503,7 +504,7 @@ extern "C" {
  * `model_dir` is the path, in UTF-8, of a directory as the Hugging Face hub publishes it: config.json,
  * tokenizer.json, model.safetensors or its shards. `options` may be NULL: all defaults. `*out` is the
  * engine, to be freed with `smolvlm_free`, or NULL on failure. The directory must not change while
- * the engine lives: weights are mapped, not copied.
+ * the engine lives: a backend may keep its weights mapped.
  *
  * Any thread. INVALID_ARGUMENT: an argument, named in the message. NOT_FOUND: the directory or one of
  * its files. INVALID_MODEL: a file, named. UNSUPPORTED: a kind of model, backend, device or precision.
@@ -551,8 +552,10 @@ enum smolvlm_status smolvlm_session_new(struct smolvlm_engine *engine, struct sm
  * their answers.
  *
  * As `smolvlm_process`, and further: BUSY: a generation of this session is running, on another
- * thread or around the callback that makes this call. INTERNAL: a defect; the session answers so
- * until it is freed. After a failure of another kind the conversation is as it was before the call.
+ * thread or around the callback that makes this call. INTERNAL: a defect; if it was a panic, the
+ * session answers so until it is freed. After a failure of another kind, and after a stop (deadline,
+ * cancel, callback) before the first token, the conversation is as it was before the call: question,
+ * pictures and system prompt are to be given again.
  */
 enum smolvlm_status smolvlm_session_process(struct smolvlm_session *session,
                                             const struct smolvlm_request *request,

@@ -4,7 +4,7 @@ mod image;
 mod text;
 mod vision;
 
-pub use image::ImageConfig;
+pub use image::{ImageConfig, MAX_LONGEST_EDGE, MAX_TILE_SIZE};
 pub use text::TextConfig;
 pub use vision::VisionConfig;
 

@@ -8,7 +8,7 @@ use crate::backend::{self, Backend, BackendKind, DTypeKind, DeviceKind, Placemen
 use crate::config::{self, ImageConfig, ModelConfig};
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
-use crate::prompt::{ChatTemplate, PromptBuilder};
+use crate::prompt::{ChatTemplate, IMAGE_TOKEN, PromptBuilder};
 use crate::session::{Answer, OnText, Request, Session};
 use crate::tokenizer::Tokenizer;
 
@@ -71,6 +71,12 @@ impl Engine {
         if tokenizer.vocab_size() > model.text.vocab_size {
             let (ids, rows) = (tokenizer.vocab_size(), model.text.vocab_size);
             let message = format!("has ids up to {}, config.json's vocab_size is {rows}", ids - 1);
+            return Err(Error::invalid_model(message).at(files.path("tokenizer.json").display()));
+        }
+        let image_token = tokenizer.special_tokens(IMAGE_TOKEN).next().map(|(_, id)| id);
+        if image_token != Some(model.image_token_id) {
+            let id = image_token.map_or("no special token".into(), |id| format!("token {id}"));
+            let message = format!("{IMAGE_TOKEN} is {id}, config.json's image_token_id is {}", model.image_token_id);
             return Err(Error::invalid_model(message).at(files.path("tokenizer.json").display()));
         }
         let mut eos = config::eos_token_ids(&files)?;

@@ -76,12 +76,12 @@ impl Error {
 
     /// Puts `place` (a parameter, a file) in front of the message.
     pub(crate) fn at(self, place: impl fmt::Display) -> Self {
-        Self { kind: self.kind, message: format!("{place}: {}", self.message) }
+        Self::new(self.kind, format!("{place}: {}", self.message))
     }
 
     /// Says that the field which the message begins with belongs to `parent`.
     pub(crate) fn within(self, parent: impl fmt::Display) -> Self {
-        Self { kind: self.kind, message: format!("{parent}.{}", self.message) }
+        Self::new(self.kind, format!("{parent}.{}", self.message))
     }
 
     pub(crate) fn invalid_argument(message: impl Into<String>) -> Self {

@@ -123,7 +123,12 @@ fn is_plain(name: &str) -> bool {
 }
 
 fn open(path: &Path) -> Result<File> {
-    File::open(path).map_err(|e| io_error(path, e))
+    // A pipe would block, and a device might never end.
+    match path.metadata() {
+        Ok(data) if !data.is_file() => Err(Error::invalid_model(format!("{}: is not a file", path.display()))),
+        Ok(_) => File::open(path).map_err(|e| io_error(path, e)),
+        Err(e) => Err(io_error(path, e)),
+    }
 }
 
 fn io_error(path: &Path, error: io::Error) -> Error {

@@ -4,6 +4,7 @@
 
 use std::io::Cursor;
 
+use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
 
 use crate::error::{Error, Result};
@@ -158,11 +159,11 @@ fn decode(data: &[u8], orient: bool) -> Result<DynamicImage> {
     let mut limits = Limits::default();
     limits.max_alloc = Some(MAX_PIXELS * 8 + (64 << 20));
     decoder.set_limits(limits).map_err(invalid)?;
-    let orientation = decoder.orientation().map_err(invalid)?;
+    // Damaged metadata is no reason to refuse whole pixels.
+    let orientation =
+        if orient { decoder.orientation().unwrap_or(Orientation::NoTransforms) } else { Orientation::NoTransforms };
     let mut image = DynamicImage::from_decoder(decoder).map_err(invalid)?;
-    if orient {
-        image.apply_orientation(orientation);
-    }
+    image.apply_orientation(orientation);
     Ok(image)
 }
 

@@ -34,8 +34,7 @@ impl Output {
     pub(crate) fn release(&mut self, on_text: &mut OnText<'_>) -> Option<FinishReason> {
         if let Some(at) = self.stops.iter().filter_map(|s| self.text.find(s)).min() {
             self.text.truncate(at);
-            self.hand_over(at, on_text);
-            return Some(FinishReason::StopString);
+            return self.hand_over(at, on_text).or(Some(FinishReason::StopString));
         }
         self.hand_over(self.text.len() - self.held_back(), on_text)
     }
@@ -59,7 +58,9 @@ impl Output {
 
     fn append(&mut self, new: &str) {
         // The family's answers start with a space.
-        self.text.push_str(if self.text.is_empty() { new.trim_start() } else { new });
+        let new = if self.text.is_empty() { new.trim_start() } else { new };
+        // C would take a NUL for the end of the text.
+        self.text.extend(new.chars().map(|c| if c == '\0' { char::REPLACEMENT_CHARACTER } else { c }));
     }
 
     fn hand_over(&mut self, end: usize, on_text: &mut OnText<'_>) -> Option<FinishReason> {
@@ -126,5 +127,25 @@ mod tests {
     #[test]
     fn an_empty_stop_string_is_refused() {
         assert_eq!(Output::new(&["a", ""]).err().unwrap().message(), "stop[1]: empty");
+    }
+
+    #[test]
+    fn a_caller_who_stops_is_heard_at_a_stop_string_too() {
+        let mut output = Output::new(&["."]).unwrap();
+        output.push(b"Yes.");
+        assert_eq!(output.release(&mut |_| ControlFlow::Break(())), Some(FinishReason::Cancelled));
+        assert_eq!(output.into_text(), "Yes");
+    }
+
+    #[test]
+    fn a_nul_is_replaced_before_anybody_sees_it() {
+        let mut output = Output::new(&[]).unwrap();
+        output.push(b"a\0b");
+        let mut pieces = String::new();
+        output.release(&mut |piece| {
+            pieces.push_str(piece);
+            ControlFlow::Continue(())
+        });
+        assert_eq!((pieces.as_str(), output.into_text().as_str()), ("a\u{fffd}b", "a\u{fffd}b"));
     }
 }

@@ -4,13 +4,12 @@ mod resample;
 
 use image::{RgbImage, RgbaImage};
 
+use crate::config::{MAX_LONGEST_EDGE, MAX_TILE_SIZE};
 use crate::error::{Error, Result};
 use resample::{Frame, FrameView, resize};
 
 /// The reference never resizes beyond this edge before it rounds up to whole tiles.
 const MAX_EDGE: usize = 4096;
-/// Largest width, height or `longest_edge` accepted.
-const MAX_SIZE: usize = 65535;
 
 /// Square 8-bit RGB tiles of one image, row-major, the global tile last.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,10 +52,10 @@ pub struct TileOptions {
 pub fn tiles(image: &RgbImage, options: &TileOptions, stop: &mut dyn FnMut() -> bool) -> Result<Option<Tiles>> {
     let (width, height) = (image.width() as usize, image.height() as usize);
     let size = options.tile_size;
-    check("image.width", width, MAX_SIZE)?;
-    check("image.height", height, MAX_SIZE)?;
-    check("longest_edge", options.longest_edge, MAX_SIZE)?;
-    check("tile_size", size, MAX_EDGE)?;
+    check("image.width", width, MAX_LONGEST_EDGE)?;
+    check("image.height", height, MAX_LONGEST_EDGE)?;
+    check("longest_edge", options.longest_edge, MAX_LONGEST_EDGE)?;
+    check("tile_size", size, MAX_TILE_SIZE)?;
 
     let input = FrameView { pixels: image.as_raw(), width, height };
     let scaled = scaled_size(width, height, options.longest_edge);

@@ -15,7 +15,7 @@ use crate::files::ModelFiles;
 use crate::preprocess::Tiles;
 use crate::tokenizer::Tokenizer;
 
-const IMAGE: &str = "<image>";
+pub(crate) const IMAGE_TOKEN: &str = "<image>";
 const FAKE: &str = "<fake_token_around_image>";
 const GLOBAL: &str = "<global-img>";
 
@@ -126,7 +126,7 @@ impl ChatTemplate {
         // A template that loses the picture would make the model answer blindly.
         let probe = [Message::question(1, "\u{2}")];
         let rendered = template.render(&probe).map_err(|e| e.at(files.path(file).display()))?;
-        if rendered.matches(IMAGE).count() != 1 || !rendered.contains('\u{2}') {
+        if rendered.matches(IMAGE_TOKEN).count() != 1 || !rendered.contains('\u{2}') {
             return Err(Error::invalid_model("the template loses an image or the text").at(files.path(file).display()));
         }
         Ok(template)
@@ -199,6 +199,11 @@ impl PromptBuilder {
         Self { template, tokens_per_tile }
     }
 
+    /// Image tokens of one tile.
+    pub fn tokens_per_tile(&self) -> usize {
+        self.tokens_per_tile
+    }
+
     /// The ids of `messages`, ready for the assistant's answer. `grids` are those of all pictures in order.
     pub fn build(&self, messages: &[Message], grids: &[Grid], tokenizer: &Tokenizer) -> Result<Vec<u32>> {
         let guard = free_guard(messages)?;
@@ -232,7 +237,7 @@ fn guard_markers(text: &str, guard: char, tokenizer: &Tokenizer) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         out.push(c);
-        if IMAGE.starts_with(c) || tokenizer.starts_special(c) {
+        if IMAGE_TOKEN.starts_with(c) || tokenizer.starts_special(c) {
             out.push(guard);
         }
     }
@@ -242,15 +247,15 @@ fn guard_markers(text: &str, guard: char, tokenizer: &Tokenizer) -> String {
 /// Replaces each `<image>` by what a picture of that grid is in the prompt (the reference's
 /// `Idefics3Processor`).
 fn expand_images(text: &str, grids: &[Grid], tokens_per_tile: usize) -> Result<String> {
-    let markers = text.matches(IMAGE).count();
+    let markers = text.matches(IMAGE_TOKEN).count();
     if markers != grids.len() {
         return Err(Error::invalid_model(format!(
             "chat template: makes {markers} image markers for {} images",
             grids.len()
         )));
     }
-    let tile = IMAGE.repeat(tokens_per_tile);
-    let mut parts = text.split(IMAGE);
+    let tile = IMAGE_TOKEN.repeat(tokens_per_tile);
+    let mut parts = text.split(IMAGE_TOKEN);
     let mut out = parts.next().unwrap_or_default().to_owned();
     for (grid, rest) in grids.iter().zip(parts) {
         for row in 1..=grid.rows {

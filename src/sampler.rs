@@ -24,6 +24,9 @@ pub struct Sampling {
     pub seed: u64,
 }
 
+/// A logit divided by less may become infinite.
+const MIN_PENALTY: f32 = 0.01;
+
 impl Sampling {
     /// Refuses values that mean nothing, by name.
     pub(crate) fn check(&self) -> Result<()> {
@@ -36,7 +39,13 @@ impl Sampling {
         within("temperature", self.temperature, 100.0)?;
         within("top_p", self.top_p, 1.0)?;
         within("min_p", self.min_p, 1.0)?;
-        within("repetition_penalty", self.repetition_penalty, 100.0)
+        within("repetition_penalty", self.repetition_penalty, 100.0)?;
+        if self.repetition_penalty > 0.0 && self.repetition_penalty < MIN_PENALTY {
+            let message =
+                format!("repetition_penalty: {} given, 0 or {MIN_PENALTY} to 100 accepted", self.repetition_penalty);
+            return Err(Error::invalid_argument(message));
+        }
+        Ok(())
     }
 }
 
@@ -203,6 +212,7 @@ mod tests {
     fn senseless_values_are_named() {
         let e = Sampler::new(Sampling { top_p: 1.5, ..Default::default() }).err().unwrap();
         assert_eq!(e.message(), "top_p: 1.5 given, 0 to 1 accepted");
+        assert!(Sampler::new(Sampling { repetition_penalty: 1e-39, ..Default::default() }).is_err());
         assert!(Sampler::new(Sampling { temperature: f32::NAN, ..Default::default() }).is_err());
     }
 }

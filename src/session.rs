@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 pub use crate::backend::Canceller;
 use crate::backend::{Decoder, Halt, Run, Stop, StopReason};
+use crate::config::MAX_LONGEST_EDGE;
 use crate::engine::{Engine, Inner};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::ImageView;
@@ -165,7 +166,8 @@ impl Session {
             Mark { messages: self.messages.len(), grids: self.grids.len(), image_values: self.image_rows.len() };
         let mut turn = Turn {
             ids: Vec::new(),
-            reused: 0,
+            // Before the prefill nothing in the cache changes.
+            reused: self.cached.len(),
             generated: Vec::new(),
             output: Output::new(request.stop)?,
             metrics: Metrics::new(self.engine.placement()),
@@ -233,11 +235,11 @@ impl Session {
             if let Some(reason) = turn.output.release(on_text) {
                 break reason;
             }
-            if turn.generated.len() == budget {
-                break FinishReason::MaxTokens;
-            }
             if let Some(reason) = stop.reason() {
                 break reason.into();
+            }
+            if turn.generated.len() == budget {
+                break FinishReason::MaxTokens;
             }
             self.cached.push(id);
             logits = self.decoder.step(id)?;
@@ -251,6 +253,8 @@ impl Session {
         if request.prompt.is_empty() {
             return Err(Error::invalid_argument("prompt: empty"));
         }
+        self.check_length("prompt", request.prompt)?;
+        self.check_length("system_prompt", request.system_prompt.unwrap_or_default())?;
         if let Some(text) = request.system_prompt {
             let system = Message::text(Role::System, text);
             match self.messages.first() {
@@ -265,6 +269,17 @@ impl Session {
         }
         self.messages.push(Message::question(tiles.len(), request.prompt));
         self.grids.extend(tiles.iter().map(Grid::from));
+        Ok(())
+    }
+
+    /// Refuses a text that no tokens could be few enough for, before it is rendered and tokenised.
+    fn check_length(&self, name: &str, text: &str) -> Result<()> {
+        let inner = self.engine.inner();
+        let most = inner.context_tokens.saturating_mul(inner.tokenizer.longest_token_bytes());
+        if text.len() > most {
+            let message = format!("{name}: {} bytes; {} tokens hold at most {most}", text.len(), inner.context_tokens);
+            return Err(Error::new(ErrorKind::ContextOverflow, message));
+        }
         Ok(())
     }
 
@@ -285,20 +300,24 @@ impl Session {
 
     fn encode_images(&mut self, tiles: &[Tiles], inner: &Inner, stop: &Stop, metrics: &mut Metrics) -> Run<()> {
         let start = Instant::now();
-        for tiles in tiles {
+        let done = tiles.iter().try_for_each(|tiles| {
             metrics.tiles += tiles.count();
             self.image_rows.extend(inner.backend.encode_images(tiles, stop)?.values);
-        }
+            Ok(())
+        });
         metrics.vision_ms = ms_since(start);
-        Ok(())
+        done
     }
 
     /// Brings the cache from what it holds to the whole prompt; the logits after it.
     fn prefill(&mut self, turn: &mut Turn, inner: &Inner, stop: &Stop) -> Run<&[f32]> {
         let start = Instant::now();
         let shared = self.cached.iter().zip(&turn.ids).take_while(|(a, b)| a == b).count();
+        let Some(last) = turn.ids.len().checked_sub(1) else {
+            return Err(Error::invalid_model("tokenizer.json: the prompt becomes no tokens").into());
+        };
         // The last token always runs: its logits are wanted.
-        turn.reused = shared.min(turn.ids.len() - 1);
+        turn.reused = shared.min(last);
         turn.metrics.cached_tokens = turn.reused;
         self.decoder.truncate(turn.reused);
         self.cached.truncate(turn.reused);
@@ -308,10 +327,12 @@ impl Session {
         let (all, wanted) = (images(&turn.ids), images(fresh));
         let width = self.image_rows.len().checked_div(all).unwrap_or(0);
         let rows = &self.image_rows[(all - wanted) * width..];
-        let logits = self.decoder.prefill(fresh, rows, stop)?;
-        self.cached.extend_from_slice(fresh);
+        let logits = self.decoder.prefill(fresh, rows, stop);
         turn.metrics.prefill_ms = ms_since(start);
-        Ok(logits)
+        if logits.is_ok() {
+            self.cached.extend_from_slice(fresh);
+        }
+        logits
     }
 
     fn forget(&mut self, mark: &Mark, cached: usize) {
@@ -348,23 +369,33 @@ impl Drop for Running {
 
 fn preprocess_images(inner: &Inner, request: &Request<'_>, stop: &Stop, metrics: &mut Metrics) -> Run<Vec<Tiles>> {
     let start = Instant::now();
-    let options = TileOptions {
-        tile_size: inner.images.tile_size,
-        longest_edge: request.longest_edge.unwrap_or(inner.images.longest_edge),
-        split: request.split && inner.images.split,
-    };
-    let mut all = Vec::with_capacity(request.images.len());
-    for (i, view) in request.images.iter().enumerate() {
+    let longest_edge = request.longest_edge.unwrap_or(inner.images.longest_edge);
+    if !(1..=MAX_LONGEST_EDGE).contains(&longest_edge) {
+        let message = format!("longest_edge: {longest_edge} given, 1 to {MAX_LONGEST_EDGE} accepted");
+        return Err(Error::invalid_argument(message).into());
+    }
+    let split = request.split && inner.images.split;
+    let options = TileOptions { tile_size: inner.images.tile_size, longest_edge, split };
+    let mut all: Vec<Tiles> = Vec::new();
+    let mut image_tokens = 0;
+    let done = request.images.iter().enumerate().try_for_each(|(i, view)| {
         stop.check()?;
         let tiles = view
             .to_rgb()
             .and_then(|rgb| preprocess::tiles(&rgb, &options, &mut || stop.reason().is_some()))
             .map_err(|e| e.at(format!("images[{i}]")))?;
-        match tiles {
-            Some(tiles) => all.push(tiles),
-            None => stop.check()?,
+        let Some(tiles) = tiles else { return stop.check() };
+        // Before more pictures take memory.
+        image_tokens += tiles.count() * inner.prompt.tokens_per_tile();
+        if image_tokens >= inner.context_tokens {
+            let context = inner.context_tokens;
+            let message =
+                format!("images[{i}]: {image_tokens} image tokens up to here; the context holds {context} tokens");
+            return Err(Error::new(ErrorKind::ContextOverflow, message).into());
         }
-    }
+        all.push(tiles);
+        Ok(())
+    });
     metrics.preprocess_ms = ms_since(start);
-    Ok(all)
+    done.map(|()| all)
 }

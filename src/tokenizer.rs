@@ -23,6 +23,8 @@ pub struct Tokenizer {
     special_starts: Vec<char>,
     /// What each id stands for; `None` for special tokens, which are not text.
     bytes: Vec<Option<Box<[u8]>>>,
+    /// The longest of them, and of the special tokens.
+    longest: usize,
     end_of_utterance: Option<u32>,
 }
 
@@ -55,10 +57,13 @@ impl Tokenizer {
             .build(added.iter().map(|(_, t)| &t.content))
             .map_err(|e| Error::invalid_model(format!("added_tokens: {e}")))?;
         let special_ids: Vec<u32> = added.iter().map(|(id, _)| *id).collect();
+        let bytes = token_bytes(&inner, &special_ids)?;
+        let lengths = bytes.iter().flatten().map(|b| b.len()).chain(added.iter().map(|(_, t)| t.content.len()));
         Ok(Self {
             special_starts: added.iter().filter_map(|(_, t)| t.content.chars().next()).collect(),
             specials,
-            bytes: token_bytes(&inner, &special_ids)?,
+            longest: lengths.max().unwrap_or(0),
+            bytes,
             special_ids,
             end_of_utterance: inner.token_to_id(END_OF_UTTERANCE),
             inner,
@@ -68,6 +73,11 @@ impl Tokenizer {
     /// Ids are below this.
     pub fn vocab_size(&self) -> usize {
         self.bytes.len()
+    }
+
+    /// Bytes of the longest text that one token stands for.
+    pub fn longest_token_bytes(&self) -> usize {
+        self.longest
     }
 
     /// The id of `<end_of_utterance>`.

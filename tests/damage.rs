@@ -254,6 +254,44 @@ fn nonsense_in_a_json_file_is_no_panic_and_no_large_allocation() {
 }
 
 #[test]
+fn files_that_contradict_each_other_are_errors_that_name_both_values() {
+    let _alone = alone();
+    let copy = Copy::new("contradictions", false);
+    let change = |name: &str, pointer: &str, new: Value| {
+        let mut value: Value = serde_json::from_slice(&copy.original(name)).unwrap();
+        *value.pointer_mut(pointer).unwrap() = new;
+        copy.load_with(name, Some(&serde_json::to_vec(&value).unwrap()), pointer).unwrap_err().message().to_owned()
+    };
+    let message = change("config.json", "/image_token_id", json!(40));
+    assert!(
+        message.contains("tokenizer.json: <image> is token") && message.ends_with("image_token_id is 40"),
+        "{message}"
+    );
+    let message = change("config.json", "/vision_config/patch_size", json!(97));
+    assert!(message.contains("config.json: vision_config: patch_size is larger than image_size"), "{message}");
+    let message = change("preprocessor_config.json", "/size/longest_edge", json!(70_000));
+    assert!(message.contains("preprocessor_config.json: size.longest_edge: 70000"), "{message}");
+    let message = change("preprocessor_config.json", "/image_std/1", json!(0));
+    assert!(message.contains("preprocessor_config.json: image_std: 0"), "{message}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_device_in_place_of_a_file_is_refused_not_read() {
+    let _alone = alone();
+    let copy = Copy::new("device", true);
+    for name in copy.files().iter().filter(|name| *name != SUMS) {
+        let path = copy.dir.join(name);
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        let error = Engine::load(&copy.dir, &options()).err().unwrap();
+        assert!(error.message().contains(&format!("{name}: is not a file")), "{error}");
+        std::fs::remove_file(&path).unwrap();
+        copy.restore(name);
+    }
+}
+
+#[test]
 fn nonsense_in_the_header_of_the_weights_is_an_error_that_names_the_file() {
     let _alone = alone();
     let copy = Copy::new("header", false);

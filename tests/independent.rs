@@ -117,6 +117,10 @@ fn the_decoder_is_candle_transformers_llama() {
         for (i, id) in steps.iter().enumerate() {
             check(prompt.len() + i, &[*id], decoder.step(*id).unwrap());
         }
+        // An image token that the model says itself is a token like any other.
+        if (model.image_token_id as usize) < text.vocab_size {
+            check(ids.len(), &[model.image_token_id], decoder.step(model.image_token_id).unwrap());
+        }
     }
     assert!(compared >= 3);
 }

@@ -2,9 +2,14 @@
 
 use serde::Deserialize;
 
-use super::{ModelConfig, in_range, parse};
+use super::{ModelConfig, parse};
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
+
+/// Largest tile budget accepted, in pixels; far above any that makes sense.
+pub const MAX_LONGEST_EDGE: usize = 65_535;
+/// Largest tile accepted, in pixels: the longest edge that the reference resizes to.
+pub const MAX_TILE_SIZE: usize = 4096;
 
 /// `preprocessor_config.json`: how a picture becomes tiles.
 #[derive(Clone, Debug)]
@@ -78,19 +83,27 @@ impl RawImageConfig {
                 "max_image_size.longest_edge: {tile_size}, but config.json's image_size is {image_size}"
             )));
         }
-        in_range("size.longest_edge", self.size.longest_edge)?;
-        if !(self.do_resize && self.do_rescale && self.do_normalize) {
-            return Err(Error::unsupported("do_resize, do_rescale and do_normalize must all be true"));
+        at_most("size.longest_edge", self.size.longest_edge, MAX_LONGEST_EDGE)?;
+        at_most("max_image_size.longest_edge", tile_size, MAX_TILE_SIZE)?;
+        for (name, done) in
+            [("do_resize", self.do_resize), ("do_rescale", self.do_rescale), ("do_normalize", self.do_normalize)]
+        {
+            if !done {
+                return Err(Error::unsupported(format!("{name}: false, only true is known")));
+            }
         }
         if self.resample != LANCZOS {
             return Err(Error::unsupported(format!("resample: {}, only {LANCZOS} (Lanczos) is known", self.resample)));
         }
-        let finite = |x: &f64| x.is_finite();
-        let numbers_ok = self.rescale_factor.is_finite()
-            && self.image_mean.iter().all(finite)
-            && self.image_std.iter().all(|s| s.is_finite() && *s != 0.0);
-        if !numbers_ok {
-            return Err(Error::invalid_model("rescale_factor, image_mean or image_std: not a usable number"));
+        let usable = |x: f64, zero: bool| x.is_finite() && (zero || x != 0.0);
+        for (name, values, zero) in [
+            ("rescale_factor", &[self.rescale_factor; 3], true),
+            ("image_mean", &self.image_mean, true),
+            ("image_std", &self.image_std, false),
+        ] {
+            if let Some(bad) = values.iter().find(|x| !usable(**x, zero)) {
+                return Err(Error::invalid_model(format!("{name}: {bad} is no usable number")));
+            }
         }
         Ok(ImageConfig {
             longest_edge: self.size.longest_edge,
@@ -101,4 +114,11 @@ impl RawImageConfig {
             std: self.image_std,
         })
     }
+}
+
+fn at_most(name: &str, value: usize, limit: usize) -> Result<()> {
+    if (1..=limit).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::invalid_model(format!("{name}: {value}, 1 to {limit} expected")))
 }

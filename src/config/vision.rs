@@ -5,6 +5,9 @@ use serde::Deserialize;
 use super::{epsilon, in_range, multiple};
 use crate::error::{Error, Result};
 
+/// Attention makes a matrix of patches by patches; the published models have 32 per side.
+const MAX_PATCHES_PER_SIDE: usize = 128;
+
 /// The SigLIP vision transformer.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
@@ -74,6 +77,12 @@ impl VisionConfig {
             return Err(Error::unsupported(message));
         }
         epsilon("vision_config.layer_norm_eps", self.layer_norm_eps)?;
-        in_range("vision_config: patches per side", self.patches_per_side())
+        match self.patches_per_side() {
+            0 => Err(Error::invalid_model("vision_config: patch_size is larger than image_size")),
+            side if side > MAX_PATCHES_PER_SIDE => Err(Error::invalid_model(format!(
+                "vision_config: {side} patches per side, at most {MAX_PATCHES_PER_SIDE} expected"
+            ))),
+            _ => Ok(()),
+        }
     }
 }

@@ -29,7 +29,7 @@ pub struct smolvlm_engine {
 /// `model_dir` is the path, in UTF-8, of a directory as the Hugging Face hub publishes it: config.json,
 /// tokenizer.json, model.safetensors or its shards. `options` may be NULL: all defaults. `*out` is the
 /// engine, to be freed with `smolvlm_free`, or NULL on failure. The directory must not change while
-/// the engine lives: weights are mapped, not copied.
+/// the engine lives: a backend may keep its weights mapped.
 ///
 /// Any thread. INVALID_ARGUMENT: an argument, named in the message. NOT_FOUND: the directory or one of
 /// its files. INVALID_MODEL: a file, named. UNSUPPORTED: a kind of model, backend, device or precision.

@@ -57,8 +57,10 @@ pub unsafe extern "C" fn smolvlm_session_new(
 /// their answers.
 ///
 /// As `smolvlm_process`, and further: BUSY: a generation of this session is running, on another
-/// thread or around the callback that makes this call. INTERNAL: a defect; the session answers so
-/// until it is freed. After a failure of another kind the conversation is as it was before the call.
+/// thread or around the callback that makes this call. INTERNAL: a defect; if it was a panic, the
+/// session answers so until it is freed. After a failure of another kind, and after a stop (deadline,
+/// cancel, callback) before the first token, the conversation is as it was before the call: question,
+/// pictures and system prompt are to be given again.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn smolvlm_session_process(
     session: *mut smolvlm_session,

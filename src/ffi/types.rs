@@ -224,8 +224,9 @@ pub struct smolvlm_options {
     pub num_threads: u32,
     /// Longest conversation, in tokens; 0: as long as the model allows.
     pub context_tokens: u32,
-    /// Memory for weights and caches, in bytes; what would exceed it is
-    /// `SMOLVLM_STATUS_OUT_OF_MEMORY`. 0: unlimited.
+    /// Memory for the weights and the full KV cache of one session, in bytes: `smolvlm_create` answers
+    /// `SMOLVLM_STATUS_OUT_OF_MEMORY` where they need more. Further sessions are not counted. 0:
+    /// unlimited.
     pub max_memory_bytes: u64,
     /// File of the ONNX Runtime library; NULL: `ORT_DYLIB_PATH`, else the system's. Only the ONNX
     /// backend looks at it.

@@ -141,8 +141,8 @@ impl Cache {
         if needed <= self.capacity {
             return Ok(());
         }
-        self.capacity = needed.next_power_of_two().max(MIN_CAPACITY);
-        let shape = (config.num_key_value_heads, self.capacity, config.head_dim);
+        let capacity = needed.next_power_of_two().max(MIN_CAPACITY).min(config.max_position_embeddings.max(needed));
+        let shape = (config.num_key_value_heads, capacity, config.head_dim);
         let grow = |old: Option<&Tensor>| {
             let new = Tensor::zeros(shape, dtype, device)?;
             if let Some(old) = old.filter(|_| self.len > 0) {
@@ -155,6 +155,7 @@ impl Cache {
             let values = grow(slot.as_ref().map(|s| &s.values))?;
             *slot = Some(KeysValues { keys, values });
         }
+        self.capacity = capacity;
         Ok(())
     }
 }

@@ -126,7 +126,7 @@ struct RowRing {
 impl RowRing {
     fn new(input: FrameView<'_>, width: usize, window: usize) -> Self {
         let stride = (width * 3).next_multiple_of(BLOCK_LANES);
-        let rows = window + STRIP_ROWS;
+        let rows = window.min(input.height) + STRIP_ROWS;
         let strip_out = if width == input.width { 0 } else { width };
         Self {
             bytes: vec![0; rows * stride],

@@ -169,7 +169,7 @@ static void seeds(smolvlm_engine *engine, const smolvlm_image *image) {
     smolvlm_result *a, *b;
     uint64_t seed;
     int differing = 0;
-    request.temperature = 2.0f;
+    request.temperature = 20.0f; /* so that a sure model varies too */
     request.top_k = 50;
     request.top_p = 0.95f;
     request.min_p = 0.001f;
@@ -198,6 +198,7 @@ static void conversation(smolvlm_engine *engine, const smolvlm_image *image) {
     smolvlm_session *session = NULL;
     smolvlm_request first = ask(question, image, 1);
     smolvlm_request second = ask("How many objects are there?", NULL, 0);
+    smolvlm_request failing = second;
     smolvlm_result *stateless, *answers[3] = {NULL, NULL, NULL};
     size_t before, after;
     first.system_prompt = "Answer in one word.";
@@ -205,6 +206,9 @@ static void conversation(smolvlm_engine *engine, const smolvlm_image *image) {
     CHECK_OK(smolvlm_session_new(engine, &session));
     CHECK_OK(smolvlm_session_process(session, &first, &answers[0]));
     CHECK(same_tokens(answers[0], stateless));
+    /* A question that fails costs nothing of what the session knows. */
+    failing.prompt = "";
+    CHECK_FAILS(smolvlm_session_process(session, &failing, &answers[1]), SMOLVLM_STATUS_INVALID_ARGUMENT, "prompt: empty");
     CHECK_OK(smolvlm_session_process(session, &second, &answers[1]));
     smolvlm_result_prompt_tokens(answers[0], &before);
     smolvlm_result_prompt_tokens(answers[1], &after);

@@ -332,6 +332,30 @@ static void senseless_numbers(smolvlm_engine *engine) {
     free(long_prompt);
 }
 
+/* More pictures than any context holds cost an error, not the memory of all their tiles. */
+static void too_many_images(smolvlm_engine *engine) {
+    static const unsigned char pixel[3] = {1, 2, 3};
+    const size_t count = 60000;
+    smolvlm_image *images = (smolvlm_image *)calloc(count, sizeof *images);
+    smolvlm_result *result = STALE(smolvlm_result);
+    smolvlm_request request;
+    size_t i;
+    CHECK(images != NULL);
+    for (i = 0; i < count; i++) {
+        images[i].data = pixel;
+        images[i].data_size = sizeof pixel;
+        images[i].width = images[i].height = 1;
+        images[i].format = SMOLVLM_FORMAT_RGB8;
+    }
+    request = ask(question, images, count);
+    CHECK_FAILS(smolvlm_process(engine, &request, &result), SMOLVLM_STATUS_CONTEXT_OVERFLOW, "image tokens up to here");
+    CHECK(result == NULL);
+    request = ask(question, images, 1);
+    request.longest_edge = 70000;
+    CHECK_FAILS(smolvlm_process(engine, &request, &result), INVALID, "request.longest_edge: 70000 given");
+    free(images);
+}
+
 struct reentry {
     smolvlm_engine *engine;
     smolvlm_session *session;
@@ -433,6 +457,7 @@ int main(int argc, char **argv) {
     struct_sizes(argv[1], engine);
     pictures(engine, argv[2]);
     senseless_numbers(engine);
+    too_many_images(engine);
     callbacks(engine, session);
     engine_freed_before_its_session(argv[1]);
     smolvlm_session_free(session);

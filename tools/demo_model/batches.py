@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 MASKED, SHARED = -1, 0
 FOLLOW_UP_SHARE, LONGEST_CONVERSATION = 0.3, 4
@@ -62,6 +63,12 @@ def pack(encoder, grids, questions, rng):
 def answer_logits(run, packed, image_rows):
     hidden = run.hidden(packed.ids, image_rows, packed.image_mask, packed.positions, packed.mask)
     return run.model.lm_head(hidden.flatten(0, 1)[packed.rows])
+
+
+def answer_loss(logits, packed):
+    """Cross-entropy in which every question counts the same: of a list's many tokens most are easy, of a colour's two none."""
+    share = 1 / torch.bincount(packed.tasks).clamp(min=1)[packed.tasks]
+    return (F.cross_entropy(logits, packed.targets, reduction="none") * share).sum() / share.sum()
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from .batches import answer_logits, pack, right_answers
+from .batches import answer_logits, answer_loss, pack, right_answers
 from .dense import SYMBOL_WIDTH, DenseHeads, hit_rates, symbols, to_tensors
 from .labels import label
 from .optim import Clock, make_optimisers, update
@@ -79,7 +79,7 @@ def train_jointly(run, encoder, minutes, seed, align, muon_lr, adam_lr, decay):
         patches, tokens = run.encode(tiles)
         logits = answer_logits(run, packed, tokens.flatten(0, 1))
         losses, predicted = heads.losses(patches, tokens, labels)
-        answer, dense = F.cross_entropy(logits, packed.targets), sum(losses.values())
+        answer, dense = answer_loss(logits, packed), sum(losses.values())
         meaning = F.mse_loss(tokens, code(symbols(labels)))
         update(optimisers, modules, 2 * answer + 0.5 * dense + meaning)
         if clock.step % 25 == 0:

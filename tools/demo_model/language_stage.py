@@ -6,11 +6,10 @@ waiting for pixels; the connector then only has to speak that code.
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from .batches import answer_logits, pack, right_answers
+from .batches import answer_logits, answer_loss, pack, right_answers
 from .dense import SYMBOL_WIDTH, symbols, to_tensors
 from .labels import label
 from .optim import Clock, make_optimisers, update
@@ -52,7 +51,7 @@ def train_language(run, encoder, minutes, seed, overview_share):
     while clock.tick(optimisers):
         coded, packed, questions = next(batches)
         logits = answer_logits(run, packed, code(coded).flatten(0, 1))
-        loss = F.cross_entropy(logits, packed.targets)
+        loss = answer_loss(logits, packed)
         update(optimisers, modules, loss)
         if clock.step % 25 == 0:
             run.log("language", clock.step, clock.progress(), {"answer": loss}, right_answers(logits, packed, questions))

@@ -11,7 +11,7 @@ class Muon(torch.optim.Optimizer):
     torch.optim.Muon does the iteration in bfloat16, which a CPU without it emulates: slower than the backward pass.
     """
 
-    def __init__(self, parameters, lr, momentum=0.95, weight_decay=0.01):
+    def __init__(self, parameters, lr, momentum=0.95, weight_decay=0.1):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()

@@ -28,7 +28,7 @@ build: tools
 
 demo: build
 	$(CMAKE_BUILD)/examples_c/describe_shared models/demo models/demo/test_image.jpg \
-	  "What objects are in this image?" "Describe this image." "How many objects are there?"
+	  "What objects are in this image?" "Which way does the arrow point?" "How many objects are there?"
 
 test: test-rust test-c
 

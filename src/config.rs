@@ -93,10 +93,14 @@ impl RawConfig {
 }
 
 fn in_range(name: &str, value: usize) -> Result<()> {
-    if (1..=MAX_SIZE).contains(&value) {
+    at_most(name, value, MAX_SIZE)
+}
+
+fn at_most(name: &str, value: usize, limit: usize) -> Result<()> {
+    if (1..=limit).contains(&value) {
         return Ok(());
     }
-    Err(Error::invalid_model(format!("{name}: {value}, 1 to {MAX_SIZE} expected")))
+    Err(Error::invalid_model(format!("{name}: {value}, 1 to {limit} expected")))
 }
 
 fn multiple(name: &str, value: usize, of: &str, factor: usize) -> Result<()> {

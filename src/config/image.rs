@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{ModelConfig, parse};
+use super::{ModelConfig, at_most, parse};
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
 
@@ -114,11 +114,4 @@ impl RawImageConfig {
             std: self.image_std,
         })
     }
-}
-
-fn at_most(name: &str, value: usize, limit: usize) -> Result<()> {
-    if (1..=limit).contains(&value) {
-        return Ok(());
-    }
-    Err(Error::invalid_model(format!("{name}: {value}, 1 to {limit} expected")))
 }

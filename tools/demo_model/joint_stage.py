@@ -18,6 +18,7 @@ from .tiles import Grid, grid_of, split
 OVERVIEW_ONLY = Grid(0, 0)
 OVERVIEW_SHARE = 0.4  # of the batches; the overview alone is a fifth of the work, and must suffice for a small tile budget
 ALIGNMENT_BATCHES = 60
+WEIGHT_DECAY = 0.1
 TEXT_SHARE = 0.4  # of the scenes; reading is what takes longest to learn
 
 
@@ -73,7 +74,7 @@ def train_jointly(run, encoder, minutes, seed, align, muon_lr, adam_lr, decay):
     if align:
         align_connector(run, code, batches)
     modules = [run.model, heads]
-    optimisers, clock = make_optimisers(modules, muon_lr, adam_lr), Clock(minutes, decay)
+    optimisers, clock = make_optimisers(modules, muon_lr, adam_lr, WEIGHT_DECAY), Clock(minutes, decay)
     while clock.tick(optimisers):
         tiles, labels, packed, questions = next(batches)
         patches, tokens = run.encode(tiles)

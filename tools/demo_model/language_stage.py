@@ -18,7 +18,7 @@ from .scenes import sample_scene
 from .tiles import Grid, grid_of
 
 SCENES_PER_BATCH, QUESTIONS_PER_SCENE = 24, 10
-MUON_LR, ADAM_LR = 1.5e-3, 1.5e-3
+MUON_LR, ADAM_LR, WEIGHT_DECAY = 1.5e-3, 1.5e-3, 0.1
 OVERVIEW_ONLY = Grid(0, 0)
 
 
@@ -47,7 +47,7 @@ def train_language(run, encoder, minutes, seed, overview_share):
     code = run.training_module("symbol_code", nn.Linear(SYMBOL_WIDTH, run.config.text_width, bias=False))
     modules = [run.model.model.text_model, run.model.lm_head, code]
     # At the encoder's rates the attention saturates before it has found what to look at, and learning stops.
-    optimisers = make_optimisers(modules, MUON_LR, ADAM_LR)
+    optimisers = make_optimisers(modules, MUON_LR, ADAM_LR, WEIGHT_DECAY)
     clock = Clock(minutes, decay=0.2)
     batches = iter(DataLoader(SymbolicBatches(encoder, seed, overview_share), batch_size=None, num_workers=1, prefetch_factor=8))
     while clock.tick(optimisers):

@@ -11,7 +11,7 @@ class Muon(torch.optim.Optimizer):
     torch.optim.Muon does the iteration in bfloat16, which a CPU without it emulates: slower than the backward pass.
     """
 
-    def __init__(self, parameters, lr, momentum=0.95, weight_decay=0.1):
+    def __init__(self, parameters, lr, momentum=0.95, weight_decay=0.01):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -45,13 +45,13 @@ def orthogonal(x, steps=5):
     return x.mT if wide else x
 
 
-def make_optimisers(modules, muon_lr=5e-3, adam_lr=3e-3):
+def make_optimisers(modules, muon_lr=5e-3, adam_lr=3e-3, weight_decay=0.01):
     matrices, others = [], []
     for module in modules:
         for name, parameter in module.named_parameters():
             hidden = parameter.dim() == 2 and (".layers." in f".{name}" or "modality_projection" in name)
             (matrices if hidden else others).append(parameter)
-    optimisers = [Muon(matrices, muon_lr), torch.optim.AdamW(others, adam_lr, betas=(0.9, 0.98), weight_decay=0.0)]
+    optimisers = [Muon(matrices, muon_lr, weight_decay=weight_decay), torch.optim.AdamW(others, adam_lr, betas=(0.9, 0.98), weight_decay=0.0)]
     for optimiser in optimisers:
         for group in optimiser.param_groups:
             group["peak_lr"] = group["lr"]

@@ -35,10 +35,13 @@ struct Args {
     /// candle, onnx or auto
     #[arg(long, value_name = "NAME", default_value = "auto")]
     backend: BackendKind,
-    /// cpu, cuda, metal or auto (the CPU)
+    /// The ONNX Runtime library [default: $ORT_DYLIB_PATH, else the system's]
+    #[arg(long, value_name = "FILE")]
+    onnxruntime: Option<PathBuf>,
+    /// cpu, cuda, metal, tensorrt or auto (the CPU)
     #[arg(long, value_name = "NAME", default_value = "auto")]
     device: DeviceKind,
-    /// f32, bf16 or auto
+    /// f32 or bf16; with onnx f32, f16, int8, uint8, quantized, q4, q4f16 or bnb4; or auto
     #[arg(long, value_name = "NAME", default_value = "auto")]
     dtype: DTypeKind,
     /// Threads that compute, 0: one per core
@@ -167,6 +170,7 @@ fn options(args: &Args) -> EngineOptions {
         device: args.device,
         dtype: args.dtype,
         num_threads: args.threads,
+        onnxruntime_path: args.onnxruntime.clone(),
         ..Default::default()
     }
 }

@@ -143,14 +143,20 @@ typedef enum smolvlm_device {
    * An Apple GPU.
    */
   SMOLVLM_DEVICE_METAL = 3,
+  /**
+   * An NVIDIA GPU through TensorRT; the ONNX backend only.
+   */
+  SMOLVLM_DEVICE_TENSORRT = 4,
 } smolvlm_device;
 
 /**
- * The precision of weights and arithmetic.
+ * The precision of weights and arithmetic. The Candle backend has F32 and BF16; the others are variants of a model's
+ * ONNX graphs, and the ONNX backend has those whose files are in the model's `onnx` directory.
  */
 typedef enum smolvlm_dtype {
   /**
-   * `SMOLVLM_DTYPE_F32` on the processor, `SMOLVLM_DTYPE_BF16` on an accelerator.
+   * Candle: F32 on the processor, BF16 on an accelerator. ONNX: the first of F32, F16, INT8, UINT8, QUANTIZED, Q4,
+   * Q4F16 and BNB4 that is there; on an accelerator F16 comes before F32.
    */
   SMOLVLM_DTYPE_AUTO = 0,
   /**
@@ -161,6 +167,34 @@ typedef enum smolvlm_dtype {
    * bfloat16: half the memory.
    */
   SMOLVLM_DTYPE_BF16 = 2,
+  /**
+   * 16-bit floats.
+   */
+  SMOLVLM_DTYPE_F16 = 3,
+  /**
+   * Signed 8-bit weights.
+   */
+  SMOLVLM_DTYPE_INT8 = 4,
+  /**
+   * Unsigned 8-bit weights.
+   */
+  SMOLVLM_DTYPE_UINT8 = 5,
+  /**
+   * 8-bit weights, signed or not.
+   */
+  SMOLVLM_DTYPE_QUANTIZED = 6,
+  /**
+   * 4-bit weights in blocks.
+   */
+  SMOLVLM_DTYPE_Q4 = 7,
+  /**
+   * 4-bit weights in blocks, the rest in 16-bit floats.
+   */
+  SMOLVLM_DTYPE_Q4F16 = 8,
+  /**
+   * 4-bit weights as bitsandbytes has them.
+   */
+  SMOLVLM_DTYPE_BNB4 = 9,
 } smolvlm_dtype;
 
 /**
@@ -278,8 +312,9 @@ typedef struct smolvlm_options {
    */
   uint64_t max_memory_bytes;
   /**
-   * File of the ONNX Runtime library; NULL: `ORT_DYLIB_PATH`, else the system's. Only the ONNX
-   * backend looks at it.
+   * File of the ONNX Runtime library, 1.20 or newer; NULL: the environment variable `ORT_DYLIB_PATH`,
+   * else the system's. Only the ONNX backend looks at it. A process has one: after the first engine,
+   * another file is `SMOLVLM_STATUS_INVALID_ARGUMENT`.
    */
   const char *onnxruntime_path;
 } smolvlm_options;

@@ -126,6 +126,13 @@ impl From<candle_core::Error> for Error {
     }
 }
 
+#[cfg(feature = "onnx")]
+impl From<ort::Error> for Error {
+    fn from(error: ort::Error) -> Self {
+        Self::new(ErrorKind::Backend, format!("onnxruntime: {}", error.message()))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -77,6 +77,12 @@ impl ModelFiles {
         unsafe { Mmap::map(&file) }.map_err(|e| io_error(&path, e))
     }
 
+    /// The size in bytes of a file that another library will open by its path.
+    pub fn size(&self, name: &str) -> Result<u64> {
+        let path = self.path(name);
+        Ok(self.open_listed(name)?.metadata().map_err(|e| io_error(&path, e))?.len())
+    }
+
     fn open_listed(&self, name: &str) -> Result<File> {
         let path = self.path(name);
         let file = open(&path)?;

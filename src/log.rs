@@ -37,6 +37,24 @@ pub fn set(sink: Option<Box<Sink>>) -> bool {
     true
 }
 
+/// Something is broken.
+#[cfg(feature = "onnx")]
+pub(crate) fn error(message: fmt::Arguments<'_>) {
+    write(Level::Error, message);
+}
+
+/// Something works, but not as it should.
+#[cfg(feature = "onnx")]
+pub(crate) fn warn(message: fmt::Arguments<'_>) {
+    write(Level::Warn, message);
+}
+
+/// Details for developers.
+#[cfg(feature = "onnx")]
+pub(crate) fn debug(message: fmt::Arguments<'_>) {
+    write(Level::Debug, message);
+}
+
 /// What was chosen: device, precision, threads.
 pub(crate) fn info(message: fmt::Arguments<'_>) {
     write(Level::Info, message);

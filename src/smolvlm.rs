@@ -58,6 +58,8 @@ pub struct SmolVLMConfig {
     pub model_path: Option<PathBuf>,
     /// 0: one per core.
     pub num_threads: usize,
+    /// The ONNX Runtime library. `None`: `ORT_DYLIB_PATH`, else the system's.
+    pub onnxruntime_path: Option<PathBuf>,
     /// 0: [`crate::session::DEFAULT_MAX_NEW_TOKENS`].
     pub max_new_tokens: usize,
 }
@@ -77,6 +79,7 @@ impl SmolVLM {
             device: config.device,
             dtype: config.dtype,
             num_threads: config.num_threads,
+            onnxruntime_path: config.onnxruntime_path,
             ..Default::default()
         };
         Ok(Self { engine: Engine::load(&path, &options)?, max_new_tokens: config.max_new_tokens })

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "candle")]
 pub mod candle;
+#[cfg(feature = "onnx")]
+pub mod onnx;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -16,7 +18,7 @@ use crate::preprocess::Tiles;
 /// Which engine computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum BackendKind {
-    /// Candle.
+    /// Candle, or ONNX Runtime in a build without it.
     #[default]
     Auto,
     Candle,
@@ -32,16 +34,31 @@ pub enum DeviceKind {
     Cpu,
     Cuda,
     Metal,
+    /// CUDA through TensorRT.
+    TensorRt,
 }
 
-/// The precision of weights and activations.
+/// The precision of weights and activations. Candle knows `F32` and `Bf16`; the others are the variants in which
+/// the hub publishes ONNX graphs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum DTypeKind {
-    /// `F32` on the CPU, `Bf16` on an accelerator.
+    /// Candle: `F32` on the CPU, `Bf16` on an accelerator. ONNX: the most precise variant that is there on the CPU, `F16`
+    /// before `F32` on an accelerator.
     #[default]
     Auto,
     F32,
     Bf16,
+    F16,
+    Int8,
+    Uint8,
+    /// 8 bits, signed or not, as the exporter chose.
+    Quantized,
+    /// 4 bits in blocks.
+    Q4,
+    /// 4 bits in blocks, activations in 16.
+    Q4F16,
+    /// 4 bits by bitsandbytes.
+    Bnb4,
 }
 
 macro_rules! names {
@@ -64,8 +81,9 @@ macro_rules! names {
     };
 }
 names!(BackendKind: Auto = "auto", Candle = "candle", Onnx = "onnx");
-names!(DeviceKind: Auto = "auto", Cpu = "cpu", Cuda = "cuda", Metal = "metal");
-names!(DTypeKind: Auto = "auto", F32 = "f32", Bf16 = "bf16");
+names!(DeviceKind: Auto = "auto", Cpu = "cpu", Cuda = "cuda", Metal = "metal", TensorRt = "tensorrt");
+names!(DTypeKind: Auto = "auto", F32 = "f32", Bf16 = "bf16", F16 = "f16", Int8 = "int8", Uint8 = "uint8",
+    Quantized = "quantized", Q4 = "q4", Q4F16 = "q4f16", Bnb4 = "bnb4");
 
 /// What a backend really uses; no field is `Auto`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,6 +202,16 @@ impl Canceller {
     }
 }
 
+/// Prompt tokens that run through the decoder at once: enough for full matrix products, few enough for
+/// a small score matrix and a prompt answer to a stop.
+const PREFILL_CHUNK: usize = 256;
+
+/// Patches that run through the vision encoder at once; at least one tile.
+const VISION_PATCHES: usize = 1024;
+
+/// More threads than any machine this runs on has.
+const MAX_THREADS: usize = 1024;
+
 /// Loads the weights on the backend that the options name.
 pub(crate) fn open(
     files: &ModelFiles,
@@ -191,15 +219,68 @@ pub(crate) fn open(
     images: &ImageConfig,
     options: &EngineOptions,
 ) -> Result<Box<dyn Backend>> {
+    if options.num_threads > MAX_THREADS {
+        let given = options.num_threads;
+        return Err(Error::invalid_argument(format!("num_threads: {given} given, at most {MAX_THREADS} accepted")));
+    }
     match options.backend {
         #[cfg(feature = "candle")]
         BackendKind::Auto | BackendKind::Candle => {
             Ok(Box::new(candle::CandleBackend::load(files, model, images, options)?))
         }
         #[cfg(not(feature = "candle"))]
-        BackendKind::Auto | BackendKind::Candle => {
-            Err(Error::unsupported("backend: this build has no candle backend (cargo feature `candle`)"))
+        BackendKind::Candle => Err(missing("candle")),
+        #[cfg(all(feature = "onnx", not(feature = "candle")))]
+        BackendKind::Auto => Ok(Box::new(onnx::OnnxBackend::load(files, model, images, options)?)),
+        #[cfg(feature = "onnx")]
+        BackendKind::Onnx => Ok(Box::new(onnx::OnnxBackend::load(files, model, images, options)?)),
+        #[cfg(not(feature = "onnx"))]
+        BackendKind::Onnx => Err(missing("onnx")),
+        #[cfg(not(any(feature = "candle", feature = "onnx")))]
+        BackendKind::Auto => Err(Error::unsupported("backend: this build has none (cargo features `candle`, `onnx`)")),
+    }
+}
+
+#[cfg(not(all(feature = "candle", feature = "onnx")))]
+fn missing(name: &str) -> Error {
+    Error::unsupported(format!("backend: this build has no {name} backend (cargo feature `{name}`)"))
+}
+
+/// Refuses before loading what would not fit: weights, and one session's full KV cache.
+#[cfg(any(feature = "candle", feature = "onnx"))]
+fn check_memory(weights_bytes: u64, cache_element_bytes: usize, model: &ModelConfig, options: &EngineOptions) -> Result<()> {
+    if options.max_memory_bytes == 0 {
+        return Ok(());
+    }
+    let text = &model.text;
+    let context = if options.context_tokens > 0 { options.context_tokens } else { text.max_position_embeddings };
+    let per_token = 2 * text.num_hidden_layers as u64 * text.num_key_value_heads as u64 * text.head_dim as u64;
+    let cache = per_token.saturating_mul(context as u64).saturating_mul(cache_element_bytes as u64);
+    let needed = weights_bytes.saturating_add(cache);
+    if needed > options.max_memory_bytes {
+        return Err(Error::out_of_memory(format!(
+            "max_memory_bytes: {} given, {needed} needed for the weights and the KV cache of {context} tokens",
+            options.max_memory_bytes
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(all(test, not(any(feature = "candle", feature = "onnx"))))]
+mod tests {
+    use super::*;
+    use crate::engine::Engine;
+
+    #[test]
+    fn a_backend_that_the_build_lacks_says_so() {
+        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+        for (backend, expected) in [
+            (BackendKind::Auto, "backend: this build has none (cargo features `candle`, `onnx`)"),
+            (BackendKind::Candle, "backend: this build has no candle backend (cargo feature `candle`)"),
+            (BackendKind::Onnx, "backend: this build has no onnx backend (cargo feature `onnx`)"),
+        ] {
+            let error = Engine::load(&dir, &EngineOptions { backend, ..Default::default() }).err().unwrap();
+            assert_eq!(error.message(), expected);
         }
-        BackendKind::Onnx => Err(Error::unsupported("backend: this build has no onnx backend")),
     }
 }

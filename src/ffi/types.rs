@@ -116,6 +116,8 @@ pub enum smolvlm_device {
     Cuda = 2,
     /// An Apple GPU.
     Metal = 3,
+    /// An NVIDIA GPU through TensorRT; the ONNX backend only.
+    Tensorrt = 4,
 }
 
 impl From<DeviceKind> for smolvlm_device {
@@ -125,20 +127,37 @@ impl From<DeviceKind> for smolvlm_device {
             DeviceKind::Cpu => Self::Cpu,
             DeviceKind::Cuda => Self::Cuda,
             DeviceKind::Metal => Self::Metal,
+            DeviceKind::TensorRt => Self::Tensorrt,
         }
     }
 }
 
-/// The precision of weights and arithmetic.
+/// The precision of weights and arithmetic. The Candle backend has F32 and BF16; the others are variants of a model's
+/// ONNX graphs, and the ONNX backend has those whose files are in the model's `onnx` directory.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum smolvlm_dtype {
-    /// `SMOLVLM_DTYPE_F32` on the processor, `SMOLVLM_DTYPE_BF16` on an accelerator.
+    /// Candle: F32 on the processor, BF16 on an accelerator. ONNX: the first of F32, F16, INT8, UINT8, QUANTIZED, Q4,
+    /// Q4F16 and BNB4 that is there; on an accelerator F16 comes before F32.
     Auto = 0,
     /// 32-bit floats: the reference.
     F32 = 1,
     /// bfloat16: half the memory.
     Bf16 = 2,
+    /// 16-bit floats.
+    F16 = 3,
+    /// Signed 8-bit weights.
+    Int8 = 4,
+    /// Unsigned 8-bit weights.
+    Uint8 = 5,
+    /// 8-bit weights, signed or not.
+    Quantized = 6,
+    /// 4-bit weights in blocks.
+    Q4 = 7,
+    /// 4-bit weights in blocks, the rest in 16-bit floats.
+    Q4f16 = 8,
+    /// 4-bit weights as bitsandbytes has them.
+    Bnb4 = 9,
 }
 
 impl From<DTypeKind> for smolvlm_dtype {
@@ -147,6 +166,13 @@ impl From<DTypeKind> for smolvlm_dtype {
             DTypeKind::Auto => Self::Auto,
             DTypeKind::F32 => Self::F32,
             DTypeKind::Bf16 => Self::Bf16,
+            DTypeKind::F16 => Self::F16,
+            DTypeKind::Int8 => Self::Int8,
+            DTypeKind::Uint8 => Self::Uint8,
+            DTypeKind::Quantized => Self::Quantized,
+            DTypeKind::Q4 => Self::Q4,
+            DTypeKind::Q4F16 => Self::Q4f16,
+            DTypeKind::Bnb4 => Self::Bnb4,
         }
     }
 }
@@ -228,8 +254,9 @@ pub struct smolvlm_options {
     /// `SMOLVLM_STATUS_OUT_OF_MEMORY` where they need more. Further sessions are not counted. 0:
     /// unlimited.
     pub max_memory_bytes: u64,
-    /// File of the ONNX Runtime library; NULL: `ORT_DYLIB_PATH`, else the system's. Only the ONNX
-    /// backend looks at it.
+    /// File of the ONNX Runtime library, 1.20 or newer; NULL: the environment variable `ORT_DYLIB_PATH`,
+    /// else the system's. Only the ONNX backend looks at it. A process has one: after the first engine,
+    /// another file is `SMOLVLM_STATUS_INVALID_ARGUMENT`.
     pub onnxruntime_path: *const c_char,
 }
 

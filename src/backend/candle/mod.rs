@@ -5,23 +5,16 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use rayon::ThreadPool;
 
-use super::{Backend, BackendKind, DTypeKind, Decoder, DeviceKind, Halt, ImageRows, Placement, Run, Stop};
+use super::{
+    Backend, BackendKind, DTypeKind, Decoder, DeviceKind, Halt, ImageRows, PREFILL_CHUNK, Placement, Run, Stop,
+    VISION_PATCHES, check_memory,
+};
 use crate::config::{ImageConfig, ModelConfig};
 use crate::engine::EngineOptions;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::ModelFiles;
 use crate::model::{Cache, Loader, TextModel, VisionModel, Weights};
 use crate::preprocess::{Normalise, Tiles};
-
-/// Prompt tokens that run through the decoder at once: enough for full matrix products, few enough for
-/// a small score matrix and a prompt answer to a stop.
-const PREFILL_CHUNK: usize = 256;
-
-/// Patches that run through the vision encoder at once; at least one tile.
-const VISION_PATCHES: usize = 1024;
-
-/// More threads than any machine this runs on has.
-const MAX_THREADS: usize = 1024;
 
 /// Weights on a candle device.
 pub struct CandleBackend {
@@ -52,16 +45,14 @@ impl CandleBackend {
         let (dtype, dtype_kind) = match (options.dtype, device_kind) {
             (DTypeKind::F32, _) | (DTypeKind::Auto, DeviceKind::Cpu) => (DType::F32, DTypeKind::F32),
             (DTypeKind::Bf16, _) | (DTypeKind::Auto, _) => (DType::BF16, DTypeKind::Bf16),
+            (other, _) => {
+                return Err(Error::unsupported(format!("dtype: {}; candle has f32 and bf16", other.name())));
+            }
         };
         let weights = Weights::open(files)?;
-        check_memory(&weights, model, dtype, options)?;
+        let bytes = weights.elements().saturating_mul(dtype.size_in_bytes() as u64);
+        check_memory(bytes, dtype.size_in_bytes(), model, options)?;
 
-        if options.num_threads > MAX_THREADS {
-            return Err(Error::invalid_argument(format!(
-                "num_threads: {} given, at most {MAX_THREADS} accepted",
-                options.num_threads
-            )));
-        }
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(options.num_threads)
             .thread_name(|i| format!("smolvlm-{i}"))
@@ -211,6 +202,7 @@ fn open_device(options: &EngineOptions) -> Result<(Device, DeviceKind)> {
         DeviceKind::Auto | DeviceKind::Cpu => Ok((Device::Cpu, DeviceKind::Cpu)),
         DeviceKind::Cuda if cfg!(feature = "cuda") => Ok((Device::new_cuda(index)?, DeviceKind::Cuda)),
         DeviceKind::Metal if cfg!(feature = "metal") => Ok((Device::new_metal(index)?, DeviceKind::Metal)),
+        DeviceKind::TensorRt => Err(Error::unsupported("device: tensorrt is for the onnx backend")),
         other => {
             let name = other.name();
             Err(Error::unsupported(format!(
@@ -218,23 +210,4 @@ fn open_device(options: &EngineOptions) -> Result<(Device, DeviceKind)> {
             )))
         }
     }
-}
-
-/// Refuses before loading what would not fit: weights, and one session's full KV cache.
-fn check_memory(weights: &Weights, model: &ModelConfig, dtype: DType, options: &EngineOptions) -> Result<()> {
-    if options.max_memory_bytes == 0 {
-        return Ok(());
-    }
-    let text = &model.text;
-    let context = if options.context_tokens > 0 { options.context_tokens } else { text.max_position_embeddings };
-    let per_token = 2 * text.num_hidden_layers as u64 * text.num_key_value_heads as u64 * text.head_dim as u64;
-    let elements = weights.elements().saturating_add(per_token.saturating_mul(context as u64));
-    let needed = elements.saturating_mul(dtype.size_in_bytes() as u64);
-    if needed > options.max_memory_bytes {
-        return Err(Error::out_of_memory(format!(
-            "max_memory_bytes: {} given, {needed} needed for the weights and the KV cache of {context} tokens",
-            options.max_memory_bytes
-        )));
-    }
-    Ok(())
 }

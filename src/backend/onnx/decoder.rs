@@ -1,0 +1,239 @@
+//! The decoder's two graphs, and one sequence on them: its KV cache stays in ONNX Runtime's hands from step to step.
+
+use std::sync::Arc;
+
+use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
+use ort::session::IoBinding;
+use ort::value::{DynTensor, DynValue, Tensor, TensorElementType};
+
+use super::graph::{ANY, Graph};
+use super::tensor::{FLOATS, floats, read_last, shorten};
+use crate::backend::{Decoder, DeviceKind, Halt, PREFILL_CHUNK, Run, Stop};
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+
+const INPUT_IDS: &str = "input_ids";
+const INPUTS_EMBEDS: &str = "inputs_embeds";
+const ATTENTION_MASK: &str = "attention_mask";
+const POSITION_IDS: &str = "position_ids";
+/// Newer exports compute the logits of this many last positions only.
+const LOGITS_TO_KEEP: &str = "num_logits_to_keep";
+const LOGITS: &str = "logits";
+const INTEGER: [TensorElementType; 1] = [TensorElementType::Int64];
+
+/// The embedding table and the decoder, shared by every sequence.
+pub(super) struct DecoderGraph {
+    embed: Graph,
+    decoder: Graph,
+    embeds: TensorElementType,
+    cache: TensorElementType,
+    /// The names of a layer's keys and values, as inputs and as outputs.
+    layers: Vec<[(String, String); 2]>,
+    has_positions: bool,
+    keeps_logits: bool,
+    image_token_id: u32,
+    hidden_size: usize,
+    vocab_size: usize,
+    /// [heads, head_dim] of a layer's cache.
+    cache_shape: [i64; 2],
+    cache_memory: MemoryInfo<'static>,
+}
+
+impl DecoderGraph {
+    pub(super) fn new(
+        embed: Graph,
+        decoder: Graph,
+        model: &ModelConfig,
+        (device, index): (DeviceKind, usize),
+    ) -> Result<Self> {
+        let text = &model.text;
+        let (hidden, vocab) = (text.hidden_size as i64, text.vocab_size as i64);
+        let cache_shape = [text.num_key_value_heads as i64, text.head_dim as i64];
+        let cached = [1, cache_shape[0], ANY, cache_shape[1]];
+
+        embed.input(INPUT_IDS, &INTEGER, &[1, ANY])?;
+        embed.output(INPUTS_EMBEDS, &FLOATS, &[1, ANY, hidden])?;
+        embed.expect_only(&[INPUT_IDS])?;
+
+        let embeds = decoder.input(INPUTS_EMBEDS, &FLOATS, &[1, ANY, hidden])?.element;
+        decoder.input(ATTENTION_MASK, &INTEGER, &[1, ANY])?;
+        decoder.output(LOGITS, &FLOATS, &[1, ANY, vocab])?;
+        let has_positions = decoder.has_input(POSITION_IDS);
+        if has_positions {
+            decoder.input(POSITION_IDS, &INTEGER, &[1, ANY])?;
+        }
+        let keeps_logits = decoder.has_input(LOGITS_TO_KEEP);
+        if keeps_logits {
+            decoder.input(LOGITS_TO_KEEP, &INTEGER, &[])?;
+        }
+        let names = |layer, part| {
+            (format!("past_key_values.{layer}.{part}"), format!("present.{layer}.{part}"))
+        };
+        let layers: Vec<_> = (0..text.num_hidden_layers).map(|i| ["key", "value"].map(|part| names(i, part))).collect();
+        let mut cache = FLOATS.to_vec();
+        for (past, present) in layers.iter().flatten() {
+            // All layers are as precise as the first.
+            cache = vec![decoder.input(past, &cache, &cached)?.element];
+            decoder.output(present, &cache, &cached)?;
+        }
+        let mut known = vec![INPUTS_EMBEDS, ATTENTION_MASK, POSITION_IDS, LOGITS_TO_KEEP];
+        known.extend(layers.iter().flatten().map(|(past, _)| past.as_str()));
+        decoder.expect_only(&known)?;
+
+        let cache_memory = match device {
+            DeviceKind::Cuda | DeviceKind::TensorRt => MemoryInfo::new(
+                AllocationDevice::CUDA,
+                i32::try_from(index).unwrap_or(i32::MAX),
+                AllocatorType::Device,
+                MemoryType::Default,
+            )?,
+            _ => main_memory()?,
+        };
+        Ok(Self {
+            embeds,
+            cache: cache[0],
+            layers,
+            has_positions,
+            keeps_logits,
+            image_token_id: model.image_token_id,
+            hidden_size: text.hidden_size,
+            vocab_size: text.vocab_size,
+            cache_shape,
+            cache_memory,
+            embed,
+            decoder,
+        })
+    }
+
+    /// The table's rows of `ids`: [ids, hidden].
+    fn embed(&self, ids: &[u32]) -> Result<Vec<f32>> {
+        let mut rows = Vec::new();
+        let ids_tensor = integers(ids.iter().map(|&id| i64::from(id)).collect())?;
+        let mut session = self.embed.session();
+        let outputs = session.run(ort::inputs![INPUT_IDS => ids_tensor])?;
+        read_last(&outputs[INPUTS_EMBEDS], ids.len() * self.hidden_size, &mut rows)?;
+        Ok(rows)
+    }
+
+    /// Keys and values of no token at all.
+    fn empty_cache(&self) -> Result<Vec<DynValue>> {
+        let session = self.decoder.session();
+        let [heads, head_dim] = self.cache_shape;
+        (0..2 * self.layers.len())
+            .map(|_| Ok(DynTensor::new(session.allocator(), self.cache, [1, heads, 0, head_dim])?.into_dyn()))
+            .collect()
+    }
+}
+
+/// One sequence.
+pub(super) struct OnnxDecoder {
+    graph: Arc<DecoderGraph>,
+    binding: IoBinding,
+    /// Keys and values of every layer: [1, heads, positions, head_dim].
+    cache: Vec<DynValue>,
+    /// Positions in `cache`; the first `len` of them count.
+    cached: usize,
+    len: usize,
+    logits: Vec<f32>,
+}
+
+impl OnnxDecoder {
+    pub(super) fn new(graph: &Arc<DecoderGraph>) -> Result<Self> {
+        let binding = graph.decoder.session().create_binding()?;
+        let cache = graph.empty_cache()?;
+        Ok(Self { graph: Arc::clone(graph), binding, cache, cached: 0, len: 0, logits: Vec::new() })
+    }
+
+    /// Drops the positions behind `len`. The one time that the cache passes through the host.
+    fn shorten_cache(&mut self) -> Result<()> {
+        if self.cached == self.len {
+            return Ok(());
+        }
+        if self.len == 0 {
+            self.cache = self.graph.empty_cache()?;
+        } else {
+            for value in &mut self.cache {
+                *value = shorten(value, self.len)?.into_dyn();
+            }
+        }
+        self.cached = self.len;
+        Ok(())
+    }
+
+    /// Appends embedded tokens [tokens, hidden]; with `read`, the logits after the last one.
+    fn append(&mut self, rows: Vec<f32>, read: bool) -> Result<()> {
+        self.shorten_cache()?;
+        let Self { graph, binding, cache, .. } = self;
+        let tokens = rows.len() / graph.hidden_size;
+        let (past, total) = (self.cached as i64, self.cached + tokens);
+        let embeds = floats(graph.embeds, vec![1, tokens as i64, graph.hidden_size as i64], rows)?;
+        binding.bind_input(INPUTS_EMBEDS, &embeds)?;
+        binding.bind_input(ATTENTION_MASK, &integers(vec![1; total])?)?;
+        if graph.has_positions {
+            binding.bind_input(POSITION_IDS, &integers((past..total as i64).collect())?)?;
+        }
+        if graph.keeps_logits {
+            binding.bind_input(LOGITS_TO_KEEP, &Tensor::from_array(([0_i64; 0], vec![1_i64]))?)?;
+        }
+        binding.bind_output_to_device(LOGITS, &main_memory()?)?;
+        let names = graph.layers.iter().flatten();
+        for ((past, present), value) in names.clone().zip(cache.iter()) {
+            binding.bind_input(past, value)?;
+            binding.bind_output_to_device(present, &graph.cache_memory)?;
+        }
+        let mut session = graph.decoder.session();
+        let mut outputs = session.run_binding(binding)?;
+        let absent = |name: &str| Error::internal(format!("{name}: bound, but not among the outputs"));
+        if read {
+            let logits = outputs.get(LOGITS).ok_or_else(|| absent(LOGITS))?;
+            read_last(logits, graph.vocab_size, &mut self.logits)?;
+        }
+        let fresh = names.map(|(_, name)| outputs.remove(name).ok_or_else(|| absent(name)));
+        *cache = fresh.collect::<Result<_>>()?;
+        (self.cached, self.len) = (total, total);
+        Ok(())
+    }
+}
+
+impl Decoder for OnnxDecoder {
+    fn prefill(&mut self, ids: &[u32], image_rows: &[f32], stop: &Stop) -> Run<&[f32]> {
+        let graph = Arc::clone(&self.graph);
+        let mut images = image_rows.chunks_exact(graph.hidden_size);
+        let mut chunks = ids.chunks(PREFILL_CHUNK).peekable();
+        while let Some(chunk) = chunks.next() {
+            stop.check()?;
+            let mut rows = graph.embed(chunk)?;
+            for (row, _) in rows.chunks_exact_mut(graph.hidden_size).zip(chunk).filter(|(_, id)| **id == graph.image_token_id) {
+                row.copy_from_slice(images.next().ok_or_else(|| Error::internal("fewer image rows than image tokens"))?);
+            }
+            self.append(rows, chunks.peek().is_none())?;
+        }
+        if images.next().is_some() {
+            return Err(Halt::from(Error::internal("more image rows than image tokens")));
+        }
+        Ok(&self.logits)
+    }
+
+    fn step(&mut self, id: u32) -> Result<&[f32]> {
+        let row = self.graph.embed(&[id])?;
+        self.append(row, true)?;
+        Ok(&self.logits)
+    }
+
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+}
+
+/// A tensor [1, values].
+fn integers(values: Vec<i64>) -> Result<Tensor<i64>> {
+    Ok(Tensor::from_array((vec![1, values.len() as i64], values))?)
+}
+
+fn main_memory() -> Result<MemoryInfo<'static>> {
+    Ok(MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::Default)?)
+}

@@ -1,0 +1,143 @@
+//! One ONNX graph: opened, and its inputs and outputs compared with what the model needs.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use ort::environment::Environment;
+use ort::ep::ExecutionProviderDispatch;
+use ort::session::Session;
+use ort::session::builder::GraphOptimizationLevel;
+use ort::value::{Outlet, TensorElementType, ValueType};
+
+use crate::error::{Error, Result};
+use crate::files::ModelFiles;
+
+/// A dimension that the model's settings do not fix.
+pub(super) const ANY: i64 = -1;
+
+/// How graphs are opened.
+pub(super) struct Opener<'a> {
+    pub(super) environment: &'a Environment,
+    pub(super) providers: &'a [ExecutionProviderDispatch],
+    pub(super) threads: usize,
+}
+
+/// An open graph. `ort` holds that ONNX Runtime's own `Run` is not safe on several threads at once, so one runs at a time.
+pub(super) struct Graph {
+    path: String,
+    session: Mutex<Session>,
+    inputs: Vec<Port>,
+    outputs: Vec<Port>,
+}
+
+/// An input or output.
+#[derive(Clone, Debug)]
+pub(super) struct Port {
+    pub(super) name: String,
+    pub(super) element: TensorElementType,
+    /// -1: any.
+    pub(super) shape: Vec<i64>,
+}
+
+impl Opener<'_> {
+    /// Opens the graph in a file of the checkpoint.
+    pub(super) fn open(&self, files: &ModelFiles, name: &str) -> Result<Graph> {
+        files.size(name)?;
+        let path = files.path(name);
+        let session = self.session(&path).map_err(|e| Error::invalid_model(e.message()).at(path.display()))?;
+        let ports = |outlets: &[Outlet]| outlets.iter().filter_map(port).collect();
+        Ok(Graph {
+            path: path.display().to_string(),
+            inputs: ports(session.inputs()),
+            outputs: ports(session.outputs()),
+            session: Mutex::new(session),
+        })
+    }
+
+    fn session(&self, path: &std::path::Path) -> Result<Session, ort::Error> {
+        Ok(Session::builder(self.environment)?
+            .with_optimization_level(GraphOptimizationLevel::All)?
+            .with_intra_threads(self.threads)?
+            .with_inter_threads(1)?
+            // Threads may wait busily between two operations of a run, never between two runs.
+            .with_config_entry("session.force_spinning_stop", "1")?
+            // Every step has new shapes: their patterns would be kept for ever.
+            .with_memory_pattern(false)?
+            .with_execution_providers(self.providers)?
+            .commit_from_file(path)?)
+    }
+}
+
+fn port(outlet: &Outlet) -> Option<Port> {
+    match outlet.dtype() {
+        ValueType::Tensor { ty, shape, .. } => {
+            Some(Port { name: outlet.name().to_owned(), element: *ty, shape: shape.to_vec() })
+        }
+        _ => None,
+    }
+}
+
+impl Graph {
+    pub(super) fn session(&self) -> MutexGuard<'_, Session> {
+        // A panic leaves ONNX Runtime as it was.
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The input of this name, which must take `shape` in one of `elements`.
+    pub(super) fn input(&self, name: &str, elements: &[TensorElementType], shape: &[i64]) -> Result<&Port> {
+        self.port("input", &self.inputs, name, elements, shape)
+    }
+
+    /// The output of this name, which must have `shape` in one of `elements`.
+    pub(super) fn output(&self, name: &str, elements: &[TensorElementType], shape: &[i64]) -> Result<&Port> {
+        self.port("output", &self.outputs, name, elements, shape)
+    }
+
+    pub(super) fn has_input(&self, name: &str) -> bool {
+        self.inputs.iter().any(|port| port.name == name)
+    }
+
+    /// Refuses a graph with an input that nobody would fill.
+    pub(super) fn expect_only(&self, known: &[&str]) -> Result<()> {
+        match self.inputs.iter().find(|port| !known.contains(&port.name.as_str())) {
+            Some(port) => {
+                Err(self.invalid(format!("input {} is none of {}", port.name, known.join(", "))))
+            }
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn invalid(&self, message: impl Into<String>) -> Error {
+        Error::invalid_model(message).at(&self.path)
+    }
+
+    fn port<'a>(
+        &self,
+        kind: &str,
+        ports: &'a [Port],
+        name: &str,
+        elements: &[TensorElementType],
+        shape: &[i64],
+    ) -> Result<&'a Port> {
+        let Some(port) = ports.iter().find(|port| port.name == name) else {
+            let names: Vec<_> = ports.iter().map(|port| port.name.as_str()).collect();
+            return Err(self.invalid(format!("has no {kind} {name}; its {kind}s are {}", names.join(", "))));
+        };
+        if !elements.contains(&port.element) {
+            let wanted: Vec<_> = elements.iter().map(ToString::to_string).collect();
+            let message = format!("{kind} {name} is {}, expected {}", port.element, wanted.join(" or "));
+            return Err(self.invalid(message));
+        }
+        let fits = |(found, wanted): (&i64, &i64)| found == wanted || *found < 0 || *wanted < 0;
+        if port.shape.len() != shape.len() || !port.shape.iter().zip(shape).all(fits) {
+            let message = format!("{kind} {name} has shape {}, expected {}", dims(&port.shape), dims(shape));
+            return Err(self.invalid(message));
+        }
+        Ok(port)
+    }
+}
+
+/// A shape for people: `[1, ?, 576]`.
+fn dims(shape: &[i64]) -> String {
+    let dims: Vec<_> = shape.iter().map(|&d| if d < 0 { "?".into() } else { d.to_string() }).collect();
+    format!("[{}]", dims.join(", "))
+}

@@ -1,0 +1,126 @@
+//! The ONNX Runtime engine: the hub's three graphs, in a library that the user brings.
+
+mod decoder;
+mod graph;
+mod runtime;
+mod tensor;
+mod variant;
+
+use std::sync::Arc;
+
+use ort::value::{Tensor, TensorElementType};
+
+use self::decoder::{DecoderGraph, OnnxDecoder};
+use self::graph::{ANY, Graph, Opener};
+use self::tensor::{FLOATS, floats, read_last};
+use self::variant::Variant;
+use super::{Backend, BackendKind, Decoder, ImageRows, Placement, Run, Stop, VISION_PATCHES, check_memory};
+use crate::config::{ImageConfig, ModelConfig};
+use crate::engine::EngineOptions;
+use crate::error::Result;
+use crate::files::ModelFiles;
+use crate::preprocess::{Normalise, Tiles};
+
+const PIXEL_VALUES: &str = "pixel_values";
+const PIXEL_ATTENTION_MASK: &str = "pixel_attention_mask";
+const IMAGE_FEATURES: &str = "image_features";
+
+/// Three open graphs.
+pub struct OnnxBackend {
+    vision: Graph,
+    pixels: TensorElementType,
+    masked: bool,
+    decoder: Arc<DecoderGraph>,
+    normalise: Normalise,
+    tokens_per_tile: usize,
+    hidden_size: usize,
+    tiles_at_once: usize,
+    placement: Placement,
+}
+
+impl OnnxBackend {
+    /// Loads ONNX Runtime and opens the checkpoint's graphs.
+    pub fn load(
+        files: &ModelFiles,
+        model: &ModelConfig,
+        images: &ImageConfig,
+        options: &EngineOptions,
+    ) -> Result<Self> {
+        let environment = runtime::environment(options.onnxruntime_path.as_deref())?;
+        let (device, providers) = runtime::providers(options)?;
+        let variant = Variant::choose(files, options.dtype, device)?;
+        check_memory(variant.bytes(files)?, variant.cache_element_bytes(), model, options)?;
+        let threads = match options.num_threads {
+            0 => std::thread::available_parallelism().map_or(1, Into::into),
+            n => n,
+        };
+        let opener = Opener { environment, providers: &providers, threads };
+        // A table lookup: on an accelerator its rows would travel both ways.
+        let lookup = Opener { environment, providers: &[], threads: 1 };
+        let decoder = DecoderGraph::new(
+            lookup.open(files, &variant.embed)?,
+            opener.open(files, &variant.decoder)?,
+            model,
+            (device, options.device_index),
+        )?;
+        let vision = opener.open(files, &variant.vision)?;
+        let size = model.vision.image_size as i64;
+        let pixels = vision.input(PIXEL_VALUES, &FLOATS, &[1, ANY, 3, size, size])?.element;
+        let masked = vision.has_input(PIXEL_ATTENTION_MASK);
+        if masked {
+            vision.input(PIXEL_ATTENTION_MASK, &[TensorElementType::Bool], &[1, ANY, size, size])?;
+        }
+        vision.expect_only(&[PIXEL_VALUES, PIXEL_ATTENTION_MASK])?;
+        let (tokens_per_tile, hidden_size) = (model.tokens_per_tile(), model.text.hidden_size);
+        vision.output(IMAGE_FEATURES, &FLOATS, &[ANY, tokens_per_tile as i64, hidden_size as i64])?;
+        Ok(Self {
+            vision,
+            pixels,
+            masked,
+            decoder: Arc::new(decoder),
+            normalise: Normalise::new(images.rescale_factor, images.mean, images.std),
+            tokens_per_tile,
+            hidden_size,
+            tiles_at_once: (VISION_PATCHES / model.vision.patches()).max(1),
+            placement: Placement { backend: BackendKind::Onnx, device, dtype: variant.dtype },
+        })
+    }
+}
+
+impl Backend for OnnxBackend {
+    fn encode_images(&self, tiles: &Tiles, stop: &Stop) -> Run<ImageRows> {
+        let size = tiles.size;
+        let tile = 3 * size * size;
+        let mut values = Vec::with_capacity(tiles.count() * self.tokens_per_tile * self.hidden_size);
+        let mut rows = Vec::new();
+        for start in (0..tiles.count()).step_by(self.tiles_at_once) {
+            stop.check()?;
+            let batch = self.tiles_at_once.min(tiles.count() - start);
+            let mut pixels = vec![0.0; batch * tile];
+            for (i, out) in pixels.chunks_exact_mut(tile).enumerate() {
+                self.normalise.to_chw(tiles.tile(start + i), size, out);
+            }
+            let (batch_dim, size_dim) = (batch as i64, size as i64);
+            let pixels = floats(self.pixels, vec![1, batch_dim, 3, size_dim, size_dim], pixels)?;
+            let mut session = self.vision.session();
+            let outputs = if self.masked {
+                // Tiles are always full.
+                let mask = Tensor::from_array(([1, batch, size, size], vec![true; batch * size * size]))?;
+                session.run(ort::inputs![PIXEL_VALUES => pixels, PIXEL_ATTENTION_MASK => mask])
+            } else {
+                session.run(ort::inputs![PIXEL_VALUES => pixels])
+            }?;
+            read_last(&outputs[IMAGE_FEATURES], batch * self.tokens_per_tile * self.hidden_size, &mut rows)?;
+            values.append(&mut rows);
+        }
+        Ok(ImageRows { values, width: self.hidden_size })
+    }
+
+    fn decoder(&self) -> Result<Box<dyn Decoder>> {
+        Ok(Box::new(OnnxDecoder::new(&self.decoder)?))
+    }
+
+    fn placement(&self) -> Placement {
+        self.placement
+    }
+}

@@ -1,9 +1,10 @@
 """Writes the hub layout: the files that a published SmolVLM checkpoint consists of."""
 
-import hashlib
 import json
+import shutil
 
 import torch
+from checksums import write_sums
 from safetensors.torch import save_file
 from transformers import Idefics3Config, PreTrainedTokenizerFast
 
@@ -113,11 +114,6 @@ def export(model, config, tokenizer, folder):
         folder / "generation_config.json",
         {"_from_model_config": True, "bos_token_id": ids["bos"], "eos_token_id": ids["eos"], "pad_token_id": ids["pad"]},
     )
-    _write_sums(folder)
-
-
-def _write_sums(folder):
-    """Digests of every file of the checkpoint, by which the library finds a damaged weight."""
-    names = sorted(path.name for path in folder.iterdir() if path.suffix in (".json", ".jinja", ".safetensors"))
-    lines = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
-    (folder / "SHA256SUMS").write_text("".join(lines))
+    # Graphs of other weights.
+    shutil.rmtree(folder / "onnx", ignore_errors=True)
+    write_sums(folder)

@@ -1,0 +1,45 @@
+"""The precisions of the hub's files, and how each is made."""
+
+import tempfile
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+from .graphs import BUILD
+
+SUFFIXES = {"fp32": "", "fp16": "_fp16", "int8": "_int8", "q4": "_q4", "q4f16": "_q4f16"}
+BLOCK = 32  # weights that share a scale in 4 bits
+INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy level: it may quantise activations to 8 bits, the fast way
+
+
+def int8(model):
+    """Matrices with one scale per output channel, activations quantised as they come; the embedding table too."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "source.onnx", Path(folder) / "target.onnx"
+        onnx.save_model(model, source, save_as_external_data=True, location="source.data")
+        options = {"MatMulConstBOnly": True, "DefaultTensorType": TensorProto.FLOAT}
+        quantize_dynamic(source, target, op_types_to_quantize=["MatMul", "Gather"], per_channel=True, weight_type=QuantType.QInt8,
+                         use_external_data_format=True, extra_options=options)  # fmt: skip
+        return onnx.load(target)
+
+
+def q4(model):
+    quantiser = MatMulNBitsQuantizer(model, block_size=BLOCK, is_symmetric=True, accuracy_level=INT8_ACTIVATIONS)
+    quantiser.process()
+    return quantiser.model.model
+
+
+def link(graph, config, weights, stored):
+    """The graph in float32, without weights: it points into the checkpoint's own files."""
+    return BUILD[graph](config, weights, TensorProto.FLOAT, stored)
+
+
+def build(graph, precision, config, weights):
+    """The graph `graph` of BUILD in a precision of SUFFIXES."""
+    model = BUILD[graph](config, weights, TensorProto.FLOAT16 if precision in ("fp16", "q4f16") else TensorProto.FLOAT)
+    if precision == "int8":
+        return int8(model)
+    return q4(model) if precision in ("q4", "q4f16") else model

@@ -2,15 +2,23 @@
 
 CMAKE_BUILD := build/cmake
 CARGO_OUT := $(CURDIR)/target/release
-PACKAGES := build-essential cmake pkg-config valgrind
-TOOLS := cc c++ cmake pkg-config valgrind
+PACKAGES := build-essential cmake pkg-config python3 python3-pip valgrind
+TOOLS := cc c++ cmake pip3 pkg-config python3 valgrind
 
-.PHONY: help demo test test-rust test-c build tools clean
+# ONNX Runtime's versions: the one that is used here, the oldest that the library accepts, and one that it must refuse.
+ORT_PINNED := $(shell sed -n 's/^onnxruntime==//p' tools/requirements.txt)
+ORT_OLDEST := 1.20.0
+ORT_TOO_OLD := 1.19.2
+ORT := $(CURDIR)/build/onnxruntime
+ORT_LIBRARY := $(ORT)/$(ORT_PINNED)/libonnxruntime.so
+
+.PHONY: help demo test test-rust test-features test-c build tools onnxruntime clean
 
 help:
 	@echo "make demo       build, then a C program asks the bundled model about the bundled picture"
-	@echo "make test       all tests: test-rust and test-c"
-	@echo "make test-rust  engine, golden arrays, header"
+	@echo "make test       all tests: test-rust, test-features and test-c"
+	@echo "make test-rust  both engines, golden arrays, header"
+	@echo "make test-features  builds with one backend, and with none"
 	@echo "make test-c     ctest: C and C++, shared and static, Valgrind, the installed package"
 	@echo "make build      libsmolvlm.so, libsmolvlm.a, C examples and C tests"
 
@@ -21,25 +29,45 @@ tools:
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq $(PACKAGES); \
 	  else echo "missing:$$missing (Debian: $(PACKAGES))"; exit 1; fi; fi
 
-build: tools
-	cargo build --release --locked --lib
+# libonnxruntime.so from PyPI's wheels; nothing links it.
+onnxruntime: tools
+	tools/fetch_onnxruntime.sh $(ORT_PINNED) $(ORT)/$(ORT_PINNED)
+	ln -sf $(ORT_PINNED)/libonnxruntime.so $(ORT)/libonnxruntime.so
+
+build: tools onnxruntime
+	cargo build --release --locked --lib --example smolvlm_demo
 	cmake -S . -B $(CMAKE_BUILD) -DCMAKE_BUILD_TYPE=Release -DSMOLVLM_CARGO_DIR=$(CARGO_OUT)
 	cmake --build $(CMAKE_BUILD)
 
+ASK := $(CMAKE_BUILD)/examples_c/describe_shared models/demo models/demo/test_image.jpg
+QUESTIONS := "What objects are in this image?" "Which way does the arrow point?" "How many objects are there?"
+
 demo: build
-	$(CMAKE_BUILD)/examples_c/describe_shared models/demo models/demo/test_image.jpg \
-	  "What objects are in this image?" "Which way does the arrow point?" "How many objects are there?"
+	@echo; echo "Candle:"
+	$(ASK) $(QUESTIONS)
+	@echo; echo "ONNX Runtime:"
+	ORT_DYLIB_PATH=$(ORT_LIBRARY) $(ASK) --backend onnx $(QUESTIONS)
 
-test: test-rust test-c
+test: test-rust test-features test-c
 
-test-rust:
-	cargo test --release --locked --no-fail-fast
+test-rust: onnxruntime
+	tools/fetch_onnxruntime.sh $(ORT_OLDEST) $(ORT)/$(ORT_OLDEST)
+	ORT_DYLIB_PATH=$(ORT_LIBRARY) cargo test --release --locked --no-fail-fast
+	ORT_DYLIB_PATH=$(ORT)/$(ORT_OLDEST)/libonnxruntime.so cargo test --release --locked --test onnx
+
+test-features:
+	cargo check --release --locked --lib --no-default-features --features candle
+	cargo check --release --locked --lib --no-default-features --features onnx
+	cargo test --release --locked --lib --no-default-features backend::
 
 # The path of the crate's unit tests, as cargo reports it: ctest runs those of src/ffi under Valgrind.
 test-c: build
+	for version in $(ORT_OLDEST) $(ORT_TOO_OLD); do tools/fetch_onnxruntime.sh $$version $(ORT)/$$version || exit 1; done
 	unit_tests=$$(cargo test --release --locked --lib --no-run --message-format=json \
 	  | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1) && \
-	cmake -S . -B $(CMAKE_BUILD) -DSMOLVLM_UNIT_TESTS="$$unit_tests"
+	cmake -S . -B $(CMAKE_BUILD) -DSMOLVLM_UNIT_TESTS="$$unit_tests" \
+	  -DSMOLVLM_ONNXRUNTIME_DIRS="$(ORT)/$(ORT_PINNED);$(ORT)/$(ORT_OLDEST);$(ORT)/$(ORT_TOO_OLD)"
+	cmake --build $(CMAKE_BUILD)
 	cd $(CMAKE_BUILD) && ctest --output-on-failure -j2
 
 clean:

@@ -1,123 +1,21 @@
-//! The engine against the reference, stage by stage, on random checkpoints of every published geometry.
-//!
-//! `tools/make_golden.py` wrote the arrays; its documentation says what each one is.
+//! Candle against the reference, stage by stage, on random checkpoints of every published geometry.
+#![cfg(feature = "candle")]
 
-use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+#[path = "support/golden.rs"]
+mod support;
 
-use safetensors::SafeTensors;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
-use sha2::{Digest, Sha256};
 use smolvlm::backend::candle::CandleBackend;
 use smolvlm::backend::{Backend, Stop};
-use smolvlm::config::{ImageConfig, ModelConfig};
-use smolvlm::files::ModelFiles;
-use smolvlm::preprocess::{self, TileOptions, Tiles};
-use smolvlm::prompt::{ChatTemplate, Grid, Message, Part, PromptBuilder, Role};
-use smolvlm::tokenizer::Tokenizer;
-use smolvlm::{DTypeKind, Engine, EngineOptions, FinishReason, ImageView, Request};
+use smolvlm::config::ModelConfig;
+use smolvlm::prompt::{Grid, Message, Part, Role};
+use smolvlm::{DTypeKind, Engine, EngineOptions};
+use support::{Case, Arrays, Golden, assert_close, check_stages, checkpoints, count_equal_answers, difference, json, open, tiles};
+use smolvlm::preprocess::Tiles;
 
 /// Largest difference accepted, as a share of the reference's root mean square.
 /// The worst seen is 2.9e-5.
 const TOLERANCE: f32 = 1e-4;
-
-/// At a fork of greedy text, the two candidates' logits may differ by this share of the spread of all logits.
-const FORK_GAP: f32 = 1e-3;
-
-#[derive(Deserialize)]
-struct Golden {
-    resolved: serde_json::Value,
-    cases: Vec<Case>,
-}
-
-#[derive(Deserialize)]
-struct Case {
-    name: String,
-    image: String,
-    question: String,
-    longest_edge: usize,
-    split: bool,
-    rows: usize,
-    cols: usize,
-    tile_count: usize,
-    tiles_sha256: String,
-    greedy_ids: Vec<u32>,
-    greedy_stop: Option<usize>,
-    logits_std: f32,
-}
-
-struct Arrays<'a>(SafeTensors<'a>);
-
-impl Arrays<'_> {
-    fn floats(&self, case: &Case, name: &str) -> Vec<f32> {
-        let view = self.0.tensor(&format!("{}.{name}", case.name)).unwrap();
-        view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
-    }
-
-    fn integers(&self, case: &Case, name: &str) -> Vec<usize> {
-        let view = self.0.tensor(&format!("{}.{name}", case.name)).unwrap();
-        view.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as usize).collect()
-    }
-}
-
-fn json<T: DeserializeOwned>(path: &Path) -> T {
-    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
-}
-
-/// Every checkpoint directory below tests/golden.
-fn checkpoints() -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    let mut dirs: Vec<PathBuf> = std::fs::read_dir(root)
-        .unwrap()
-        .map(|e| e.unwrap().path())
-        .filter(|p| p.join("golden.json").exists())
-        .collect();
-    dirs.sort();
-    assert!(dirs.len() >= 5, "golden checkpoints are missing: {dirs:?}");
-    dirs
-}
-
-struct Parts {
-    files: ModelFiles,
-    model: ModelConfig,
-    images: ImageConfig,
-    tokenizer: Tokenizer,
-    prompt: PromptBuilder,
-}
-
-fn open(dir: &Path) -> Parts {
-    let files = ModelFiles::open(dir).unwrap();
-    let model = ModelConfig::load(&files).unwrap();
-    Parts {
-        images: ImageConfig::load(&files, &model).unwrap(),
-        tokenizer: Tokenizer::load(&files).unwrap(),
-        prompt: PromptBuilder::new(ChatTemplate::load(&files).unwrap(), model.tokens_per_tile()),
-        files,
-        model,
-    }
-}
-
-fn tiles(dir: &Path, case: &Case, tile_size: usize) -> Tiles {
-    let file = std::fs::read(dir.join(&case.image)).unwrap();
-    let rgb = ImageView::encoded(&file).to_rgb().unwrap();
-    let options = TileOptions { tile_size, longest_edge: case.longest_edge, split: case.split };
-    preprocess::tiles(&rgb, &options, &mut || false).unwrap().unwrap()
-}
-
-/// The largest difference as a share of the reference's root mean square.
-fn difference(ours: &[f32], reference: &[f32]) -> f32 {
-    assert_eq!(ours.len(), reference.len());
-    let square = reference.iter().map(|r| f64::from(*r).powi(2)).sum::<f64>() / reference.len() as f64;
-    let largest = ours.iter().zip(reference).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    largest / square.sqrt() as f32
-}
-
-fn assert_close(what: &str, ours: &[f32], reference: &[f32]) {
-    let difference = difference(ours, reference);
-    println!("{what}: {difference:.1e}");
-    assert!(difference <= TOLERANCE, "{what}: differs by {difference:.1e} of the reference's root mean square");
-}
 
 /// The same with every number as f64: Python writes 100000.0 as either.
 fn as_floats(value: serde_json::Value) -> serde_json::Value {
@@ -215,25 +113,9 @@ fn every_stage_is_the_references() {
         let parts = open(&dir);
         let backend =
             CandleBackend::load(&parts.files, &parts.model, &parts.images, &EngineOptions::default()).unwrap();
-        let bytes = std::fs::read(dir.join("golden.safetensors")).unwrap();
-        let arrays = Arrays(SafeTensors::deserialize(&bytes).unwrap());
-        let golden: Golden = json(&dir.join("golden.json"));
-        assert!(golden.cases.len() >= 2);
-        for case in &golden.cases {
-            let name = format!("{} {}", dir.file_name().unwrap().display(), case.name);
-            let tiles = tiles(&dir, case, parts.images.tile_size);
-            assert_eq!((tiles.rows, tiles.cols, tiles.count()), (case.rows, case.cols, case.tile_count), "{name}");
-            let digest: String = Sha256::digest(&tiles.pixels).iter().map(|b| format!("{b:02x}")).collect();
-            assert_eq!(digest, case.tiles_sha256, "{name}: tile bytes");
-
-            let messages = [Message::question(1, &case.question)];
-            let ids = parts.prompt.build(&messages, &[Grid::from(&tiles)], &parts.tokenizer).unwrap();
-            let input_ids: Vec<u32> = arrays.integers(case, "input_ids").iter().map(|&id| id as u32).collect();
-            assert_eq!(ids, input_ids, "{name}: prompt ids");
-
-            check_vision(&name, &backend, &tiles, &parts.model, case, &arrays);
-            check_logits(&name, &backend, &tiles, &parts.model, &ids, case, &arrays);
-        }
+        check_stages(&dir, &backend, TOLERANCE, &mut |name, case, arrays, tiles| {
+            check_vision(name, &backend, tiles, &parts.model, case, arrays);
+        });
     }
 }
 
@@ -254,108 +136,13 @@ fn check_vision(
             picked.extend_from_slice(&hidden[row * width..][..width]);
         }
     }
-    assert_close(&format!("{name} vision"), &picked, &arrays.floats(case, "vision"));
-
-    let rows = backend.encode_images(tiles, &Stop::default()).unwrap();
-    let picked: Vec<f32> = arrays
-        .integers(case, "image_rows_index")
-        .iter()
-        .flat_map(|&r| &rows.values[r * rows.width..][..rows.width])
-        .copied()
-        .collect();
-    assert_close(&format!("{name} connector"), &picked, &arrays.floats(case, "image_rows"));
-}
-
-/// Teacher-forced: each position's logits, by prefill, by rewinding into the prompt, and by decode steps.
-fn check_logits(
-    name: &str,
-    backend: &CandleBackend,
-    tiles: &Tiles,
-    model: &ModelConfig,
-    ids: &[u32],
-    case: &Case,
-    arrays: &Arrays<'_>,
-) {
-    let rows = backend.encode_images(tiles, &Stop::default()).unwrap();
-    let stop = Stop::default();
-    let vocab = model.text.vocab_size;
-    let reference = arrays.floats(case, "logits");
-    let positions = arrays.integers(case, "logits_index");
-    let at = |position: usize| positions.iter().position(|&p| p == position).map(|i| &reference[i * vocab..][..vocab]);
-
-    let mut decoder = backend.decoder().unwrap();
-    let mut ours = Vec::new();
-    let mut expected = Vec::new();
-    decoder.prefill(ids, &rows.values, &stop).unwrap();
-    // From the last position to the first: each needs only what lies before it.
-    for &position in positions.iter().filter(|&&p| p < ids.len()).rev() {
-        decoder.truncate(position);
-        let image = ids[position] == model.image_token_id;
-        let before = ids[..position].iter().filter(|&&id| id == model.image_token_id).count();
-        let row = if image { &rows.values[before * rows.width..][..rows.width] } else { &[] };
-        ours.extend_from_slice(decoder.prefill(&ids[position..=position], row, &stop).unwrap());
-        expected.extend_from_slice(at(position).unwrap());
-    }
-    assert_close(&format!("{name} logits of the prompt"), &ours, &expected);
-
-    let mut decoder = backend.decoder().unwrap();
-    ours.clear();
-    expected.clear();
-    let mut logits = decoder.prefill(ids, &rows.values, &stop).unwrap().to_vec();
-    for (i, &id) in case.greedy_ids.iter().enumerate() {
-        check_choice(name, i, &logits, id, case.logits_std);
-        ours.extend_from_slice(&logits);
-        expected.extend_from_slice(at(ids.len() - 1 + i).unwrap());
-        logits = decoder.step(id).unwrap().to_vec();
-    }
-    assert_close(&format!("{name} logits of the answer"), &ours, &expected);
-}
-
-/// Our choice is the reference's, or the two are each other's rivals by a hair.
-fn check_choice(name: &str, step: usize, logits: &[f32], reference: u32, spread: f32) {
-    let mut order: Vec<usize> = (0..logits.len()).collect();
-    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
-    if order[0] != reference as usize {
-        let gap = logits[order[0]] - logits[order[1]];
-        assert!(
-            order[1] == reference as usize && gap <= FORK_GAP * spread,
-            "{name}: step {step} chose {} for {reference}",
-            order[0]
-        );
-    }
+    assert_close(&format!("{name} vision"), &picked, &arrays.floats(case, "vision"), TOLERANCE);
 }
 
 #[test]
 fn the_whole_pipeline_says_what_the_reference_says() {
-    let mut equal = 0;
-    for dir in checkpoints() {
-        let engine = Engine::load(&dir, &EngineOptions::default()).unwrap();
-        let golden: Golden = json(&dir.join("golden.json"));
-        for case in &golden.cases {
-            let file = std::fs::read(dir.join(&case.image)).unwrap();
-            let images = [ImageView::encoded(&file)];
-            let request = Request {
-                longest_edge: Some(case.longest_edge),
-                split: case.split,
-                max_new_tokens: case.greedy_ids.len(),
-                ..Request::new(&case.question, &images)
-            };
-            let mut streamed = String::new();
-            let answer = engine
-                .process(&request, &mut |text| {
-                    streamed.push_str(text);
-                    ControlFlow::Continue(())
-                })
-                .unwrap();
-            let (length, reason) = match case.greedy_stop {
-                Some(n) => (n, FinishReason::EndOfText),
-                None => (case.greedy_ids.len(), FinishReason::MaxTokens),
-            };
-            equal += usize::from(answer.token_ids == case.greedy_ids[..length] && answer.finish_reason == reason);
-            assert_eq!(streamed, answer.text);
-            assert_eq!(answer.token_ids[0], case.greedy_ids[0], "{} {}", dir.display(), case.name);
-        }
-    }
+    let load = |dir: &std::path::Path| Engine::load(dir, &EngineOptions::default()).unwrap();
+    let equal: usize = checkpoints().iter().map(|dir| count_equal_answers(dir, &load(dir))).sum();
     // Forks by rounding alone are judged above, position by position; here most must agree to the end.
     assert!(equal >= 8, "only {equal} of the answers are the reference's");
 }

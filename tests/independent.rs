@@ -1,6 +1,7 @@
 //! The engine against candle-transformers: its Llama, its SigLIP and its sampling were written by others.
 //!
 //! The golden arrays hold a few chosen questions; here any numbers will do.
+#![cfg(feature = "candle")]
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
 //! The library takes as many threads as the caller says. One test, in a process of its own: threads are counted.
+#![cfg(feature = "candle")]
 #![cfg(target_os = "linux")]
 
 use std::path::Path;

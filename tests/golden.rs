@@ -10,8 +10,9 @@ use smolvlm::backend::{Backend, Stop};
 use smolvlm::config::ModelConfig;
 use smolvlm::prompt::{Grid, Message, Part, Role};
 use smolvlm::{DTypeKind, Engine, EngineOptions};
-use support::{Case, Arrays, Golden, assert_close, check_stages, checkpoints, count_equal_answers, difference, json, open, tiles};
-use smolvlm::preprocess::Tiles;
+use support::{
+    Golden, Subject, assert_close, check_stages, checkpoints, count_equal_answers, difference, json, open, tiles,
+};
 
 /// Largest difference accepted, as a share of the reference's root mean square.
 /// The worst seen is 2.9e-5.
@@ -113,20 +114,12 @@ fn every_stage_is_the_references() {
         let parts = open(&dir);
         let backend =
             CandleBackend::load(&parts.files, &parts.model, &parts.images, &EngineOptions::default()).unwrap();
-        check_stages(&dir, &backend, TOLERANCE, &mut |name, case, arrays, tiles| {
-            check_vision(name, &backend, tiles, &parts.model, case, arrays);
-        });
+        check_stages(&dir, &backend, TOLERANCE, &mut |subject| check_vision(subject, &backend, &parts.model));
     }
 }
 
-fn check_vision(
-    name: &str,
-    backend: &CandleBackend,
-    tiles: &Tiles,
-    model: &ModelConfig,
-    case: &Case,
-    arrays: &Arrays<'_>,
-) {
+fn check_vision(subject: &Subject<'_>, backend: &CandleBackend, model: &ModelConfig) {
+    let Subject { name, case, arrays, tiles } = subject;
     let hidden = backend.vision_hidden_states(tiles).unwrap();
     let (patches, width) = (model.vision.patches(), model.vision.hidden_size);
     let mut picked = Vec::new();

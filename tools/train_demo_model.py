@@ -26,11 +26,11 @@ from demo_model import evaluate
 from demo_model.export import export
 from demo_model.joint_stage import train_jointly
 from demo_model.language_stage import train_language
-from demo_model.library import answer_with_library
 from demo_model.report import write_report
 from demo_model.run import Run
 from demo_model.tokenizer import PromptEncoder, train_tokenizer
 from demo_model.vision_stage import train_vision
+from library import Library, answer_questions
 
 MODEL = Path(__file__).parent.parent / "models" / "demo"
 
@@ -88,6 +88,8 @@ def arguments():
     command.add_argument("answers", type=Path)
     command.add_argument("--model", type=Path, default=MODEL)
     command.add_argument("--library", type=Path, help="libsmolvlm.so, to answer in place of transformers")
+    command.add_argument("--backend", default="auto", help="of the library")
+    command.add_argument("--dtype", default="auto", help="of the library")
 
     command = commands.add_parser("score", help="score JSON-lines files with 'expected' and 'answer'")
     command.add_argument("answers", type=Path, nargs="+")
@@ -117,7 +119,8 @@ def main():
         evaluate.export_scenes(options.export, options.scenes)
     elif options.command == "answer":
         if options.library:
-            answer_with_library(options.library, options.model, options.questions, options.answers)
+            library = Library(options.library, options.model, options.backend, options.dtype)
+            answer_questions(library, options.questions, options.answers)
         else:
             evaluate.answer_with_reference(options.model, options.questions, options.answers)
     elif options.command == "report":

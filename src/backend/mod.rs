@@ -248,7 +248,12 @@ fn missing(name: &str) -> Error {
 
 /// Refuses before loading what would not fit: weights, and one session's full KV cache.
 #[cfg(any(feature = "candle", feature = "onnx"))]
-fn check_memory(weights_bytes: u64, cache_element_bytes: usize, model: &ModelConfig, options: &EngineOptions) -> Result<()> {
+fn check_memory(
+    weights_bytes: u64,
+    cache_element_bytes: usize,
+    model: &ModelConfig,
+    options: &EngineOptions,
+) -> Result<()> {
     if options.max_memory_bytes == 0 {
         return Ok(());
     }

@@ -20,6 +20,7 @@ const FORK_GAP: f32 = 1e-3;
 
 #[derive(Deserialize)]
 pub struct Golden {
+    #[allow(dead_code, reason = "the ONNX tests do not look at it")]
     pub resolved: serde_json::Value,
     pub cases: Vec<Case>,
 }
@@ -112,13 +113,16 @@ pub fn assert_close(what: &str, ours: &[f32], reference: &[f32], tolerance: f32)
     assert!(difference <= tolerance, "{what}: differs by {difference:.1e} of the reference's root mean square");
 }
 
-/// Preprocessing, prompt, connector and logits of every case of a checkpoint; `extra` sees each case's tiles too.
-pub fn check_stages(
-    dir: &Path,
-    backend: &dyn Backend,
-    tolerance: f32,
-    extra: &mut dyn FnMut(&str, &Case, &Arrays<'_>, &Tiles),
-) {
+/// A case, its arrays, and its tiles as we cut them.
+pub struct Subject<'a> {
+    pub name: String,
+    pub case: &'a Case,
+    pub arrays: &'a Arrays<'a>,
+    pub tiles: Tiles,
+}
+
+/// Preprocessing, prompt, connector and logits of every case of a checkpoint; `extra` sees each case too.
+pub fn check_stages(dir: &Path, backend: &dyn Backend, tolerance: f32, extra: &mut dyn FnMut(&Subject<'_>)) {
     let parts = open(dir);
     let bytes = std::fs::read(dir.join("golden.safetensors")).unwrap();
     let arrays = Arrays(SafeTensors::deserialize(&bytes).unwrap());
@@ -126,7 +130,7 @@ pub fn check_stages(
     assert!(golden.cases.len() >= 2);
     for case in &golden.cases {
         let name = format!("{} {}", dir.file_name().unwrap().display(), case.name);
-        let tiles = tiles(&dir, case, parts.images.tile_size);
+        let tiles = tiles(dir, case, parts.images.tile_size);
         assert_eq!((tiles.rows, tiles.cols, tiles.count()), (case.rows, case.cols, case.tile_count), "{name}");
         let digest: String = Sha256::digest(&tiles.pixels).iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(digest, case.tiles_sha256, "{name}: tile bytes");
@@ -136,13 +140,15 @@ pub fn check_stages(
         let input_ids: Vec<u32> = arrays.integers(case, "input_ids").iter().map(|&id| id as u32).collect();
         assert_eq!(ids, input_ids, "{name}: prompt ids");
 
-        extra(&name, case, &arrays, &tiles);
-        check_rows(&name, backend, &tiles, case, &arrays, tolerance);
-        check_logits(&name, backend, &tiles, &parts.model, &ids, case, &arrays, tolerance);
+        let subject = Subject { name, case, arrays: &arrays, tiles };
+        extra(&subject);
+        check_rows(&subject, backend, tolerance);
+        check_logits(&subject, &ids, &parts.model, backend, tolerance);
     }
 }
 
-fn check_rows(name: &str, backend: &dyn Backend, tiles: &Tiles, case: &Case, arrays: &Arrays<'_>, tolerance: f32) {
+fn check_rows(subject: &Subject<'_>, backend: &dyn Backend, tolerance: f32) {
+    let Subject { name, case, arrays, tiles } = subject;
     let rows = backend.encode_images(tiles, &Stop::default()).unwrap();
     let picked: Vec<f32> = arrays
         .integers(case, "image_rows_index")
@@ -154,16 +160,8 @@ fn check_rows(name: &str, backend: &dyn Backend, tiles: &Tiles, case: &Case, arr
 }
 
 /// Teacher-forced: each position's logits, by prefill, by rewinding into the prompt, and by decode steps.
-pub fn check_logits(
-    name: &str,
-    backend: &dyn Backend,
-    tiles: &Tiles,
-    model: &ModelConfig,
-    ids: &[u32],
-    case: &Case,
-    arrays: &Arrays<'_>,
-    tolerance: f32,
-) {
+fn check_logits(subject: &Subject<'_>, ids: &[u32], model: &ModelConfig, backend: &dyn Backend, tolerance: f32) {
+    let Subject { name, case, arrays, tiles } = subject;
     let rows = backend.encode_images(tiles, &Stop::default()).unwrap();
     let stop = Stop::default();
     let vocab = model.text.vocab_size;
@@ -200,7 +198,7 @@ pub fn check_logits(
 }
 
 /// Our choice is the reference's, or the two are each other's rivals by a hair.
-pub fn check_choice(name: &str, step: usize, logits: &[f32], reference: u32, spread: f32) {
+fn check_choice(name: &str, step: usize, logits: &[f32], reference: u32, spread: f32) {
     let mut order: Vec<usize> = (0..logits.len()).collect();
     order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
     if order[0] != reference as usize {

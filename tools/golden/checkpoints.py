@@ -46,6 +46,7 @@ class Checkpoint:
     template_home: str = "chat_template.jinja"  # or chat_template.json, tokenizer_config.json
     eos_list: bool = True
     shards: int = 1
+    tokens: int | None = None  # of the tokenizer; None: as many as the embedding table has rows
 
     @property
     def template(self):
@@ -105,7 +106,7 @@ def build(spec, folder):
     """Writes the hub directory of `spec` and returns its tokenizer (of the tokenizers package)."""
     folder.mkdir(parents=True)
     config_class, model_class, family = FAMILIES[spec.model_type]
-    tokenizer = make_tokenizer(spec.text["vocab_size"], spec.v1_tokens)
+    tokenizer = make_tokenizer(spec.tokens or spec.text["vocab_size"], spec.v1_tokens)
     tokenizer.save(str(folder / "tokenizer.json"))
     image_id, end_id = tokenizer.token_to_id("<image>"), tokenizer.token_to_id("<end_of_utterance>")
 

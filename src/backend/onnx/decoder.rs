@@ -66,9 +66,7 @@ impl DecoderGraph {
         if keeps_logits {
             decoder.input(LOGITS_TO_KEEP, &INTEGER, &[])?;
         }
-        let names = |layer, part| {
-            (format!("past_key_values.{layer}.{part}"), format!("present.{layer}.{part}"))
-        };
+        let names = |layer, part| (format!("past_key_values.{layer}.{part}"), format!("present.{layer}.{part}"));
         let layers: Vec<_> = (0..text.num_hidden_layers).map(|i| ["key", "value"].map(|part| names(i, part))).collect();
         let mut cache = FLOATS.to_vec();
         for (past, present) in layers.iter().flatten() {
@@ -203,8 +201,12 @@ impl Decoder for OnnxDecoder {
         while let Some(chunk) = chunks.next() {
             stop.check()?;
             let mut rows = graph.embed(chunk)?;
-            for (row, _) in rows.chunks_exact_mut(graph.hidden_size).zip(chunk).filter(|(_, id)| **id == graph.image_token_id) {
-                row.copy_from_slice(images.next().ok_or_else(|| Error::internal("fewer image rows than image tokens"))?);
+            for (row, _) in
+                rows.chunks_exact_mut(graph.hidden_size).zip(chunk).filter(|(_, id)| **id == graph.image_token_id)
+            {
+                row.copy_from_slice(
+                    images.next().ok_or_else(|| Error::internal("fewer image rows than image tokens"))?,
+                );
             }
             self.append(rows, chunks.peek().is_none())?;
         }

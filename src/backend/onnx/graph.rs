@@ -54,7 +54,7 @@ impl Opener<'_> {
     }
 
     fn session(&self, path: &std::path::Path) -> Result<Session, ort::Error> {
-        Ok(Session::builder(self.environment)?
+        Session::builder(self.environment)?
             .with_optimization_level(GraphOptimizationLevel::All)?
             .with_intra_threads(self.threads)?
             .with_inter_threads(1)?
@@ -63,7 +63,7 @@ impl Opener<'_> {
             // Every step has new shapes: their patterns would be kept for ever.
             .with_memory_pattern(false)?
             .with_execution_providers(self.providers)?
-            .commit_from_file(path)?)
+            .commit_from_file(path)
     }
 }
 
@@ -99,9 +99,7 @@ impl Graph {
     /// Refuses a graph with an input that nobody would fill.
     pub(super) fn expect_only(&self, known: &[&str]) -> Result<()> {
         match self.inputs.iter().find(|port| !known.contains(&port.name.as_str())) {
-            Some(port) => {
-                Err(self.invalid(format!("input {} is none of {}", port.name, known.join(", "))))
-            }
+            Some(port) => Err(self.invalid(format!("input {} is none of {}", port.name, known.join(", ")))),
             None => Ok(()),
         }
     }

@@ -34,9 +34,10 @@ pub(super) fn read_last(tensor: &DynValue, count: usize, out: &mut Vec<f32>) -> 
 
 fn last<T: PrimitiveTensorElementType>(tensor: &DynValue, count: usize) -> Result<&[T]> {
     let (shape, values) = tensor.try_extract_tensor::<T>()?;
-    let start = values.len().checked_sub(count).ok_or_else(|| {
-        Error::internal(format!("a graph's output of shape {shape} has fewer than {count} values"))
-    })?;
+    let start = values
+        .len()
+        .checked_sub(count)
+        .ok_or_else(|| Error::internal(format!("a graph's output of shape {shape} has fewer than {count} values")))?;
     Ok(&values[start..])
 }
 

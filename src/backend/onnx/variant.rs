@@ -27,7 +27,12 @@ pub(super) struct Variant {
 impl Variant {
     fn new(dtype: DTypeKind, suffix: &str) -> Self {
         let file = |graph: &str| format!("onnx/{graph}{suffix}.onnx");
-        Self { dtype, vision: file("vision_encoder"), embed: file("embed_tokens"), decoder: file("decoder_model_merged") }
+        Self {
+            dtype,
+            vision: file("vision_encoder"),
+            embed: file("embed_tokens"),
+            decoder: file("decoder_model_merged"),
+        }
     }
 
     pub(super) fn files(&self) -> [&str; 3] {

@@ -1,0 +1,49 @@
+//! ONNX Runtime's threads are as many as the caller says, and rest between two calls. One test, in a process of its own.
+#![cfg(all(feature = "onnx", target_os = "linux"))]
+
+#[path = "support/onnxruntime.rs"]
+mod onnxruntime;
+
+use std::path::Path;
+use std::time::Duration;
+
+use onnxruntime::options;
+use smolvlm::{DTypeKind, Engine, EngineOptions, ImageView, Request};
+
+fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").unwrap().count()
+}
+
+/// Seconds that this process has computed for.
+fn processor_seconds() -> f64 {
+    // SAFETY: zero is a value of every field, and the struct is the caller's.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        assert_eq!(libc::getrusage(libc::RUSAGE_SELF, &mut usage), 0);
+        usage
+    };
+    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 * 1e-6;
+    seconds(usage.ru_utime) + seconds(usage.ru_stime)
+}
+
+#[test]
+fn threads_are_counted_and_rest() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+    let file = std::fs::read(dir.join("test_image.jpg")).unwrap();
+    let images = [ImageView::encoded(&file)];
+    // ONNX Runtime 1.32 keeps a sleeping thread of its own from the first session to the process's end.
+    drop(Engine::load(&dir, &EngineOptions { num_threads: 1, ..options(DTypeKind::Int8) }).unwrap());
+    for num_threads in [1, 2, 3] {
+        let before = threads();
+        let engine = Engine::load(&dir, &EngineOptions { num_threads, ..options(DTypeKind::Int8) }).unwrap();
+        engine.ask(&Request { max_new_tokens: 3, ..Request::new("What is this?", &images) }).unwrap();
+        // The caller is one of them; the vision encoder and the decoder, which never run at the same time in a call, have
+        // theirs each.
+        assert_eq!(threads() - before, 2 * (num_threads - 1), "{num_threads} threads");
+
+        let start = processor_seconds();
+        std::thread::sleep(Duration::from_millis(500));
+        let idle = processor_seconds() - start;
+        assert!(idle < 0.05, "{idle} s of computing in 0.5 s of rest");
+    }
+}

@@ -74,7 +74,7 @@ impl Copy {
     fn new(test: &str, sums: bool) -> Self {
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("damage-{test}"));
         let _ = std::fs::remove_dir_all(&dir);
-        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::create_dir_all(dir.join("onnx")).unwrap();
         let copy = Self { dir, sums };
         copy.files().iter().for_each(|name| copy.restore(name));
         copy
@@ -84,6 +84,9 @@ impl Copy {
         let mut names = names();
         if self.sums {
             names.push(SUMS.into());
+        } else {
+            // Only their digests are looked at here; tests/onnx.rs opens them.
+            names.retain(|name| !name.starts_with("onnx/"));
         }
         names
     }
@@ -153,6 +156,16 @@ fn damages(copy: &Copy, name: &str, flips: usize) -> Vec<(String, Option<Vec<u8>
     all
 }
 
+/// The text of a `SHA256SUMS`, its digests in lower case.
+fn digests(sums: &[u8]) -> String {
+    let text = String::from_utf8_lossy(sums).into_owned();
+    let lower = |line: &str| match line.split_once("  ") {
+        Some((digest, name)) => format!("{}  {name}", digest.to_ascii_lowercase()),
+        None => line.to_owned(),
+    };
+    text.split('\n').map(lower).collect::<Vec<_>>().join("\n")
+}
+
 #[test]
 fn the_copy_loads() {
     let _alone = alone();
@@ -171,7 +184,7 @@ fn with_checksums_every_damage_is_an_error_that_names_the_file() {
         for (what, bytes) in damages(&copy, &name, 20) {
             let unprotected = name == SUMS && bytes.is_none();
             // Upper-case digits of a digest are the same digits.
-            let same = name == SUMS && bytes.as_ref().is_some_and(|b| b.eq_ignore_ascii_case(&copy.original(&name)));
+            let same = name == SUMS && bytes.as_ref().is_some_and(|b| digests(b) == digests(&copy.original(&name)));
             match copy.load_with(&name, bytes.as_deref(), &what) {
                 Ok(()) => assert!(unprotected || same, "{name}, {what}: not found"),
                 Err(error) => {

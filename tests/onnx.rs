@@ -13,7 +13,7 @@ use golden::{check_stages, checkpoints, count_equal_answers, difference, open};
 use onnxruntime::options;
 use smolvlm::backend::onnx::OnnxBackend;
 use smolvlm::backend::{Backend, Stop};
-use smolvlm::{BackendKind, DTypeKind, DeviceKind, Engine, ErrorKind, FinishReason, ImageView, Request};
+use smolvlm::{BackendKind, DTypeKind, DeviceKind, Engine, ErrorKind, FinishReason, ImageView, PixelFormat, Request};
 
 /// Largest difference accepted, as a share of the reference's root mean square.
 /// The worst seen is 2.8e-5 with 1.32.0.
@@ -133,4 +133,34 @@ fn every_variant_answers_and_says_what_it_is() {
         let late = engine.ask(&Request { timeout: Some(Duration::ZERO), ..request.clone() }).unwrap();
         assert_eq!((late.finish_reason, late.text.as_str()), (FinishReason::Timeout, ""));
     }
+}
+
+/// Cut anywhere, a graph is refused; with a bit flipped, it is refused or runs.
+#[test]
+fn a_damaged_graph_is_an_error_that_names_it() {
+    let dir = workspace("damage", &Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo"));
+    std::fs::remove_file(dir.join("SHA256SUMS")).unwrap();
+    let pixels = [200; 3 * 16 * 16];
+    let images = [ImageView::raw(&pixels, 0, 16, 16, PixelFormat::Rgb8).unwrap()];
+    let request = Request { split: false, max_new_tokens: 2, ..Request::new("What is this?", &images) };
+    let load = || Engine::load(&dir, &options(DTypeKind::Int8));
+    for graph in ["vision_encoder_int8", "embed_tokens_int8", "decoder_model_merged_int8"] {
+        let name = format!("onnx/{graph}.onnx");
+        let whole = std::fs::read(dir.join(&name)).unwrap();
+        for i in 0..20 {
+            std::fs::write(dir.join(&name), &whole[..whole.len() * i / 20]).unwrap();
+            let error = load().err().unwrap_or_else(|| panic!("{name} cut to {i}/20: not found"));
+            assert!(error.message().contains(&name), "{error}");
+        }
+        for i in 0..60 {
+            let mut flipped = whole.clone();
+            flipped[(whole.len() - 1) * i / 59] ^= 1 << (i % 8);
+            std::fs::write(dir.join(&name), flipped).unwrap();
+            if let Ok(engine) = load() {
+                let _ = engine.ask(&request);
+            }
+        }
+        std::fs::write(dir.join(&name), whole).unwrap();
+    }
+    load().unwrap().ask(&request).unwrap();
 }

@@ -12,7 +12,7 @@ ORT_TOO_OLD := 1.19.2
 ORT := $(CURDIR)/build/onnxruntime
 ORT_LIBRARY := $(ORT)/$(ORT_PINNED)/libonnxruntime.so
 
-.PHONY: help demo test test-rust test-features test-c build tools onnxruntime clean
+.PHONY: help demo test test-rust test-features test-c build tools onnxruntime bench-onnx clean
 
 help:
 	@echo "make demo       build, then a C program asks the bundled model about the bundled picture"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-rust  both engines, golden arrays, header"
 	@echo "make test-features  builds with one backend, and with none"
 	@echo "make test-c     ctest: C and C++, shared and static, Valgrind, the installed package"
+	@echo "make bench-onnx what our engine adds to ONNX Runtime, as a ratio"
 	@echo "make build      libsmolvlm.so, libsmolvlm.a, C examples and C tests"
 
 # Root may install what is missing; everybody else is told.
@@ -69,6 +70,16 @@ test-c: build
 	  -DSMOLVLM_ONNXRUNTIME_DIRS="$(ORT)/$(ORT_PINNED);$(ORT)/$(ORT_OLDEST);$(ORT)/$(ORT_TOO_OLD)"
 	cmake --build $(CMAKE_BUILD)
 	cd $(CMAKE_BUILD) && ctest --output-on-failure -j2
+
+# What the tools need: torch and transformers, gigabytes of it.
+VENV := build/venv
+$(VENV)/done: tools/requirements.txt
+	python3 -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -r $<
+	touch $@
+
+bench-onnx: build $(VENV)/done
+	ORT_DYLIB_PATH=$(ORT_LIBRARY) $(VENV)/bin/python benches/onnx_overhead.py
 
 clean:
 	rm -rf build target

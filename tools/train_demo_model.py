@@ -7,7 +7,7 @@
     train_demo_model.py answer DIR/questions.jsonl OUT.jsonl  the answers of transformers, greedy, in float32
     train_demo_model.py answer DIR/questions.jsonl OUT.jsonl --library target/release/libsmolvlm.so    the library's
     train_demo_model.py score OUT.jsonl...                    the table (task, questions, right)
-    train_demo_model.py report REFERENCE.jsonl LIBRARY.jsonl --work DIR    models/demo/README.md, around that table
+    train_demo_model.py report REFERENCE.jsonl NAME=LIBRARY.jsonl... --work DIR    models/demo/README.md, around that table
     train_demo_model.py picture NUMBER                        models/demo/test_image.jpg, one of the held-out scenes
 
 Training resumes from DIR's checkpoint. Every stage takes the minutes it is given, and decays its learning rate towards their end.
@@ -96,7 +96,7 @@ def arguments():
 
     command = commands.add_parser("report", help="write the model card")
     command.add_argument("reference", type=Path, help="answers of transformers")
-    command.add_argument("library", type=Path, help="answers of the library")
+    command.add_argument("library", nargs="+", metavar="NAME=LIBRARY", help="answers of the library, and what they are called")
     command.add_argument("--work", type=Path, required=True)
     command.add_argument("--history", default="", help="a paragraph on this training run")
 
@@ -125,7 +125,8 @@ def main():
             evaluate.answer_with_reference(options.model, options.questions, options.answers)
     elif options.command == "report":
         run = Run(options.work)
-        write_report(MODEL, run.model, run.config, options.reference, options.library, options.history)
+        library = {name: Path(path) for name, path in (entry.split("=", 1) for entry in options.library)}
+        write_report(MODEL, run.model, run.config, options.reference, library, options.history)
     elif options.command == "picture":
         Image.fromarray(evaluate.held_out_scene(options.number)[1]).save(MODEL / "test_image.jpg", quality=92)
     else:

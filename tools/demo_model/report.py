@@ -22,8 +22,9 @@ coloured shapes, arrows, printed numbers and short words, and nothing else.
 ## What it answers
 
 Asked about {scenes} scenes that training never saw (their seeds are reserved), through the default processing with tiles, greedy, in
-float32, from these bfloat16 weights: by `transformers`, and by libsmolvlm through its C functions. {same} of the {questions} answers
-are the same to the letter. Right means: equal to the one canonical answer, letter by letter.
+float32, from these bfloat16 weights by `transformers`, and by libsmolvlm through its C functions on each engine and precision.
+Right means: equal to the one canonical answer, letter by letter. Of the {questions} answers, as many are to the letter those
+of `transformers`: {same}.
 
 {table}
 
@@ -48,6 +49,7 @@ a least-squares fit makes the connector speak that code, and everything is train
     python tools/train_demo_model.py answer EVAL/questions.jsonl reference.jsonl
     python tools/train_demo_model.py answer EVAL/questions.jsonl library.jsonl --library target/release/libsmolvlm.so
     python tools/train_demo_model.py score reference.jsonl library.jsonl
+    python tools/export_onnx.py models/demo --precisions fp16,int8
 
 Training goes on from the shipped weights with `train --start models/demo`; the heads that only training needs are in
 `tools/demo_model/heads.safetensors`.
@@ -56,8 +58,10 @@ Training goes on from the shipped weights with `train --start models/demo`; the 
 """
 
 
-def write_report(folder, model, config, reference_path, library_path, history):
-    reference, library = read_lines(reference_path), read_lines(library_path)
+def write_report(folder, model, config, reference_path, library_paths, history):
+    """`library_paths`: by the name of what answered."""
+    reference = read_lines(reference_path)
+    answers = {name: read_lines(path) for name, path in library_paths.items()}
     text = TEXT.format(
         **vars(config),
         parameters=sum(p.numel() for p in model.parameters()) / 1e6,
@@ -70,8 +74,8 @@ def write_report(folder, model, config, reference_path, library_path, history):
         longest=LONGEST_EDGE,
         scenes=len({entry["image"] for entry in reference}),
         questions=len(reference),
-        same=same_answers(reference, library),
-        table=table(("`transformers`", reference), ("libsmolvlm", library)),
+        same=", ".join(f"{name} {same_answers(reference, entries)}" for name, entries in answers.items()),
+        table=table(("`transformers`", reference), *answers.items()),
         history=history,
     )
     (folder / "README.md").write_text(text)

@@ -6,6 +6,10 @@ fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     let var = |name: &str| env::var(name).unwrap_or_default();
     println!("cargo::rustc-env=SMOLVLM_TARGET={}", var("TARGET"));
+    let features = ["candle", "onnx", "cuda", "metal"];
+    let built = |feature: &&str| env::var_os(format!("CARGO_FEATURE_{}", feature.to_uppercase())).is_some();
+    let backends: String = features.iter().filter(|f| built(f)).map(|f| format!(" {f}")).collect();
+    println!("cargo::rustc-env=SMOLVLM_BACKENDS={backends}");
     if var("CARGO_CFG_TARGET_OS") == "linux" {
         // While the major version is 0, a minor one may break the ABI.
         let abi = match var("CARGO_PKG_VERSION_MAJOR").as_str() {

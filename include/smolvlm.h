@@ -110,15 +110,15 @@ typedef enum smolvlm_finish_reason {
  */
 typedef enum smolvlm_backend {
   /**
-   * The best one of this build that can run the model.
+   * Candle; ONNX Runtime in a build without it.
    */
   SMOLVLM_BACKEND_AUTO = 0,
   /**
-   * Candle, in Rust.
+   * Candle, in Rust: runs model.safetensors, or its shards.
    */
   SMOLVLM_BACKEND_CANDLE = 1,
   /**
-   * ONNX Runtime, loaded at run time.
+   * ONNX Runtime, loaded at run time: runs the graphs in the model's `onnx` directory.
    */
   SMOLVLM_BACKEND_ONNX = 2,
 } smolvlm_backend;
@@ -298,7 +298,8 @@ typedef struct smolvlm_options {
    */
   int32_t dtype;
   /**
-   * Threads to compute with; 0: one for each core that the process may use.
+   * Threads that compute at a time for one call; 0: one for each core that the process may use. With ONNX
+   * Runtime the calling thread is one of them, and each of two graphs keeps its others.
    */
   uint32_t num_threads;
   /**
@@ -525,7 +526,8 @@ typedef struct smolvlm_metrics {
 /**
  * Receives log messages, on any thread, from several at once. `level` is a `smolvlm_log_level`;
  * `message` is one line of UTF-8 without a line end, valid during the call only. The callback must
- * not throw or `longjmp`, and what the library would log during it is dropped.
+ * not throw or `longjmp`, nor create engines or ask them anything, since it may be called from inside the
+ * engine. What the library would log during it is dropped.
  */
 typedef void (*smolvlm_log_callback)(void *user_data, int32_t level, const char *message);
 
@@ -537,12 +539,13 @@ extern "C" {
  * Loads a model.
  *
  * `model_dir` is the path, in UTF-8, of a directory as the Hugging Face hub publishes it: config.json,
- * tokenizer.json, model.safetensors or its shards. `options` may be NULL: all defaults. `*out` is the
+ * tokenizer.json, model.safetensors or its shards for Candle, `onnx/` for ONNX Runtime. `options` may be NULL: all defaults. `*out` is the
  * engine, to be freed with `smolvlm_free`, or NULL on failure. The directory must not change while
  * the engine lives: a backend may keep its weights mapped.
  *
- * Any thread. INVALID_ARGUMENT: an argument, named in the message. NOT_FOUND: the directory or one of
- * its files. INVALID_MODEL: a file, named. UNSUPPORTED: a kind of model, backend, device or precision.
+ * Any thread. INVALID_ARGUMENT: an argument, named in the message. NOT_FOUND: the directory, one of its
+ * files, or ONNX Runtime. INVALID_MODEL: a file, named. UNSUPPORTED: a kind of model, backend, device or
+ * precision, or a library that is no ONNX Runtime or too old.
  * OUT_OF_MEMORY: over `max_memory_bytes`. BACKEND: the inference engine's own error.
  */
 enum smolvlm_status smolvlm_create(const char *model_dir,
@@ -669,7 +672,7 @@ const char *smolvlm_version(void);
 uint32_t smolvlm_version_number(void);
 
 /**
- * Version, target, backends and devices of the library that is loaded, separated by spaces: a line
+ * Version, target and backends of the library that is loaded, separated by spaces: a line
  * for a bug report. A static string. Any thread.
  */
 const char *smolvlm_build_info(void);

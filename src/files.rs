@@ -83,6 +83,19 @@ impl ModelFiles {
         Ok(self.open_listed(name)?.metadata().map_err(|e| io_error(&path, e))?.len())
     }
 
+    /// Refuses a folder with a file that `SHA256SUMS`, if there is one, does not list: another library may open what is there.
+    pub fn check_folder(&self, folder: &str) -> Result<()> {
+        let path = self.path(folder);
+        let (Some(listed), true) = (&self.listed, path.is_dir()) else { return Ok(()) };
+        for entry in path.read_dir().map_err(|e| io_error(&path, e))? {
+            let file = entry.map_err(|e| io_error(&path, e))?.file_name();
+            if !listed.contains(&format!("{folder}/{}", file.to_string_lossy())) {
+                return Err(Error::invalid_model(format!("{}: not listed in {SUMS}", path.join(file).display())));
+            }
+        }
+        Ok(())
+    }
+
     fn open_listed(&self, name: &str) -> Result<File> {
         let path = self.path(name);
         let file = open(&path)?;

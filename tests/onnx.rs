@@ -6,6 +6,7 @@ mod golden;
 #[path = "support/onnxruntime.rs"]
 mod onnxruntime;
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,7 +14,10 @@ use golden::{check_stages, checkpoints, count_equal_answers, difference, open};
 use onnxruntime::options;
 use smolvlm::backend::onnx::OnnxBackend;
 use smolvlm::backend::{Backend, Stop};
-use smolvlm::{BackendKind, DTypeKind, DeviceKind, Engine, ErrorKind, FinishReason, ImageView, PixelFormat, Request};
+use smolvlm::{
+    BackendKind, DTypeKind, DeviceKind, Engine, EngineOptions, ErrorKind, FinishReason, ImageView, PixelFormat,
+    Request, Session,
+};
 
 /// Largest difference accepted, as a share of the reference's root mean square.
 /// The worst seen is 2.8e-5 with 1.32.0.
@@ -118,20 +122,102 @@ fn a_rewound_cache_is_the_cache_it_was() {
     }
 }
 
+/// The hub's name of every precision; 8 and 4 bits are, to the engine, what the graph says they are.
 #[test]
 fn every_variant_answers_and_says_what_it_is() {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+    let dir = workspace("variants", &Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo"));
+    std::fs::remove_file(dir.join("SHA256SUMS")).unwrap();
     let file = std::fs::read(dir.join("test_image.jpg")).unwrap();
     let images = [ImageView::encoded(&file)];
     let request = Request::new("Which way does the arrow point?", &images);
-    for (asked, used) in [(DTypeKind::Auto, DTypeKind::F16), (DTypeKind::Int8, DTypeKind::Int8)] {
-        let engine = Engine::load(&dir, &options(asked)).unwrap();
+    let expected = Engine::load(&dir, &EngineOptions::default()).unwrap().ask(&request).unwrap().text;
+    let graphs = ["vision_encoder", "embed_tokens", "decoder_model_merged"];
+    for (used, from, suffix) in [
+        (DTypeKind::Bnb4, "_int8", "_bnb4"),
+        (DTypeKind::Q4F16, "_fp16", "_q4f16"),
+        (DTypeKind::Q4, "_int8", "_q4"),
+        (DTypeKind::Quantized, "_int8", "_quantized"),
+        (DTypeKind::Uint8, "_int8", "_uint8"),
+        (DTypeKind::Int8, "_int8", "_int8"),
+        (DTypeKind::F16, "_fp16", "_fp16"),
+        (DTypeKind::F32, "_fp16", ""),
+    ] {
+        for graph in graphs {
+            let graph = |suffix| dir.join(format!("onnx/{graph}{suffix}.onnx"));
+            if from != suffix {
+                std::fs::copy(graph(from), graph(suffix)).unwrap();
+            }
+        }
+        let engine = Engine::load(&dir, &options(used)).unwrap();
         let answer = engine.ask(&request).unwrap();
-        assert_eq!(answer.text, "Left.");
+        assert_eq!(answer.text, expected);
         let placement = answer.metrics.placement;
         assert_eq!((placement.backend, placement.device, placement.dtype), (BackendKind::Onnx, DeviceKind::Cpu, used));
         let late = engine.ask(&Request { timeout: Some(Duration::ZERO), ..request.clone() }).unwrap();
         assert_eq!((late.finish_reason, late.text.as_str()), (FinishReason::Timeout, ""));
+    }
+    // The most precise one that is whole.
+    let automatic = || Engine::load(&dir, &options(DTypeKind::Auto)).unwrap().placement().dtype;
+    assert_eq!(automatic(), DTypeKind::F32);
+    std::fs::remove_file(dir.join("onnx/embed_tokens.onnx")).unwrap();
+    assert_eq!(automatic(), DTypeKind::F16);
+}
+
+/// Without a graph's listing, whoever changes it is not found out.
+#[test]
+fn what_the_checksums_do_not_list_is_not_opened() {
+    let dir = workspace("sums", &Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo"));
+    Engine::load(&dir, &options(DTypeKind::Int8)).unwrap();
+    std::fs::write(dir.join("onnx/decoder_model_merged_int8.onnx_data"), "weights").unwrap();
+    let error = Engine::load(&dir, &options(DTypeKind::Int8)).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::InvalidModel);
+    assert!(error.message().ends_with("decoder_model_merged_int8.onnx_data: not listed in SHA256SUMS"), "{error}");
+}
+
+#[test]
+fn a_memory_limit_counts_the_cache_twice_and_the_graphs_once() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+    let text = open(&dir).model.text;
+    let graphs: u64 = ["vision_encoder", "embed_tokens", "decoder_model_merged"]
+        .map(|graph| std::fs::metadata(dir.join(format!("onnx/{graph}_fp16.onnx"))).unwrap().len())
+        .iter()
+        .sum();
+    let context_tokens = 100;
+    // Keys and values, in 16 bits, before a step and after it.
+    let cache = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * context_tokens * 2 * 2;
+    let enough = graphs + cache as u64;
+    let load = |max_memory_bytes| {
+        Engine::load(&dir, &EngineOptions { max_memory_bytes, context_tokens, ..options(DTypeKind::F16) }).map(|_| ())
+    };
+    load(enough).unwrap();
+    assert_eq!(load(enough - 1).unwrap_err().kind(), ErrorKind::OutOfMemory);
+}
+
+/// Numbers of config.json that the graphs do not confirm are errors, and nothing is taken for them before.
+#[test]
+fn nonsense_in_the_settings_is_an_error() {
+    let dir = workspace("settings", &Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo"));
+    std::fs::remove_file(dir.join("SHA256SUMS")).unwrap();
+    let whole: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join("config.json")).unwrap()).unwrap();
+    for (pointer, value) in [
+        ("/text_config/num_hidden_layers", 1 << 24),
+        ("/text_config/num_hidden_layers", 3),
+        ("/text_config/num_key_value_heads", 1),
+        ("/text_config/hidden_size", 96),
+        ("/text_config/vocab_size", 4000),
+        ("/vision_config/image_size", 192),
+        ("/scale_factor", 1),
+    ] {
+        let mut settings = whole.clone();
+        *settings.pointer_mut(pointer).unwrap() = value.into();
+        std::fs::write(dir.join("config.json"), serde_json::to_vec(&settings).unwrap()).unwrap();
+        let loaded = Engine::load(&dir, &options(DTypeKind::F16));
+        let error = loaded.and_then(|engine| {
+            let pixels = [200; 3 * 16 * 16];
+            let images = [ImageView::raw(&pixels, 0, 16, 16, PixelFormat::Rgb8)?];
+            engine.ask(&Request { split: false, ..Request::new("What is this?", &images) })
+        });
+        assert_eq!(error.err().map(|e| e.kind()), Some(ErrorKind::InvalidModel), "{pointer} is {value}");
     }
 }
 
@@ -144,6 +230,7 @@ fn a_damaged_graph_is_an_error_that_names_it() {
     let images = [ImageView::raw(&pixels, 0, 16, 16, PixelFormat::Rgb8).unwrap()];
     let request = Request { split: false, max_new_tokens: 2, ..Request::new("What is this?", &images) };
     let load = || Engine::load(&dir, &options(DTypeKind::Int8));
+    let mut go_on = |_: &str| ControlFlow::Continue(());
     for graph in ["vision_encoder_int8", "embed_tokens_int8", "decoder_model_merged_int8"] {
         let name = format!("onnx/{graph}.onnx");
         let whole = std::fs::read(dir.join(&name)).unwrap();
@@ -156,8 +243,10 @@ fn a_damaged_graph_is_an_error_that_names_it() {
             let mut flipped = whole.clone();
             flipped[(whole.len() - 1) * i / 59] ^= 1 << (i % 8);
             std::fs::write(dir.join(&name), flipped).unwrap();
-            if let Ok(engine) = load() {
-                let _ = engine.ask(&request);
+            // A second question rewinds the cache.
+            if let Ok(mut session) = load().and_then(|engine| Session::new(&engine)) {
+                let _ = session.process(&Request { stop: &["a", "e", "."], ..request.clone() }, &mut go_on);
+                let _ = session.process(&Request { images: &[], ..request.clone() }, &mut go_on);
             }
         }
         std::fs::write(dir.join(&name), whole).unwrap();

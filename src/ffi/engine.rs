@@ -27,12 +27,13 @@ pub struct smolvlm_engine {
 /// Loads a model.
 ///
 /// `model_dir` is the path, in UTF-8, of a directory as the Hugging Face hub publishes it: config.json,
-/// tokenizer.json, model.safetensors or its shards. `options` may be NULL: all defaults. `*out` is the
+/// tokenizer.json, model.safetensors or its shards for Candle, `onnx/` for ONNX Runtime. `options` may be NULL: all defaults. `*out` is the
 /// engine, to be freed with `smolvlm_free`, or NULL on failure. The directory must not change while
 /// the engine lives: a backend may keep its weights mapped.
 ///
-/// Any thread. INVALID_ARGUMENT: an argument, named in the message. NOT_FOUND: the directory or one of
-/// its files. INVALID_MODEL: a file, named. UNSUPPORTED: a kind of model, backend, device or precision.
+/// Any thread. INVALID_ARGUMENT: an argument, named in the message. NOT_FOUND: the directory, one of its
+/// files, or ONNX Runtime. INVALID_MODEL: a file, named. UNSUPPORTED: a kind of model, backend, device or
+/// precision, or a library that is no ONNX Runtime or too old.
 /// OUT_OF_MEMORY: over `max_memory_bytes`. BACKEND: the inference engine's own error.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn smolvlm_create(

@@ -19,14 +19,7 @@ macro_rules! c_str {
 
 const VERSION: &CStr = c_str!(env!("CARGO_PKG_VERSION"));
 
-#[cfg(feature = "cuda")]
-const BUILD_INFO: &CStr = c_str!(env!("CARGO_PKG_VERSION"), " ", env!("SMOLVLM_TARGET"), " candle cpu cuda");
-#[cfg(all(feature = "metal", not(feature = "cuda")))]
-const BUILD_INFO: &CStr = c_str!(env!("CARGO_PKG_VERSION"), " ", env!("SMOLVLM_TARGET"), " candle cpu metal");
-#[cfg(all(feature = "candle", not(any(feature = "cuda", feature = "metal"))))]
-const BUILD_INFO: &CStr = c_str!(env!("CARGO_PKG_VERSION"), " ", env!("SMOLVLM_TARGET"), " candle cpu");
-#[cfg(not(feature = "candle"))]
-const BUILD_INFO: &CStr = c_str!(env!("CARGO_PKG_VERSION"), " ", env!("SMOLVLM_TARGET"));
+const BUILD_INFO: &CStr = c_str!(env!("CARGO_PKG_VERSION"), " ", env!("SMOLVLM_TARGET"), env!("SMOLVLM_BACKENDS"));
 
 /// The version of the library that is loaded, e.g. "0.1.0"; the header's is `SMOLVLM_VERSION_STRING`.
 /// A static string. Any thread.
@@ -51,7 +44,7 @@ pub extern "C" fn smolvlm_version_number() -> u32 {
     NUMBER
 }
 
-/// Version, target, backends and devices of the library that is loaded, separated by spaces: a line
+/// Version, target and backends of the library that is loaded, separated by spaces: a line
 /// for a bug report. A static string. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn smolvlm_build_info() -> *const c_char {

@@ -86,11 +86,11 @@ impl From<FinishReason> for smolvlm_finish_reason {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum smolvlm_backend {
-    /// The best one of this build that can run the model.
+    /// Candle; ONNX Runtime in a build without it.
     Auto = 0,
-    /// Candle, in Rust.
+    /// Candle, in Rust: runs model.safetensors, or its shards.
     Candle = 1,
-    /// ONNX Runtime, loaded at run time.
+    /// ONNX Runtime, loaded at run time: runs the graphs in the model's `onnx` directory.
     Onnx = 2,
 }
 
@@ -222,7 +222,8 @@ pub type smolvlm_text_callback =
 
 /// Receives log messages, on any thread, from several at once. `level` is a `smolvlm_log_level`;
 /// `message` is one line of UTF-8 without a line end, valid during the call only. The callback must
-/// not throw or `longjmp`, and what the library would log during it is dropped.
+/// not throw or `longjmp`, nor create engines or ask them anything, since it may be called from inside the
+/// engine. What the library would log during it is dropped.
 pub type smolvlm_log_callback =
     Option<unsafe extern "C" fn(user_data: *mut c_void, level: i32, message: *const c_char)>;
 
@@ -246,7 +247,8 @@ pub struct smolvlm_options {
     pub device_index: u32,
     /// A `smolvlm_dtype`.
     pub dtype: i32,
-    /// Threads to compute with; 0: one for each core that the process may use.
+    /// Threads that compute at a time for one call; 0: one for each core that the process may use. With ONNX
+    /// Runtime the calling thread is one of them, and each of two graphs keeps its others.
     pub num_threads: u32,
     /// Longest conversation, in tokens; 0: as long as the model allows.
     pub context_tokens: u32,

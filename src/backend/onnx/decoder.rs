@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
-use ort::session::IoBinding;
-use ort::value::{DynTensor, DynValue, Tensor, TensorElementType};
+use ort::session::{IoBinding, OutputSelector, RunOptions};
+use ort::value::{DynTensor, DynTensorValueType, Tensor, TensorElementType};
 
 use super::graph::{ANY, Graph};
-use super::tensor::{FLOATS, floats, read_last, shorten};
+use super::tensor::{FLOATS, expect_shape, floats, read, read_last, shorten};
 use crate::backend::{Decoder, DeviceKind, Halt, PREFILL_CHUNK, Run, Stop};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
@@ -16,8 +16,6 @@ const INPUT_IDS: &str = "input_ids";
 const INPUTS_EMBEDS: &str = "inputs_embeds";
 const ATTENTION_MASK: &str = "attention_mask";
 const POSITION_IDS: &str = "position_ids";
-/// Newer exports compute the logits of this many last positions only.
-const LOGITS_TO_KEEP: &str = "num_logits_to_keep";
 const LOGITS: &str = "logits";
 const INTEGER: [TensorElementType; 1] = [TensorElementType::Int64];
 
@@ -30,7 +28,6 @@ pub(super) struct DecoderGraph {
     /// The names of a layer's keys and values, as inputs and as outputs.
     layers: Vec<[(String, String); 2]>,
     has_positions: bool,
-    keeps_logits: bool,
     image_token_id: u32,
     hidden_size: usize,
     vocab_size: usize,
@@ -62,19 +59,20 @@ impl DecoderGraph {
         if has_positions {
             decoder.input(POSITION_IDS, &INTEGER, &[1, ANY])?;
         }
-        let keeps_logits = decoder.has_input(LOGITS_TO_KEEP);
-        if keeps_logits {
-            decoder.input(LOGITS_TO_KEEP, &INTEGER, &[])?;
-        }
-        let names = |layer, part| (format!("past_key_values.{layer}.{part}"), format!("present.{layer}.{part}"));
-        let layers: Vec<_> = (0..text.num_hidden_layers).map(|i| ["key", "value"].map(|part| names(i, part))).collect();
+        let mut layers = Vec::new();
         let mut cache = FLOATS.to_vec();
-        for (past, present) in layers.iter().flatten() {
-            // All layers are as precise as the first.
-            cache = vec![decoder.input(past, &cache, &cached)?.element];
-            decoder.output(present, &cache, &cached)?;
+        // Layer by layer: the settings may name more of them than memory holds names for.
+        for layer in 0..text.num_hidden_layers {
+            let names = ["key", "value"]
+                .map(|part| (format!("past_key_values.{layer}.{part}"), format!("present.{layer}.{part}")));
+            for (past, present) in &names {
+                // All layers are as precise as the first.
+                cache = vec![decoder.input(past, &cache, &cached)?.element];
+                decoder.output(present, &cache, &cached)?;
+            }
+            layers.push(names);
         }
-        let mut known = vec![INPUTS_EMBEDS, ATTENTION_MASK, POSITION_IDS, LOGITS_TO_KEEP];
+        let mut known = vec![INPUTS_EMBEDS, ATTENTION_MASK, POSITION_IDS];
         known.extend(layers.iter().flatten().map(|(past, _)| past.as_str()));
         decoder.expect_only(&known)?;
 
@@ -92,7 +90,6 @@ impl DecoderGraph {
             cache: cache[0],
             layers,
             has_positions,
-            keeps_logits,
             image_token_id: model.image_token_id,
             hidden_size: text.hidden_size,
             vocab_size: text.vocab_size,
@@ -105,21 +102,24 @@ impl DecoderGraph {
 
     /// The table's rows of `ids`: [ids, hidden].
     fn embed(&self, ids: &[u32]) -> Result<Vec<f32>> {
-        let mut rows = Vec::new();
         let ids_tensor = integers(ids.iter().map(|&id| i64::from(id)).collect())?;
+        let outputs = RunOptions::new()?.with_outputs(OutputSelector::no_default().with(INPUTS_EMBEDS));
         let mut session = self.embed.session();
-        let outputs = session.run(ort::inputs![INPUT_IDS => ids_tensor])?;
-        read_last(&outputs[INPUTS_EMBEDS], ids.len() * self.hidden_size, &mut rows)?;
-        Ok(rows)
+        let outputs = session.run_with_options(ort::inputs![INPUT_IDS => ids_tensor], &outputs)?;
+        read(&outputs[INPUTS_EMBEDS], ids.len() * self.hidden_size).map_err(|e| self.embed.at(INPUTS_EMBEDS, e))
     }
 
     /// Keys and values of no token at all.
-    fn empty_cache(&self) -> Result<Vec<DynValue>> {
+    fn empty_cache(&self) -> Result<Vec<DynTensor>> {
         let session = self.decoder.session();
+        let empty = || Ok(DynTensor::new(session.allocator(), self.cache, self.cache_of(0))?);
+        (0..2 * self.layers.len()).map(|_| empty()).collect()
+    }
+
+    /// The shape of a layer's keys, or values, of so many positions.
+    fn cache_of(&self, positions: usize) -> [i64; 4] {
         let [heads, head_dim] = self.cache_shape;
-        (0..2 * self.layers.len())
-            .map(|_| Ok(DynTensor::new(session.allocator(), self.cache, [1, heads, 0, head_dim])?.into_dyn()))
-            .collect()
+        [1, heads, positions as i64, head_dim]
     }
 }
 
@@ -128,7 +128,7 @@ pub(super) struct OnnxDecoder {
     graph: Arc<DecoderGraph>,
     binding: IoBinding,
     /// Keys and values of every layer: [1, heads, positions, head_dim].
-    cache: Vec<DynValue>,
+    cache: Vec<DynTensor>,
     /// Positions in `cache`; the first `len` of them count.
     cached: usize,
     len: usize,
@@ -151,27 +151,29 @@ impl OnnxDecoder {
             self.cache = self.graph.empty_cache()?;
         } else {
             for value in &mut self.cache {
-                *value = shorten(value, self.len)?.into_dyn();
+                *value = shorten(value, self.len)?;
             }
         }
         self.cached = self.len;
         Ok(())
     }
 
-    /// Appends embedded tokens [tokens, hidden]; with `read`, the logits after the last one.
-    fn append(&mut self, rows: Vec<f32>, read: bool) -> Result<()> {
+    /// Appends embedded tokens [tokens, hidden]; with `read`, the logits after the last one. After an error the cache is as
+    /// it was before.
+    fn append(&mut self, rows: Vec<f32>, read: bool, stop: &Stop) -> Run<()> {
         self.shorten_cache()?;
-        let Self { graph, binding, cache, .. } = self;
+        let Self { graph, binding, cache, logits, .. } = self;
         let tokens = rows.len() / graph.hidden_size;
         let (past, total) = (self.cached as i64, self.cached + tokens);
         let embeds = floats(graph.embeds, vec![1, tokens as i64, graph.hidden_size as i64], rows)?;
+        // Held while anything is bound or freed: on an accelerator that moves memory of the session's.
+        let mut session = graph.decoder.session();
+        // Another sequence may have had the session for long.
+        stop.check()?;
         binding.bind_input(INPUTS_EMBEDS, &embeds)?;
         binding.bind_input(ATTENTION_MASK, &integers(vec![1; total])?)?;
         if graph.has_positions {
             binding.bind_input(POSITION_IDS, &integers((past..total as i64).collect())?)?;
-        }
-        if graph.keeps_logits {
-            binding.bind_input(LOGITS_TO_KEEP, &Tensor::from_array(([0_i64; 0], vec![1_i64]))?)?;
         }
         binding.bind_output_to_device(LOGITS, &main_memory()?)?;
         let names = graph.layers.iter().flatten();
@@ -179,15 +181,23 @@ impl OnnxDecoder {
             binding.bind_input(past, value)?;
             binding.bind_output_to_device(present, &graph.cache_memory)?;
         }
-        let mut session = graph.decoder.session();
         let mut outputs = session.run_binding(binding)?;
-        let absent = |name: &str| Error::internal(format!("{name}: bound, but not among the outputs"));
+        let mut take = |name: &str| {
+            outputs.remove(name).ok_or_else(|| Error::internal(format!("{name}: bound, but not among the outputs")))
+        };
         if read {
-            let logits = outputs.get(LOGITS).ok_or_else(|| absent(LOGITS))?;
-            read_last(logits, graph.vocab_size, &mut self.logits)?;
+            read_last(&take(LOGITS)?, graph.vocab_size, logits).map_err(|e| graph.decoder.at(LOGITS, e))?;
         }
-        let fresh = names.map(|(_, name)| outputs.remove(name).ok_or_else(|| absent(name)));
-        *cache = fresh.collect::<Result<_>>()?;
+        let mut fresh = Vec::with_capacity(cache.len());
+        for (_, name) in names {
+            let value = take(name)?;
+            expect_shape(&value, &graph.cache_of(total)).map_err(|e| graph.decoder.at(name, e))?;
+            fresh.push(value.downcast::<DynTensorValueType>()?);
+        }
+        drop(outputs);
+        *cache = fresh;
+        // The binding would keep the former cache.
+        binding.clear();
         (self.cached, self.len) = (total, total);
         Ok(())
     }
@@ -199,7 +209,6 @@ impl Decoder for OnnxDecoder {
         let mut images = image_rows.chunks_exact(graph.hidden_size);
         let mut chunks = ids.chunks(PREFILL_CHUNK).peekable();
         while let Some(chunk) = chunks.next() {
-            stop.check()?;
             let mut rows = graph.embed(chunk)?;
             for (row, _) in
                 rows.chunks_exact_mut(graph.hidden_size).zip(chunk).filter(|(_, id)| **id == graph.image_token_id)
@@ -208,7 +217,7 @@ impl Decoder for OnnxDecoder {
                     images.next().ok_or_else(|| Error::internal("fewer image rows than image tokens"))?,
                 );
             }
-            self.append(rows, chunks.peek().is_none())?;
+            self.append(rows, chunks.peek().is_none(), stop)?;
         }
         if images.next().is_some() {
             return Err(Halt::from(Error::internal("more image rows than image tokens")));
@@ -218,8 +227,11 @@ impl Decoder for OnnxDecoder {
 
     fn step(&mut self, id: u32) -> Result<&[f32]> {
         let row = self.graph.embed(&[id])?;
-        self.append(row, true)?;
-        Ok(&self.logits)
+        match self.append(row, true, &Stop::default()) {
+            Ok(()) => Ok(&self.logits),
+            Err(Halt::Failed(error)) => Err(error),
+            Err(Halt::Stopped(_)) => Err(Error::internal("a step stopped that nobody could stop")),
+        }
     }
 
     fn len(&self) -> usize {

@@ -2,13 +2,14 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use ort::ErrorCode;
 use ort::environment::Environment;
 use ort::ep::ExecutionProviderDispatch;
 use ort::session::Session;
-use ort::session::builder::GraphOptimizationLevel;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::{Outlet, TensorElementType, ValueType};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::files::ModelFiles;
 
 /// A dimension that the model's settings do not fix.
@@ -43,8 +44,17 @@ impl Opener<'_> {
     pub(super) fn open(&self, files: &ModelFiles, name: &str) -> Result<Graph> {
         files.size(name)?;
         let path = files.path(name);
-        let session = self.session(&path).map_err(|e| Error::invalid_model(e.message()).at(path.display()))?;
-        let ports = |outlets: &[Outlet]| outlets.iter().filter_map(port).collect();
+        let session = self.builder()?.commit_from_file(&path).map_err(|e| {
+            let of_the_file = matches!(
+                e.code(),
+                ErrorCode::NoSuchFile | ErrorCode::NoModel | ErrorCode::InvalidProtobuf | ErrorCode::InvalidGraph
+            );
+            // On an accelerator it may be the device that does not work.
+            let kind =
+                if of_the_file || self.providers.is_empty() { ErrorKind::InvalidModel } else { ErrorKind::Backend };
+            Error::new(kind, e.message()).at(path.display())
+        })?;
+        let ports = |outlets: &[Outlet]| outlets.iter().map(port).collect();
         Ok(Graph {
             path: path.display().to_string(),
             inputs: ports(session.inputs()),
@@ -53,8 +63,8 @@ impl Opener<'_> {
         })
     }
 
-    fn session(&self, path: &std::path::Path) -> Result<Session, ort::Error> {
-        Session::builder(self.environment)?
+    fn builder(&self) -> Result<SessionBuilder, ort::Error> {
+        Ok(Session::builder(self.environment)?
             .with_optimization_level(GraphOptimizationLevel::All)?
             .with_intra_threads(self.threads)?
             .with_inter_threads(1)?
@@ -62,18 +72,16 @@ impl Opener<'_> {
             .with_config_entry("session.force_spinning_stop", "1")?
             // Every step has new shapes: their patterns would be kept for ever.
             .with_memory_pattern(false)?
-            .with_execution_providers(self.providers)?
-            .commit_from_file(path)
+            .with_execution_providers(self.providers)?)
     }
 }
 
-fn port(outlet: &Outlet) -> Option<Port> {
-    match outlet.dtype() {
-        ValueType::Tensor { ty, shape, .. } => {
-            Some(Port { name: outlet.name().to_owned(), element: *ty, shape: shape.to_vec() })
-        }
-        _ => None,
-    }
+fn port(outlet: &Outlet) -> Port {
+    let (element, shape) = match outlet.dtype() {
+        ValueType::Tensor { ty, shape, .. } => (*ty, shape.to_vec()),
+        _ => (TensorElementType::Undefined, Vec::new()),
+    };
+    Port { name: outlet.name().to_owned(), element, shape }
 }
 
 impl Graph {
@@ -92,6 +100,14 @@ impl Graph {
         self.port("output", &self.outputs, name, elements, shape)
     }
 
+    /// The output of this name, whose last dimension must be `width`; exporters differ in the ones before.
+    pub(super) fn output_rows(&self, name: &str, elements: &[TensorElementType], width: i64) -> Result<&Port> {
+        let rank = self.outputs.iter().find(|port| port.name == name).map_or(1, |port| port.shape.len().max(1));
+        let mut shape = vec![ANY; rank];
+        shape[rank - 1] = width;
+        self.output(name, elements, &shape)
+    }
+
     pub(super) fn has_input(&self, name: &str) -> bool {
         self.inputs.iter().any(|port| port.name == name)
     }
@@ -104,7 +120,12 @@ impl Graph {
         }
     }
 
-    pub(super) fn invalid(&self, message: impl Into<String>) -> Error {
+    /// Says that an error is about one of this graph's outputs.
+    pub(super) fn at(&self, output: &str, error: Error) -> Error {
+        error.at(format_args!("{}: output {output}", self.path))
+    }
+
+    fn invalid(&self, message: impl Into<String>) -> Error {
         Error::invalid_model(message).at(&self.path)
     }
 

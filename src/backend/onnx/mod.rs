@@ -8,11 +8,12 @@ mod variant;
 
 use std::sync::Arc;
 
+use ort::session::{OutputSelector, RunOptions};
 use ort::value::{Tensor, TensorElementType};
 
 use self::decoder::{DecoderGraph, OnnxDecoder};
 use self::graph::{ANY, Graph, Opener};
-use self::tensor::{FLOATS, floats, read_last};
+use self::tensor::{FLOATS, floats, read};
 use self::variant::Variant;
 use super::{Backend, BackendKind, Decoder, ImageRows, Placement, Run, Stop, VISION_PATCHES, check_memory};
 use crate::config::{ImageConfig, ModelConfig};
@@ -29,7 +30,6 @@ const IMAGE_FEATURES: &str = "image_features";
 pub struct OnnxBackend {
     vision: Graph,
     pixels: TensorElementType,
-    masked: bool,
     decoder: Arc<DecoderGraph>,
     normalise: Normalise,
     tokens_per_tile: usize,
@@ -49,7 +49,10 @@ impl OnnxBackend {
         let environment = runtime::environment(options.onnxruntime_path.as_deref())?;
         let (device, providers) = runtime::providers(options)?;
         let variant = Variant::choose(files, options.dtype, device)?;
-        check_memory(variant.bytes(files)?, variant.cache_element_bytes(), model, options)?;
+        // ONNX Runtime opens the weights beside a graph by itself.
+        files.check_folder("onnx")?;
+        // During a step the former cache and the new one are there.
+        check_memory(variant.bytes(files)?, 2 * variant.cache_element_bytes(), model, options)?;
         let threads = match options.num_threads {
             0 => std::thread::available_parallelism().map_or(1, Into::into),
             n => n,
@@ -66,17 +69,13 @@ impl OnnxBackend {
         let vision = opener.open(files, &variant.vision)?;
         let size = model.vision.image_size as i64;
         let pixels = vision.input(PIXEL_VALUES, &FLOATS, &[1, ANY, 3, size, size])?.element;
-        let masked = vision.has_input(PIXEL_ATTENTION_MASK);
-        if masked {
-            vision.input(PIXEL_ATTENTION_MASK, &[TensorElementType::Bool], &[1, ANY, size, size])?;
-        }
+        vision.input(PIXEL_ATTENTION_MASK, &[TensorElementType::Bool], &[1, ANY, size, size])?;
         vision.expect_only(&[PIXEL_VALUES, PIXEL_ATTENTION_MASK])?;
         let (tokens_per_tile, hidden_size) = (model.tokens_per_tile(), model.text.hidden_size);
-        vision.output(IMAGE_FEATURES, &FLOATS, &[ANY, tokens_per_tile as i64, hidden_size as i64])?;
+        vision.output_rows(IMAGE_FEATURES, &FLOATS, hidden_size as i64)?;
         Ok(Self {
             vision,
             pixels,
-            masked,
             decoder: Arc::new(decoder),
             normalise: Normalise::new(images.rescale_factor, images.mean, images.std),
             tokens_per_tile,
@@ -91,10 +90,9 @@ impl Backend for OnnxBackend {
     fn encode_images(&self, tiles: &Tiles, stop: &Stop) -> Run<ImageRows> {
         let size = tiles.size;
         let tile = 3 * size * size;
-        let mut values = Vec::with_capacity(tiles.count() * self.tokens_per_tile * self.hidden_size);
-        let mut rows = Vec::new();
+        let select = RunOptions::new()?.with_outputs(OutputSelector::no_default().with(IMAGE_FEATURES));
+        let mut values = Vec::new();
         for start in (0..tiles.count()).step_by(self.tiles_at_once) {
-            stop.check()?;
             let batch = self.tiles_at_once.min(tiles.count() - start);
             let mut pixels = vec![0.0; batch * tile];
             for (i, out) in pixels.chunks_exact_mut(tile).enumerate() {
@@ -102,16 +100,15 @@ impl Backend for OnnxBackend {
             }
             let (batch_dim, size_dim) = (batch as i64, size as i64);
             let pixels = floats(self.pixels, vec![1, batch_dim, 3, size_dim, size_dim], pixels)?;
+            // Tiles are always full.
+            let mask = Tensor::from_array(([1, batch, size, size], vec![true; batch * size * size]))?;
             let mut session = self.vision.session();
-            let outputs = if self.masked {
-                // Tiles are always full.
-                let mask = Tensor::from_array(([1, batch, size, size], vec![true; batch * size * size]))?;
-                session.run(ort::inputs![PIXEL_VALUES => pixels, PIXEL_ATTENTION_MASK => mask])
-            } else {
-                session.run(ort::inputs![PIXEL_VALUES => pixels])
-            }?;
-            read_last(&outputs[IMAGE_FEATURES], batch * self.tokens_per_tile * self.hidden_size, &mut rows)?;
-            values.append(&mut rows);
+            // Another sequence may have had the session for long.
+            stop.check()?;
+            let inputs = ort::inputs![PIXEL_VALUES => pixels, PIXEL_ATTENTION_MASK => mask];
+            let outputs = session.run_with_options(inputs, &select)?;
+            let rows = read(&outputs[IMAGE_FEATURES], batch * self.tokens_per_tile * self.hidden_size);
+            values.extend(rows.map_err(|e| self.vision.at(IMAGE_FEATURES, e))?);
         }
         Ok(ImageRows { values, width: self.hidden_size })
     }

@@ -1,5 +1,7 @@
 //! The process's one ONNX Runtime, loaded when the first engine wants it.
 
+use std::ffi::{CStr, OsStr};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,12 +24,20 @@ struct Runtime {
     path: PathBuf,
 }
 
-// A failed load leaves the cell empty: the next engine may name a better file.
+// A failed load leaves the cell empty: the next engine may name a better file. Only if a library was loaded and then did not start
+// does the process keep it; the path that is compared is always that of the library which is there.
 static RUNTIME: OnceCell<Runtime> = OnceCell::new();
 
 /// Loads the library that `asked` names, else `ORT_DYLIB_PATH`, else the system's; once in a process.
 pub(super) fn environment(asked: Option<&Path>) -> Result<&'static Environment> {
-    let runtime = RUNTIME.get_or_try_init(|| load(asked))?;
+    let mut fresh = false;
+    let runtime = RUNTIME.get_or_try_init(|| {
+        fresh = true;
+        load(asked)
+    })?;
+    if fresh {
+        log::info(format_args!("ONNX Runtime: {}: {}", runtime.path.display(), ort::info()));
+    }
     match asked {
         Some(asked) if resolved(asked) != resolved(&runtime.path) => Err(Error::invalid_argument(format!(
             "onnxruntime_path: {} asked for, but this process has loaded {}; it can have one",
@@ -84,17 +94,35 @@ fn open(path: &Path) -> Result<Runtime> {
         }
     })?;
     let logger = |level, category: &str, _: &str, place: &str, message: &str| {
-        let message = format_args!("onnxruntime: {message} ({category}, {place})");
+        // A listener is promised one line.
+        let message = format!("onnxruntime: {message} ({category}, {place})");
+        let line = message.split_whitespace().collect::<Vec<_>>().join(" ");
         match level {
-            LogLevel::Fatal | LogLevel::Error => log::error(message),
-            LogLevel::Warning => log::warn(message),
-            LogLevel::Info | LogLevel::Verbose => log::debug(message),
+            LogLevel::Fatal | LogLevel::Error => log::error(format_args!("{line}")),
+            LogLevel::Warning => log::warn(format_args!("{line}")),
+            LogLevel::Info | LogLevel::Verbose => log::debug(format_args!("{line}")),
         }
     };
     let environment = builder.with_name("smolvlm").with_telemetry(false).with_logger(Arc::new(logger)).build()?;
     environment.set_log_level(LogLevel::Warning);
-    log::info(format_args!("ONNX Runtime: {}: {}", path.display(), ort::info()));
-    Ok(Runtime { environment, path: path.to_owned() })
+    Ok(Runtime { environment, path: loaded_file().unwrap_or_else(|| path.to_owned()) })
+}
+
+/// The file that the runtime's code is mapped from, which a bare name does not say.
+fn loaded_file() -> Option<PathBuf> {
+    let mut info = std::mem::MaybeUninit::<libc::Dl_info>::zeroed();
+    // SAFETY: any address may be asked for; the answer goes to memory of our own.
+    if unsafe { libc::dladdr(std::ptr::from_ref(ort::api()).cast(), info.as_mut_ptr()) } == 0 {
+        return None;
+    }
+    // SAFETY: zeroed is a value of it, and dladdr has filled it in.
+    let name = unsafe { info.assume_init() }.dli_fname;
+    if name.is_null() {
+        return None;
+    }
+    // SAFETY: a path, NUL-terminated, that lives as long as the library, which is never unloaded.
+    let name = unsafe { CStr::from_ptr(name) };
+    Some(PathBuf::from(OsStr::from_bytes(name.to_bytes())))
 }
 
 fn resolved(path: &Path) -> PathBuf {

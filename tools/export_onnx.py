@@ -12,7 +12,6 @@ MODEL_DIR: any Idefics3 or SmolVLM checkpoint that transformers loads, a fine-tu
 import argparse
 from pathlib import Path
 
-import onnx
 import torch
 from checksums import update_sums
 from onnx_export.builder import save, stored_tensors
@@ -30,6 +29,7 @@ def arguments():
     parser.add_argument("--precisions", default=",".join(SUFFIXES), help="default: %(default)s")
     parser.add_argument("--out", type=Path, help="default: MODEL_DIR/onnx")
     parser.add_argument("--external-above", type=int, default=EXTERNAL_ABOVE, metavar="BYTES", help="larger graphs keep weights in .onnx_data")
+    parser.add_argument("--position-ids", action=argparse.BooleanOptionalAction, default=True, help="an input of the decoder; some of the hub's have none")
     parser.add_argument("--link", action="store_true", help="point into model.safetensors")
     options = parser.parse_args()
     if options.link:
@@ -52,17 +52,19 @@ def main():
         raise SystemExit(f"{options.model}: model_type is {family}, idefics3 and smolvlm are known")
     weights = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
     options.out.mkdir(parents=True, exist_ok=True)
+    written = []
     for precision in options.precisions:
         for graph in BUILD:
             path = options.out / f"{graph}{SUFFIXES[precision]}.onnx"
+            extra = {"position_ids": options.position_ids} if graph == "decoder_model_merged" else {}
             if options.link:
-                onnx.save_model(link(graph, model.config, weights, stored_tensors(options.model)), path)
+                files = save(link(graph, model.config, weights, stored_tensors(options.model), **extra), path)
             else:
-                save(build(graph, precision, model.config, weights), path, options.external_above)
-            size = sum(file.stat().st_size for file in options.out.glob(f"{path.name}*"))
-            print(f"{path}: {size / 1e6:.1f} MB", flush=True)
-
-    update_sums(options.model)
+                files = save(build(graph, precision, model.config, weights, **extra), path, options.external_above)
+            written += files
+            print(f"{path}: {sum(file.stat().st_size for file in files) / 1e6:.1f} MB", flush=True)
+    if options.out.resolve().is_relative_to(options.model.resolve()):
+        update_sums(options.model, written)
     if options.link:
         return
     print("\nlargest difference from the reference (float32), as a share of its root mean square")

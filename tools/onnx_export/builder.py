@@ -111,13 +111,13 @@ class Builder:
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="smolvlm export_onnx.py")
 
 
-def save(model, path, external_above):
-    """Weights over `external_above` bytes in all go to a file beside the graph, as on the hub."""
+def save(model, path, external_above=0):
+    """Writes the graph, and the paths that it wrote. Weights over `external_above` bytes in all go to a file beside it, as on the hub."""
     data = path.with_name(path.name + "_data")
     for old in (path, data):
         old.unlink(missing_ok=True)
-    size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    if size > external_above:
+    if external_above and sum(len(tensor.raw_data) for tensor in model.graph.initializer) > external_above:
         onnx.save_model(model, path, save_as_external_data=True, all_tensors_to_one_file=True, location=data.name, size_threshold=1024)
-    else:
-        onnx.save_model(model, path)
+        return [path, data]
+    onnx.save_model(model, path)
+    return [path]

@@ -38,6 +38,7 @@ class Reference:
     def _decode(self, session):
         """A prompt's first half at once, then another piece, then token by token: as an engine would."""
         text = self.config.text_config
+        names = [i.name for i in session.get_inputs()]
         cache = {i.name: i for i in session.get_inputs() if i.name.startswith("past")}
         element = np.float16 if next(iter(cache.values())).type == "tensor(float16)" else np.float32
         past = {name: np.zeros((1, text.num_key_value_heads, 0, text.head_dim), element) for name in cache}
@@ -48,6 +49,7 @@ class Reference:
                 "attention_mask": np.ones((1, end), np.int64),
                 "position_ids": np.arange(start, end)[None],
             }
+            inputs = {name: value for name, value in inputs.items() if name in names}
             some, *present = session.run(None, {**inputs, **past})
             past, start = dict(zip(past, present)), end
             logits.append(some)

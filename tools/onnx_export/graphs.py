@@ -67,13 +67,14 @@ def rotary_tables(b, text):
     return [b.cast_in(b.node(function, angles), FLOAT) for function in ("Cos", "Sin")]
 
 
-def decoder(config, weights, element, stored=None):
+def decoder(config, weights, element, stored=None, position_ids=True):
+    """Without `position_ids`, as some of the hub's are: attention counts positions from what the cache holds."""
     text = config.text_config
     heads, kv_heads, head_dim = text.num_attention_heads, text.num_key_value_heads, text.head_dim
     b = Builder("decoder_model_merged", weights, element, stored)
     embeds = b.input("inputs_embeds", FLOAT, ["batch_size", "sequence_length", text.hidden_size])
     mask = b.input("attention_mask", INT64, ["batch_size", "total_sequence_length"])
-    positions = b.input("position_ids", INT64, ["batch_size", "sequence_length"])
+    positions = b.input("position_ids", INT64, ["batch_size", "sequence_length"]) if position_ids else None
     past = ["batch_size", kv_heads, "past_sequence_length", head_dim]
     present = ["batch_size", kv_heads, "total_sequence_length", head_dim]
     for i in range(text.num_hidden_layers):
@@ -91,6 +92,8 @@ def decoder(config, weights, element, stored=None):
         return b.node("SimplifiedLayerNormalization", x, b.weight(f"{name}.weight"), axis=-1, epsilon=text.rms_norm_eps, stash_type=1)
 
     def rotate(x, count):
+        if not position_ids:
+            return x
         return b.node("RotaryEmbedding", x, positions, *tables, domain=MICROSOFT, num_heads=count, rotary_embedding_dim=0)
 
     x = b.cast_in(embeds, FLOAT)
@@ -100,9 +103,10 @@ def decoder(config, weights, element, stored=None):
         q, k, v = (b.linear(h, f"{layer}.self_attn.{part}_proj") for part in "qkv")
         cache = [f"past_key_values.{i}.key", f"past_key_values.{i}.value"]
         outputs = [f"attention_{i}", f"present.{i}.key", f"present.{i}.value"]
+        inputs = [rotate(q, heads), rotate(k, kv_heads), v, *cache, lengths, total, *([] if position_ids else tables)]
         h, *_ = b.node(
-            "GroupQueryAttention", rotate(q, heads), rotate(k, kv_heads), v, *cache, lengths, total,
-            outputs=outputs, domain=MICROSOFT, num_heads=heads, kv_num_heads=kv_heads, scale=head_dim**-0.5,
+            "GroupQueryAttention", *inputs, outputs=outputs, domain=MICROSOFT, num_heads=heads, kv_num_heads=kv_heads,
+            scale=head_dim**-0.5, do_rotary=int(not position_ids),
         )  # fmt: skip
         x = b.node("Add", x, b.linear(h, f"{layer}.self_attn.o_proj"))
         h = norm(x, f"{layer}.post_attention_layernorm")

@@ -32,14 +32,15 @@ def q4(model):
     return quantiser.model.model
 
 
-def link(graph, config, weights, stored):
+def link(graph, config, weights, stored, **options):
     """The graph in float32, without weights: it points into the checkpoint's own files."""
-    return BUILD[graph](config, weights, TensorProto.FLOAT, stored)
+    return BUILD[graph](config, weights, TensorProto.FLOAT, stored, **options)
 
 
-def build(graph, precision, config, weights):
-    """The graph `graph` of BUILD in a precision of SUFFIXES."""
-    model = BUILD[graph](config, weights, TensorProto.FLOAT16 if precision in ("fp16", "q4f16") else TensorProto.FLOAT)
+def build(graph, precision, config, weights, **options):
+    """The graph `graph` of BUILD in a precision of SUFFIXES. `options`: of the graph."""
+    element = TensorProto.FLOAT16 if precision in ("fp16", "q4f16") else TensorProto.FLOAT
+    model = BUILD[graph](config, weights, element, **options)
     if precision == "int8":
         return int8(model)
     return q4(model) if precision in ("q4", "q4f16") else model

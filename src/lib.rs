@@ -22,6 +22,8 @@ pub mod error;
 pub mod ffi;
 pub mod files;
 pub mod image;
+#[cfg(feature = "candle")]
+pub mod kernels;
 pub mod log;
 pub mod metrics;
 #[cfg(feature = "candle")]

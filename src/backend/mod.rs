@@ -38,8 +38,8 @@ pub enum DeviceKind {
     TensorRt,
 }
 
-/// The precision of weights and activations. Candle knows `F32` and `Bf16`; the others are the variants in which
-/// the hub publishes ONNX graphs.
+/// The precision of weights and activations. Candle knows `F32`, `Bf16` and on the CPU `Int8`; these and the
+/// others are the variants in which the hub publishes ONNX graphs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum DTypeKind {
     /// Candle: `F32` on the CPU, `Bf16` on an accelerator. ONNX: the most precise variant that is there on the CPU, `F16`

@@ -132,7 +132,8 @@ impl From<DeviceKind> for smolvlm_device {
     }
 }
 
-/// The precision of weights and arithmetic. The Candle backend has F32 and BF16; the others are variants of a model's
+/// The precision of weights and arithmetic. The Candle backend has F32 and BF16, and
+/// INT8 on the processor; those and the others are variants of a model's
 /// ONNX graphs, and the ONNX backend has those whose files are in the model's `onnx` directory.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,11 +143,11 @@ pub enum smolvlm_dtype {
     Auto = 0,
     /// 32-bit floats: the reference.
     F32 = 1,
-    /// bfloat16: half the memory.
+    /// bfloat16: half the memory, and faster where the processor multiplies it (AVX-512 BF16).
     Bf16 = 2,
     /// 16-bit floats.
     F16 = 3,
-    /// Signed 8-bit weights.
+    /// Signed 8-bit weights; on Candle quantised while loading, one scale per output, activations per token.
     Int8 = 4,
     /// Unsigned 8-bit weights.
     Uint8 = 5,

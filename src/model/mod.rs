@@ -3,11 +3,13 @@
 //! A SigLIP vision transformer, a pixel-shuffle connector, and a Llama decoder; see
 //! `modeling_idefics3.py` and `modeling_llama.py` of transformers 5 for the reference.
 
+mod linear;
 mod ops;
 mod text;
 mod vision;
 mod weights;
 
+use linear::Linear;
 pub use text::{Cache, TextModel};
 pub use vision::VisionModel;
 pub use weights::Weights;
@@ -15,6 +17,7 @@ pub use weights::Weights;
 use candle_core::{DType, Device, Tensor};
 
 use crate::error::Result;
+use crate::kernels::Precision;
 
 /// Reads the tensors below one name, checked against the shapes that the configuration implies.
 #[derive(Clone)]
@@ -23,11 +26,14 @@ pub struct Loader<'a> {
     prefix: String,
     dtype: DType,
     device: &'a Device,
+    packed: Option<Precision>,
 }
 
 impl<'a> Loader<'a> {
-    pub fn new(weights: &'a Weights, dtype: DType, device: &'a Device) -> Self {
-        Self { weights, prefix: String::new(), dtype, device }
+    /// `dtype`: of activations, and of the weights that are not packed. `packed`: how the kernels keep matrices; then `dtype` is f32
+    /// and the device the CPU. None: candle's products.
+    pub fn new(weights: &'a Weights, dtype: DType, device: &'a Device, packed: Option<Precision>) -> Self {
+        Self { weights, prefix: String::new(), dtype, device, packed }
     }
 
     /// The loader of the tensors below `name`.
@@ -36,41 +42,28 @@ impl<'a> Loader<'a> {
     }
 
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.weights.tensor(&format!("{}{name}", self.prefix), shape, self.dtype, self.device)
+        self.tensor_as(name, shape, self.dtype)
     }
 
-    /// A matrix product with weights [outputs, inputs], without bias.
-    pub fn linear(&self, name: &str, inputs: usize, outputs: usize) -> Result<Linear> {
-        let weight = self.at(name).tensor("weight", &[outputs, inputs])?;
-        Ok(Linear { weight, bias: None })
+    pub fn tensor_as(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        self.weights.tensor(&format!("{}{name}", self.prefix), shape, dtype, self.device)
     }
 
-    /// The same with a bias [outputs].
-    pub fn linear_bias(&self, name: &str, inputs: usize, outputs: usize) -> Result<Linear> {
-        let bias = Some(self.at(name).tensor("bias", &[outputs])?);
-        Ok(Linear { bias, ..self.linear(name, inputs, outputs)? })
-    }
-}
-
-/// `x @ weight.T + bias`.
-#[derive(Clone)]
-pub struct Linear {
-    weight: Tensor,
-    bias: Option<Tensor>,
-}
-
-impl Linear {
-    /// From weights [outputs, inputs] at hand.
-    pub fn new(weight: Tensor) -> Self {
-        Self { weight, bias: None }
+    /// The matrices `names` [outputs, inputs] of one input, their outputs side by side; with biases [outputs].
+    pub fn linear_bias(&self, names: &[&str], inputs: usize, outputs: &[usize]) -> Result<Linear> {
+        let bias = |(name, &outputs): (&&str, &usize)| self.at(name).tensor("bias", &[outputs]);
+        let biases = names.iter().zip(outputs).map(bias).collect::<Result<Vec<_>>>()?;
+        Linear::new(self.matrix(names, inputs, outputs)?, Some(Tensor::cat(&biases, 0)?), self.packed)
     }
 
-    /// [rows, inputs] -> [rows, outputs].
-    pub fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let y = x.matmul(&self.weight.t()?)?;
-        match &self.bias {
-            Some(bias) => ops::add(y, bias),
-            None => Ok(y),
-        }
+    /// The same without biases.
+    pub fn linear(&self, names: &[&str], inputs: usize, outputs: &[usize]) -> Result<Linear> {
+        Linear::new(self.matrix(names, inputs, outputs)?, None, self.packed)
+    }
+
+    fn matrix(&self, names: &[&str], inputs: usize, outputs: &[usize]) -> Result<Tensor> {
+        let weight = |(name, &outputs): (&&str, &usize)| self.at(name).tensor("weight", &[outputs, inputs]);
+        let weights = names.iter().zip(outputs).map(weight).collect::<Result<Vec<_>>>()?;
+        Ok(Tensor::cat(&weights, 0)?)
     }
 }

@@ -4,9 +4,11 @@ use candle_core::{D, DType, Device, Tensor};
 use candle_nn::ops::rms_norm;
 use candle_nn::rotary_emb::rope;
 
-use super::{Linear, Loader, ops};
+use super::linear::{Linear, matrix, with_floats};
+use super::{Loader, ops};
 use crate::config::{ModelConfig, TextConfig};
 use crate::error::Result;
+use crate::kernels::{self, Attend, Columns, Cpu, KeyValueCache};
 
 /// Decoder, token embedding and head.
 pub struct TextModel {
@@ -28,11 +30,13 @@ impl TextModel {
         let text = &config.text;
         let at = loader.at("model.text_model");
         let shape = [text.vocab_size, text.hidden_size];
-        let embed_tokens = at.at("embed_tokens").tensor("weight", &shape)?;
+        // Packed, the table is only looked up, and 16 bits are enough.
+        let dtype = if loader.packed.is_some() { DType::BF16 } else { loader.dtype };
+        let embed_tokens = at.at("embed_tokens").tensor_as("weight", &shape, dtype)?;
         let lm_head = if config.tie_word_embeddings {
-            Linear::new(embed_tokens.clone())
+            Linear::new(at.at("embed_tokens").tensor("weight", &shape)?, None, loader.packed)?
         } else {
-            loader.linear("lm_head", text.hidden_size, text.vocab_size)?
+            loader.linear(&["lm_head"], text.hidden_size, &[text.vocab_size])?
         };
         let layers =
             (0..text.num_hidden_layers).map(|i| Layer::load(&at.at("layers").at(i), text)).collect::<Result<_>>()?;
@@ -54,7 +58,7 @@ impl TextModel {
 
     /// Embeddings [ids, hidden].
     pub fn embed(&self, ids: &[u32]) -> candle_core::Result<Tensor> {
-        self.embed_tokens.index_select(&Tensor::new(ids, &self.device)?, 0)
+        self.embed_tokens.index_select(&Tensor::new(ids, &self.device)?, 0)?.to_dtype(self.dtype)
     }
 
     /// Image rows [rows, hidden] in this model's precision.
@@ -65,7 +69,15 @@ impl TextModel {
 
     /// An empty cache for one sequence.
     pub fn cache(&self) -> Cache {
-        Cache { layers: vec![None; self.layers.len()], len: 0, capacity: 0 }
+        let layer = || match self.lm_head {
+            Linear::Candle { .. } => LayerCache::Candle(None),
+            Linear::Packed(_) => LayerCache::Packed(KeyValueCache::new(
+                self.config.num_key_value_heads,
+                self.config.head_dim,
+                Cpu::detect(),
+            )),
+        };
+        Cache { layers: self.layers.iter().map(|_| layer()).collect(), len: 0, capacity: 0 }
     }
 
     /// Runs `embeddings` [tokens, hidden] after what `cache` holds; the logits of the last token [vocab].
@@ -82,10 +94,10 @@ impl TextModel {
         let turn = self.rotary(cache.len, tokens)?;
         let mask = if tokens > 1 { Some(causal_mask(cache.len, tokens, self.dtype, &self.device)?) } else { None };
         let mut x = embeddings.clone();
-        for (layer, slot) in self.layers.iter().zip(&cache.layers) {
+        let step = Step { start: cache.len, turn: &turn, mask: mask.as_ref() };
+        for (layer, slot) in self.layers.iter().zip(&mut cache.layers) {
             check()?;
-            let slot = slot.as_ref().ok_or_else(|| candle_core::Error::msg("KV cache is not reserved"))?;
-            x = layer.forward(&x, &Step { keys: slot, start: cache.len, turn: &turn, mask: mask.as_ref() })?;
+            x = layer.forward(&x, slot, &step)?;
         }
         cache.len += tokens;
         let last = self.norm.forward(&x.narrow(0, tokens - 1, 1)?)?;
@@ -101,11 +113,18 @@ impl TextModel {
 }
 
 /// Keys and values of one sequence.
-#[derive(Clone)]
 pub struct Cache {
-    layers: Vec<Option<KeysValues>>,
+    layers: Vec<LayerCache>,
+    /// Tokens that all layers hold; after an error some hold more.
     len: usize,
+    /// Of candle's tensors.
     capacity: usize,
+}
+
+/// Keys and values of one layer, in candle's tensors or as the kernels want them.
+enum LayerCache {
+    Candle(Option<KeysValues>),
+    Packed(KeyValueCache),
 }
 
 /// Keys and values of one layer, each [kv heads, capacity, head_dim].
@@ -151,9 +170,11 @@ impl Cache {
             candle_core::Result::Ok(new)
         };
         for slot in &mut self.layers {
-            let keys = grow(slot.as_ref().map(|s| &s.keys))?;
-            let values = grow(slot.as_ref().map(|s| &s.values))?;
-            *slot = Some(KeysValues { keys, values });
+            if let LayerCache::Candle(slot) = slot {
+                let keys = grow(slot.as_ref().map(|s| &s.keys))?;
+                let values = grow(slot.as_ref().map(|s| &s.values))?;
+                *slot = Some(KeysValues { keys, values });
+            }
         }
         self.capacity = capacity;
         Ok(())
@@ -174,7 +195,6 @@ fn causal_mask(start: usize, tokens: usize, dtype: DType, device: &Device) -> ca
 
 /// What a layer needs besides its input.
 struct Step<'a> {
-    keys: &'a KeysValues,
     /// Position of the first token.
     start: usize,
     turn: &'a (Tensor, Tensor),
@@ -183,14 +203,14 @@ struct Step<'a> {
 
 struct Layer {
     input_layernorm: Norm,
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
+    /// Queries, keys and values side by side.
+    qkv_proj: Linear,
     o_proj: Linear,
     post_attention_layernorm: Norm,
-    gate_proj: Linear,
-    up_proj: Linear,
+    /// Gates, and the numbers they gate, side by side.
+    gate_up_proj: Linear,
     down_proj: Linear,
+    inner: usize,
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
@@ -205,51 +225,92 @@ impl Layer {
         let mlp = at.at("mlp");
         Ok(Self {
             input_layernorm: Norm::load(at, "input_layernorm", config)?,
-            q_proj: attention.linear("q_proj", hidden, queries)?,
-            k_proj: attention.linear("k_proj", hidden, keys)?,
-            v_proj: attention.linear("v_proj", hidden, keys)?,
-            o_proj: attention.linear("o_proj", queries, hidden)?,
+            qkv_proj: attention.linear(&["q_proj", "k_proj", "v_proj"], hidden, &[queries, keys, keys])?,
+            o_proj: attention.linear(&["o_proj"], queries, &[hidden])?,
             post_attention_layernorm: Norm::load(at, "post_attention_layernorm", config)?,
-            gate_proj: mlp.linear("gate_proj", hidden, inner)?,
-            up_proj: mlp.linear("up_proj", hidden, inner)?,
-            down_proj: mlp.linear("down_proj", inner, hidden)?,
+            gate_up_proj: mlp.linear(&["gate_proj", "up_proj"], hidden, &[inner; 2])?,
+            down_proj: mlp.linear(&["down_proj"], inner, &[hidden])?,
+            inner,
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
         })
     }
 
-    fn forward(&self, x: &Tensor, step: &Step<'_>) -> candle_core::Result<Tensor> {
-        let x = ops::add(self.attention(&self.input_layernorm.forward(x)?, step)?, x)?;
-        let normed = self.post_attention_layernorm.forward(&x)?;
-        let gated = ops::silu_mul(self.gate_proj.forward(&normed)?, &self.up_proj.forward(&normed)?)?;
+    fn forward(&self, x: &Tensor, slot: &mut LayerCache, step: &Step<'_>) -> candle_core::Result<Tensor> {
+        let qkv = self.qkv_proj.forward(&self.input_layernorm.forward(x)?)?;
+        let mixed = match slot {
+            LayerCache::Candle(Some(cache)) => self.candle_attention(&qkv, cache, step)?,
+            LayerCache::Candle(None) => candle_core::bail!("the KV cache is not reserved"),
+            LayerCache::Packed(cache) => self.packed_attention(&qkv, cache, step)?,
+        };
+        let x = ops::add(self.o_proj.forward(&mixed)?, x)?;
+        let both = self.gate_up_proj.forward(&self.post_attention_layernorm.forward(&x)?)?;
+        let gated = match self.gate_up_proj {
+            Linear::Candle { .. } => {
+                // The first becomes the result: its memory must not be the second's.
+                let part = |i| both.narrow(1, i * self.inner, self.inner)?.force_contiguous();
+                ops::silu_mul(part(0)?, &part(1)?)?
+            }
+            Linear::Packed(_) => {
+                let rows = both.dim(0)?;
+                matrix(kernels::silu_mul(both.flatten_all()?.to_vec1()?, self.inner, Cpu::detect()), rows)?
+            }
+        };
         ops::add(self.down_proj.forward(&gated)?, &x)
     }
 
-    fn attention(&self, x: &Tensor, step: &Step<'_>) -> candle_core::Result<Tensor> {
-        let tokens = x.dim(0)?;
+    /// [tokens, (heads + 2 * kv_heads) * head_dim] -> [tokens, heads * head_dim]
+    fn candle_attention(&self, qkv: &Tensor, cache: &KeysValues, step: &Step<'_>) -> candle_core::Result<Tensor> {
+        let tokens = qkv.dim(0)?;
         let (cos, sin) = step.turn;
-        // [tokens, heads * head_dim] -> [heads, tokens, head_dim]
-        let split =
-            |rows: Tensor, heads: usize| rows.reshape((1, tokens, heads, self.head_dim))?.transpose(1, 2)?.contiguous();
-        let queries = rope(&split(self.q_proj.forward(x)?, self.heads)?, cos, sin)?;
-        let keys = rope(&split(self.k_proj.forward(x)?, self.kv_heads)?, cos, sin)?;
-        let values = split(self.v_proj.forward(x)?, self.kv_heads)?;
-        step.keys.keys.slice_set(&keys.squeeze(0)?, 1, step.start)?;
-        step.keys.values.slice_set(&values.squeeze(0)?, 1, step.start)?;
+        // [tokens, heads * head_dim] -> [1, heads, tokens, head_dim]
+        let split = |first: usize, heads: usize| {
+            let rows = qkv.narrow(1, first * self.head_dim, heads * self.head_dim)?;
+            rows.reshape((1, tokens, heads, self.head_dim))?.transpose(1, 2)?.contiguous()
+        };
+        let queries = rope(&split(0, self.heads)?, cos, sin)?;
+        let keys = rope(&split(self.heads, self.kv_heads)?, cos, sin)?;
+        let values = split(self.heads + self.kv_heads, self.kv_heads)?;
+        cache.keys.slice_set(&keys.squeeze(0)?, 1, step.start)?;
+        cache.values.slice_set(&values.squeeze(0)?, 1, step.start)?;
 
         let context = step.start + tokens;
-        let keys = step.keys.keys.narrow(1, 0, context)?;
-        let values = step.keys.values.narrow(1, 0, context)?;
+        let keys = cache.keys.narrow(1, 0, context)?;
+        let values = cache.values.narrow(1, 0, context)?;
         // The query heads that share a key head are further rows of one product: no key is copied.
         let group = self.heads / self.kv_heads;
         let queries = queries.reshape((self.kv_heads, group * tokens, self.head_dim))?;
-        let scale = (self.head_dim as f64).powf(-0.5);
         let scores = queries.matmul(&keys.transpose(1, 2)?)?;
         // A row's token is its number modulo `tokens`, so the mask's rows fit again and again.
-        let mixed = ops::softmax(scores, scale, step.mask)?.matmul(&values)?;
-        let rows = mixed.reshape((self.heads, tokens, self.head_dim))?.transpose(0, 1)?.flatten_from(D::Minus2)?;
-        self.o_proj.forward(&rows)
+        let mixed = ops::softmax(scores, self.scale(), step.mask)?.matmul(&values)?;
+        mixed.reshape((self.heads, tokens, self.head_dim))?.transpose(0, 1)?.flatten_from(D::Minus2)
+    }
+
+    /// The same on the kernels.
+    fn packed_attention(
+        &self,
+        qkv: &Tensor,
+        cache: &mut KeyValueCache,
+        step: &Step<'_>,
+    ) -> candle_core::Result<Tensor> {
+        let tokens = qkv.dim(0)?;
+        let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let stride = queries + 2 * keys;
+        let mut rows: Vec<f32> = qkv.flatten_all()?.to_vec1()?;
+        with_floats(&step.turn.0, |cos| {
+            with_floats(&step.turn.1, |sin| {
+                kernels::rotate(&mut rows, stride, self.heads + self.kv_heads, self.head_dim, (cos, sin));
+            })
+        })??;
+        cache.truncate(step.start);
+        cache.append(Columns::new(&rows, stride, queries, keys), Columns::new(&rows, stride, queries + keys, keys));
+        let mixed = cache.attend(Columns::new(&rows, stride, 0, queries), self.scale() as f32, Attend::Causally);
+        matrix(mixed, tokens)
+    }
+
+    fn scale(&self) -> f64 {
+        (self.head_dim as f64).powf(-0.5)
     }
 }
 

@@ -3,9 +3,11 @@
 use candle_core::{DType, Device, Tensor};
 use candle_nn::ops::layer_norm;
 
-use super::{Linear, Loader, ops};
+use super::linear::{Linear, matrix, with_floats};
+use super::{Loader, ops};
 use crate::config::{ModelConfig, VisionConfig};
 use crate::error::Result;
+use crate::kernels::{Attend, Columns, Cpu, KeyValueCache};
 
 /// Vision encoder and connector.
 pub struct VisionModel {
@@ -38,12 +40,16 @@ impl VisionModel {
             .collect::<Result<_>>()?;
         let inputs = hidden * config.scale_factor.pow(2);
         Ok(Self {
-            patch_embedding: Linear { weight: kernel.reshape((hidden, 3 * patch * patch))?, bias: Some(bias) },
+            patch_embedding: Linear::new(kernel.reshape((hidden, 3 * patch * patch))?, Some(bias), loader.packed)?,
             position_embedding: positions.unsqueeze(0)?,
             layers,
             post_layernorm: Norm::load(&at, "post_layernorm", vision)?,
             scale_factor: config.scale_factor,
-            projection: loader.at("connector.modality_projection").linear("proj", inputs, config.text.hidden_size)?,
+            projection: loader.at("connector.modality_projection").linear(
+                &["proj"],
+                inputs,
+                &[config.text.hidden_size],
+            )?,
             config: vision.clone(),
             device: loader.device.clone(),
             dtype: loader.dtype,
@@ -102,9 +108,8 @@ impl VisionModel {
 
 struct Layer {
     layer_norm1: Norm,
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
+    /// Queries, keys and values side by side.
+    qkv_proj: Linear,
     out_proj: Linear,
     layer_norm2: Norm,
     fc1: Linear,
@@ -120,13 +125,11 @@ impl Layer {
         let mlp = at.at("mlp");
         Ok(Self {
             layer_norm1: Norm::load(at, "layer_norm1", config)?,
-            q_proj: attention.linear_bias("q_proj", hidden, hidden)?,
-            k_proj: attention.linear_bias("k_proj", hidden, hidden)?,
-            v_proj: attention.linear_bias("v_proj", hidden, hidden)?,
-            out_proj: attention.linear_bias("out_proj", hidden, hidden)?,
+            qkv_proj: attention.linear_bias(&["q_proj", "k_proj", "v_proj"], hidden, &[hidden; 3])?,
+            out_proj: attention.linear_bias(&["out_proj"], hidden, &[hidden])?,
             layer_norm2: Norm::load(at, "layer_norm2", config)?,
-            fc1: mlp.linear_bias("fc1", hidden, inner)?,
-            fc2: mlp.linear_bias("fc2", inner, hidden)?,
+            fc1: mlp.linear_bias(&["fc1"], hidden, &[inner])?,
+            fc2: mlp.linear_bias(&["fc2"], inner, &[hidden])?,
             heads: config.num_attention_heads,
             head_dim: config.head_dim(),
         })
@@ -135,26 +138,49 @@ impl Layer {
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let x = ops::add(self.attention(&self.layer_norm1.forward(x)?)?, x)?;
         let normed = self.layer_norm2.forward(&x)?;
-        let inner = ops::gelu(self.fc1.forward(&normed.flatten_to(1)?)?)?;
+        let inner = self.fc1.forward_gelu(&normed.flatten_to(1)?)?;
         ops::add(self.fc2.forward(&inner)?.reshape(x.shape())?, &x)
     }
 
     /// Bidirectional attention over all patches of a tile. All tiles are full: no mask.
     fn attention(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let (tiles, patches, hidden) = x.dims3()?;
-        let rows = x.flatten_to(1)?;
-        let heads = |projection: &Linear| {
-            projection
-                .forward(&rows)?
-                .reshape((tiles, patches, self.heads, self.head_dim))?
-                .transpose(1, 2)?
-                .contiguous()
-        };
+        let qkv = self.qkv_proj.forward(&x.flatten_to(1)?)?;
         let scale = (self.head_dim as f64).powf(-0.5);
-        let scores = heads(&self.q_proj)?.matmul(&heads(&self.k_proj)?.transpose(2, 3)?)?;
-        let mixed = ops::softmax(scores, scale, None)?.matmul(&heads(&self.v_proj)?)?;
-        let rows = mixed.transpose(1, 2)?.reshape((tiles * patches, hidden))?;
+        let rows = match self.qkv_proj {
+            Linear::Candle { .. } => self.candle_attention(&qkv.reshape((tiles, patches, 3, hidden))?, scale)?,
+            Linear::Packed(_) => self.packed_attention(&qkv, patches, scale as f32)?,
+        };
         self.out_proj.forward(&rows)?.reshape((tiles, patches, hidden))
+    }
+
+    /// [tiles, patches, 3, hidden] -> [tiles * patches, hidden]
+    fn candle_attention(&self, qkv: &Tensor, scale: f64) -> candle_core::Result<Tensor> {
+        let (tiles, patches, _, hidden) = qkv.dims4()?;
+        let heads = |part: usize| {
+            let rows = qkv.narrow(2, part, 1)?.reshape((tiles, patches, self.heads, self.head_dim))?;
+            rows.transpose(1, 2)?.contiguous()
+        };
+        let scores = heads(0)?.matmul(&heads(1)?.transpose(2, 3)?)?;
+        let mixed = ops::softmax(scores, scale, None)?.matmul(&heads(2)?)?;
+        mixed.transpose(1, 2)?.reshape((tiles * patches, hidden))
+    }
+
+    /// [tiles * patches, 3 * hidden] -> [tiles * patches, hidden]
+    fn packed_attention(&self, qkv: &Tensor, patches: usize, scale: f32) -> candle_core::Result<Tensor> {
+        let rows = qkv.dim(0)?;
+        let hidden = self.heads * self.head_dim;
+        let mixed = with_floats(qkv, |qkv| {
+            let tile = |tile| {
+                let part = |part| Columns::new(tile, 3 * hidden, part * hidden, hidden);
+                let mut cache = KeyValueCache::new(self.heads, self.head_dim, Cpu::detect());
+                cache.reserve(patches);
+                cache.append(part(1), part(2));
+                cache.attend(part(0), scale, Attend::Everywhere)
+            };
+            qkv.chunks_exact(patches * 3 * hidden).flat_map(tile).collect()
+        })?;
+        matrix(mixed, rows)
     }
 }
 

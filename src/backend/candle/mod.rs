@@ -13,6 +13,7 @@ use crate::config::{ImageConfig, ModelConfig};
 use crate::engine::EngineOptions;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::ModelFiles;
+use crate::kernels::Precision;
 use crate::model::{Cache, Loader, TextModel, VisionModel, Weights};
 use crate::preprocess::{Normalise, Tiles};
 
@@ -42,23 +43,24 @@ impl CandleBackend {
         options: &EngineOptions,
     ) -> Result<Self> {
         let (device, device_kind) = open_device(options)?;
-        let (dtype, dtype_kind) = match (options.dtype, device_kind) {
-            (DTypeKind::F32, _) | (DTypeKind::Auto, DeviceKind::Cpu) => (DType::F32, DTypeKind::F32),
-            (DTypeKind::Bf16, _) | (DTypeKind::Auto, _) => (DType::BF16, DTypeKind::Bf16),
-            (other, _) => {
-                return Err(Error::unsupported(format!("dtype: {}; candle has f32 and bf16", other.name())));
-            }
-        };
+        let Arithmetic { dtype, packed, kind: dtype_kind, weight_bytes, cache_bytes } =
+            Arithmetic::choose(options.dtype, device_kind)?;
+        let head_dims = [model.vision.head_dim(), model.text.head_dim];
+        if let (Some(_), Some(odd)) = (packed, head_dims.iter().find(|d| *d % 2 != 0)) {
+            let kind = dtype_kind.name();
+            return Err(Error::unsupported(format!(
+                "dtype: {kind} needs heads of even size, the checkpoint has {odd}"
+            )));
+        }
         let weights = Weights::open(files)?;
-        let bytes = weights.elements().saturating_mul(dtype.size_in_bytes() as u64);
-        check_memory(bytes, dtype.size_in_bytes(), model, options)?;
+        check_memory(weights.elements().saturating_mul(weight_bytes), cache_bytes, model, options)?;
 
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(options.num_threads)
             .thread_name(|i| format!("smolvlm-{i}"))
             .build()
             .map_err(|e| Error::new(ErrorKind::Backend, format!("num_threads: {}: {e}", options.num_threads)))?;
-        let loader = Loader::new(&weights, dtype, &device);
+        let loader = Loader::new(&weights, dtype, &device, packed);
         let (vision, text) = pool.install(|| {
             Result::<_>::Ok((VisionModel::load(&loader.at("model"), model)?, TextModel::load(&loader, model)?))
         })?;
@@ -94,6 +96,37 @@ impl CandleBackend {
             self.normalise.to_chw(tiles.tile(i), tiles.size, out);
         }
         pixels
+    }
+}
+
+/// How numbers are kept and multiplied.
+struct Arithmetic {
+    /// Of activations, and of weights that are not packed.
+    dtype: DType,
+    packed: Option<Precision>,
+    kind: DTypeKind,
+    weight_bytes: u64,
+    cache_bytes: usize,
+}
+
+impl Arithmetic {
+    fn choose(asked: DTypeKind, device: DeviceKind) -> Result<Self> {
+        let on_cpu = device == DeviceKind::Cpu;
+        let new = |dtype: DType, packed, kind, weight_bytes, cache_bytes| {
+            Ok(Self { dtype, packed, kind, weight_bytes, cache_bytes })
+        };
+        match asked {
+            DTypeKind::F32 => new(DType::F32, None, asked, 4, 4),
+            DTypeKind::Auto if on_cpu => new(DType::F32, None, DTypeKind::F32, 4, 4),
+            DTypeKind::Auto => new(DType::BF16, None, DTypeKind::Bf16, 2, 2),
+            DTypeKind::Bf16 if on_cpu => new(DType::F32, Some(Precision::Bf16), asked, 2, 2),
+            DTypeKind::Bf16 => new(DType::BF16, None, asked, 2, 2),
+            DTypeKind::Int8 if on_cpu => new(DType::F32, Some(Precision::Int8), asked, 1, 2),
+            other => {
+                let known = if on_cpu { "f32, bf16 and int8 on the CPU" } else { "f32 and bf16 on an accelerator" };
+                Err(Error::unsupported(format!("dtype: {}; candle has {known}", other.name())))
+            }
+        }
     }
 }
 

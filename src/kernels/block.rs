@@ -1,0 +1,169 @@
+//! The packed product: rows of activations times panels of weights, some of each at a time.
+//!
+//! Outputs are grouped into panels of [`LANES`]. For each group of inputs (2 in bf16, 4 in int8) a panel holds a vector: the group's
+//! weights of all its outputs, 64 bytes, one load of the widest kernel. A row of activations is a sequence of 32-bit words, one per
+//! group.
+
+use half::bf16;
+
+#[cfg(target_arch = "x86_64")]
+use super::x86;
+use super::{Cpu, math};
+
+/// Outputs of a panel.
+pub(super) const LANES: usize = 16;
+/// Panels of a block: their part of some rows fills a kernel's registers.
+pub(super) const PANELS: usize = 4;
+/// Inputs of a group in bf16, and in int8.
+pub(super) const PAIR: usize = 2;
+pub(super) const QUAD: usize = 4;
+/// What is added to a signed 8-bit activation to make it unsigned, as the VNNI instructions want it.
+pub(super) const OFFSET: i32 = 128;
+
+/// Activations in a kernel's precision.
+#[derive(Default)]
+pub(super) struct Rows {
+    /// [rows, groups]
+    pub(super) words: Vec<u32>,
+    pub(super) groups: usize,
+    /// [rows] in int8, else empty.
+    pub(super) scales: Vec<f32>,
+}
+
+impl Rows {
+    pub(super) fn row(&self, row: usize) -> &[u32] {
+        &self.words[row * self.groups..][..self.groups]
+    }
+}
+
+/// Panels of weights.
+#[derive(Clone, Copy)]
+pub(super) enum Panels<'a> {
+    Bf16(&'a [bf16]),
+    /// `scales` and `corrections` (the sum of an output's weights, times OFFSET) have LANES values a panel.
+    Int8 {
+        values: &'a [i8],
+        scales: &'a [f32],
+        corrections: &'a [i32],
+    },
+}
+
+/// Where the vectors of [`Panels`] lie: from a panel's to the next one's, and from a group's to the next one's, in vectors.
+#[derive(Clone, Copy)]
+pub(super) struct Strides {
+    pub(super) panel: usize,
+    pub(super) group: usize,
+}
+
+impl Strides {
+    /// The number of vector (`panel`, `group`).
+    #[inline(always)]
+    pub(super) fn at(self, panel: usize, group: usize) -> usize {
+        panel * self.panel + group * self.group
+    }
+}
+
+/// Some rows times up to [`PANELS`] panels.
+pub(super) struct Block<'a> {
+    pub(super) rows: &'a Rows,
+    pub(super) first_row: usize,
+    pub(super) row_count: usize,
+    pub(super) panels: Panels<'a>,
+    pub(super) panel_count: usize,
+    pub(super) strides: Strides,
+}
+
+/// A block's results: [row_count] rows of `columns` floats, `stride` apart.
+///
+/// Tasks share out one matrix between them, which no slice can say; whoever makes one promises that its rows and columns are
+/// valid, and nobody else's while it lives.
+pub(super) struct Out {
+    start: *mut f32,
+    stride: usize,
+    columns: usize,
+}
+
+impl Out {
+    /// # Safety
+    /// See the type.
+    pub(super) unsafe fn new(start: *mut f32, stride: usize, columns: usize) -> Self {
+        Self { start, stride, columns }
+    }
+
+    /// # Safety
+    /// The block has this row.
+    pub(super) unsafe fn row(&mut self, row: usize) -> &mut [f32] {
+        // SAFETY: as whoever made this promised.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.stride), self.columns) }
+    }
+
+    /// Stores a panel's results of one row; what lies beyond the columns is dropped.
+    ///
+    /// # Safety
+    /// The block has this row and this panel.
+    #[inline(always)]
+    pub(super) unsafe fn store(&mut self, row: usize, panel: usize, values: &[f32; LANES]) {
+        // SAFETY: as the caller promises.
+        let out = &mut unsafe { self.row(row) }[panel * LANES..];
+        let count = out.len().min(LANES);
+        out[..count].copy_from_slice(&values[..count]);
+    }
+}
+
+impl Block<'_> {
+    /// Computes the block with the kernels of `cpu`.
+    pub(super) fn run(&self, out: &mut Out, cpu: Cpu) {
+        assert!(out.columns <= self.panel_count * LANES && out.columns > (self.panel_count - 1) * LANES);
+        match (self.panels, cpu) {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `Cpu::Avx512` exists only where the processor has these instructions.
+            (Panels::Bf16(values), Cpu::Avx512) => unsafe { x86::bf16_block(values, self, out) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            (Panels::Int8 { values, scales, corrections }, Cpu::Avx512) => unsafe {
+                x86::int8_block(values, scales, corrections, self, out);
+            },
+            (Panels::Bf16(values), _) => self.bf16(values, out),
+            (Panels::Int8 { values, scales, corrections }, _) => self.int8(values, scales, corrections, out),
+        }
+    }
+
+    /// The reference of every bf16 kernel.
+    fn bf16(&self, values: &[bf16], out: &mut Out) {
+        for row in 0..self.row_count {
+            for panel in 0..self.panel_count {
+                let mut sums = [0f32; LANES];
+                for (group, &word) in self.rows.row(self.first_row + row).iter().enumerate() {
+                    let (low, high) = (math::low_half(word), math::high_half(word));
+                    let vector = &values[self.strides.at(panel, group) * LANES * PAIR..][..LANES * PAIR];
+                    for (sum, pair) in sums.iter_mut().zip(vector.chunks_exact(PAIR)) {
+                        *sum += pair[0].to_f32() * low + pair[1].to_f32() * high;
+                    }
+                }
+                // SAFETY: both counts are the block's.
+                unsafe { out.store(row, panel, &sums) };
+            }
+        }
+    }
+
+    /// The reference of every int8 kernel.
+    fn int8(&self, values: &[i8], scales: &[f32], corrections: &[i32], out: &mut Out) {
+        for row in 0..self.row_count {
+            let row_scale = self.rows.scales[self.first_row + row];
+            for panel in 0..self.panel_count {
+                let mut sums = [0i32; LANES];
+                for (group, &word) in self.rows.row(self.first_row + row).iter().enumerate() {
+                    let vector = &values[self.strides.at(panel, group) * LANES * QUAD..][..LANES * QUAD];
+                    for (sum, quad) in sums.iter_mut().zip(vector.chunks_exact(QUAD)) {
+                        let products = quad.iter().zip(word.to_le_bytes()).map(|(&w, a)| i32::from(w) * i32::from(a));
+                        *sum += products.sum::<i32>();
+                    }
+                }
+                let at = panel * LANES;
+                let result = |i| (sums[i] - corrections[at + i]) as f32 * (row_scale * scales[at + i]);
+                // SAFETY: both counts are the block's.
+                unsafe { out.store(row, panel, &std::array::from_fn(result)) };
+            }
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! Element-wise arithmetic in a form that compilers vectorise: the same source, compiled once more for wider registers.
+
+use half::bf16;
+
+use super::Cpu;
+use super::block::OFFSET;
+
+/// Partial sums and maxima of a reduction: as many as the widest register has lanes.
+const LANES: usize = 16;
+
+/// Defines `$name`, which runs `$body` compiled for the processor at hand.
+macro_rules! vectorised {
+    ($(#[$doc:meta])* $name:ident($($argument:ident: $type:ty),*) $(-> $result:ty)? $body:block) => {
+        $(#[$doc])*
+        pub(super) fn $name($($argument: $type,)* cpu: Cpu) $(-> $result)? {
+            #[inline(always)]
+            fn generic($($argument: $type),*) $(-> $result)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+            fn wide($($argument: $type),*) $(-> $result)? {
+                generic($($argument),*)
+            }
+
+            match cpu {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: `Cpu::Avx512` exists only where the processor has these instructions.
+                Cpu::Avx512 => unsafe { wide($($argument),*) },
+                _ => generic($($argument),*),
+            }
+        }
+    };
+}
+
+pub(super) fn low_half(word: u32) -> f32 {
+    f32::from_bits(word << 16)
+}
+
+pub(super) fn high_half(word: u32) -> f32 {
+    f32::from_bits(word & 0xffff_0000)
+}
+
+/// The nearest bf16, ties to even. Infinities and NaN, which no activation should be, stay what they are or become NaN.
+#[inline(always)]
+fn bf16_bits(x: f32) -> u32 {
+    let bits = x.to_bits();
+    (bits + 0x7fff + ((bits >> 16) & 1)) >> 16
+}
+
+/// e to the power of `x`, within 2e-7 of it relatively; 0 below -87, as `x` never is above 88 here.
+///
+/// 2^n times a polynomial on half an octave, with the coefficients of the Taylor series.
+#[inline(always)]
+pub(super) fn exp(x: f32) -> f32 {
+    const LOG2_E: f32 = std::f32::consts::LOG2_E;
+    // ln 2 in two parts, so that n * LN2_HIGH is exact.
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    // Adding and subtracting it rounds to an integer.
+    const ROUND: f32 = 12_582_912.0;
+    let x = x.clamp(-88.0, 88.0);
+    let n = (x * LOG2_E + ROUND) - ROUND;
+    let r = x - n * LN2_HIGH - n * LN2_LOW;
+    let p = 1.0 / 720.0;
+    let p = p * r + 1.0 / 120.0;
+    let p = p * r + 1.0 / 24.0;
+    let p = p * r + 1.0 / 6.0;
+    let p = p * r + 0.5;
+    let p = p * r * r + r + 1.0;
+    let scale = f32::from_bits(((n as i32 + 127) << 23) as u32);
+    if x <= -87.0 { 0.0 } else { p * scale }
+}
+
+vectorised! {
+    /// GELU by its tanh approximation, in place.
+    gelu(row: &mut [f32]) {
+        const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+        for x in row {
+            let z = SQRT_2_OVER_PI * *x * (1.0 + 0.044_715 * *x * *x);
+            // (1 + tanh z) / 2 = 1 / (1 + exp(-2 z))
+            *x /= 1.0 + exp(-2.0 * z);
+        }
+    }
+}
+
+vectorised! {
+    /// `gate` becomes silu(gate) * up.
+    silu_mul(gate: &mut [f32], up: &[f32]) {
+        for (gate, up) in gate.iter_mut().zip(up) {
+            *gate *= *up / (1.0 + exp(-*gate));
+        }
+    }
+}
+
+vectorised! {
+    /// Two numbers to a word, rounded to bf16; a missing second one is 0.
+    to_bf16(x: &[f32], words: &mut [u32]) {
+        for (word, pair) in words.iter_mut().zip(x.chunks_exact(2)) {
+            *word = bf16_bits(pair[0]) | bf16_bits(pair[1]) << 16;
+        }
+        if let (Some(last), [x]) = (words.get_mut(x.len() / 2), x.chunks_exact(2).remainder()) {
+            *last = bf16_bits(*x);
+        }
+    }
+}
+
+vectorised! {
+    /// Four numbers to a word, in 8 bits plus OFFSET; missing ones are 0. What they have to be multiplied by.
+    to_int8(x: &[f32], words: &mut [u32]) -> f32 {
+        let mut largest = [0f32; LANES];
+        for chunk in x.chunks(LANES) {
+            for (m, x) in largest.iter_mut().zip(chunk) {
+                *m = m.max(x.abs());
+            }
+        }
+        let largest = largest.iter().fold(0f32, |m, &x| m.max(x));
+        let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+        // Adding it rounds to an integer, ties to even, in the low bits.
+        const ROUND: f32 = 12_582_912.0;
+        let byte = |x: f32| ((x * inverse + ROUND).to_bits().wrapping_add(OFFSET as u32)) & 0xff;
+        for (word, quad) in words.iter_mut().zip(x.chunks_exact(4)) {
+            *word = byte(quad[0]) | byte(quad[1]) << 8 | byte(quad[2]) << 16 | byte(quad[3]) << 24;
+        }
+        let rest = x.chunks_exact(4).remainder();
+        if let (Some(last), false) = (words.get_mut(x.len() / 4), rest.is_empty()) {
+            let at = |i: usize| byte(rest.get(i).copied().unwrap_or(0.0)) << (8 * i);
+            *last = at(0) | at(1) | at(2) | at(3);
+        }
+        largest / 127.0
+    }
+}
+
+vectorised! {
+    /// Replaces scores by e to their power, relative to the largest; the sum of that.
+    exp_row(scores: &mut [f32]) -> f32 {
+        let mut largest = [f32::NEG_INFINITY; LANES];
+        for chunk in scores.chunks(LANES) {
+            for (m, x) in largest.iter_mut().zip(chunk) {
+                *m = m.max(*x);
+            }
+        }
+        let largest = largest.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x));
+        let mut sums = [0f32; LANES];
+        let mut chunks = scores.chunks_exact_mut(LANES);
+        for chunk in &mut chunks {
+            for (sum, x) in sums.iter_mut().zip(chunk) {
+                *x = exp(*x - largest);
+                *sum += *x;
+            }
+        }
+        for (sum, x) in sums.iter_mut().zip(chunks.into_remainder()) {
+            *x = exp(*x - largest);
+            *sum += *x;
+        }
+        sums.iter().sum()
+    }
+}
+
+/// One number, rounded.
+pub(super) fn round_bf16(x: f32) -> bf16 {
+    bf16::from_bits(bf16_bits(x) as u16)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// Numbers from -1 to 1 in no order.
+    pub fn numbers(count: usize, seed: u32) -> Vec<f32> {
+        let number = |i: u32| (i.wrapping_add(seed).wrapping_mul(2_654_435_761) >> 8) as f32 / 8_388_608.0 - 1.0;
+        (0..count as u32).map(number).collect()
+    }
+
+    pub fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+        assert_eq!(a.len(), b.len());
+        let difference = |(a, b): (&f32, &f32)| if (a - b).is_nan() { f32::INFINITY } else { (a - b).abs() };
+        a.iter().zip(b).map(difference).fold(0.0, f32::max)
+    }
+
+    #[test]
+    fn exp_is_exp() {
+        for i in -8800..=8800 {
+            let x = i as f32 / 100.0;
+            let exact = f64::from(x).exp();
+            let error = (f64::from(exp(x)) - exact).abs() / exact;
+            assert!(error < 3e-7 || (x <= -87.0 && exp(x) == 0.0), "{x}: {error}");
+        }
+        assert_eq!((exp(0.0), exp(f32::NEG_INFINITY)), (1.0, 0.0));
+    }
+
+    #[test]
+    fn functions_are_what_they_say_on_every_processor() {
+        for count in [1, 15, 16, 17, 100] {
+            let x: Vec<f32> = numbers(count, 3).iter().map(|x| x * 6.0).collect();
+            for cpu in [Cpu::Portable, Cpu::detect()] {
+                let mut ours = x.clone();
+                gelu(&mut ours, cpu);
+                let tanh = |x: f32| 0.5 * x * (1.0 + (0.797_884_6 * (x + 0.044_715 * x.powi(3))).tanh());
+                assert!(largest_difference(&ours, &x.iter().map(|&x| tanh(x)).collect::<Vec<_>>()) < 2e-6);
+
+                let mut ours = x.clone();
+                silu_mul(&mut ours, &numbers(count, 9), cpu);
+                let silu = |(x, up): (&f32, f32)| x / (1.0 + (-x).exp()) * up;
+                assert!(
+                    largest_difference(&ours, &x.iter().zip(numbers(count, 9)).map(silu).collect::<Vec<_>>()) < 2e-6
+                );
+
+                let mut ours = x.clone();
+                let sum = exp_row(&mut ours, cpu);
+                let largest = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let exact: Vec<f32> = x.iter().map(|x| (x - largest).exp()).collect();
+                assert!(largest_difference(&ours, &exact) < 1e-6);
+                assert!((sum - exact.iter().sum::<f32>()).abs() < 1e-5 * count as f32);
+
+                let mut words = vec![0; count.div_ceil(2)];
+                to_bf16(&x, &mut words, cpu);
+                let halves: Vec<f32> = words.iter().flat_map(|&w| [low_half(w), high_half(w)]).collect();
+                let exact: Vec<f32> = x.iter().map(|&x| bf16::from_f32(x).to_f32()).collect();
+                assert_eq!(halves[..count], exact);
+
+                let mut words = vec![0; count.div_ceil(4)];
+                let scale = to_int8(&x, &mut words, cpu);
+                let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+                let back: Vec<f32> = bytes.iter().map(|&b| (i32::from(b) - OFFSET) as f32 * scale).collect();
+                assert!(largest_difference(&back[..count], &x) <= scale / 2.0 * 1.001);
+                assert!(back[count..].iter().all(|&x| x == 0.0));
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! AVX-512 kernels: a tile of rows and panels is held in registers while the inputs stream by.
+
+use std::arch::x86_64::*;
+
+use half::bf16;
+
+use super::block::{Block, LANES, Out, PAIR, QUAD};
+
+/// Rows of a register tile: 6 rows by 4 panels are 24 accumulators of the 32 registers.
+const TILE_ROWS: usize = 6;
+
+/// Calls `$kernel::<ROWS, PANELS>` for the constants that fit.
+macro_rules! dispatch {
+    ($kernel:ident, $rows:expr, $panels:expr, $($argument:expr),*) => {
+        match ($rows, $panels) {
+            (1, 1) => $kernel::<1, 1>($($argument),*), (1, 2) => $kernel::<1, 2>($($argument),*),
+            (1, 3) => $kernel::<1, 3>($($argument),*), (1, _) => $kernel::<1, 4>($($argument),*),
+            (2, 1) => $kernel::<2, 1>($($argument),*), (2, 2) => $kernel::<2, 2>($($argument),*),
+            (2, 3) => $kernel::<2, 3>($($argument),*), (2, _) => $kernel::<2, 4>($($argument),*),
+            (3, 1) => $kernel::<3, 1>($($argument),*), (3, 2) => $kernel::<3, 2>($($argument),*),
+            (3, 3) => $kernel::<3, 3>($($argument),*), (3, _) => $kernel::<3, 4>($($argument),*),
+            (4, 1) => $kernel::<4, 1>($($argument),*), (4, 2) => $kernel::<4, 2>($($argument),*),
+            (4, 3) => $kernel::<4, 3>($($argument),*), (4, _) => $kernel::<4, 4>($($argument),*),
+            (5, 1) => $kernel::<5, 1>($($argument),*), (5, 2) => $kernel::<5, 2>($($argument),*),
+            (5, 3) => $kernel::<5, 3>($($argument),*), (5, _) => $kernel::<5, 4>($($argument),*),
+            (_, 1) => $kernel::<6, 1>($($argument),*), (_, 2) => $kernel::<6, 2>($($argument),*),
+            (_, 3) => $kernel::<6, 3>($($argument),*), (_, _) => $kernel::<6, 4>($($argument),*),
+        }
+    };
+}
+
+/// Vectors from the block's first to its last.
+fn vectors(block: &Block<'_>) -> usize {
+    match block.rows.groups.checked_sub(1) {
+        Some(group) => block.strides.at(block.panel_count - 1, group) + 1,
+        None => 0,
+    }
+}
+
+/// # Safety
+/// The processor has AVX-512 F, BW and BF16. `values` starts at the block's first panel.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(super) unsafe fn bf16_block(values: &[bf16], block: &Block<'_>, out: &mut Out) {
+    assert!(values.len() >= vectors(block) * LANES * PAIR);
+    for row in (0..block.row_count).step_by(TILE_ROWS) {
+        let rows = TILE_ROWS.min(block.row_count - row);
+        // SAFETY: as this function; the tile lies in the block.
+        unsafe { dispatch!(bf16_tile, rows, block.panel_count, values.as_ptr(), block, row, out) };
+    }
+}
+
+fn as_bf16(vector: __m512i) -> __m512bh {
+    // SAFETY: 512 bits either way.
+    unsafe { std::mem::transmute::<__m512i, __m512bh>(vector) }
+}
+
+/// # Safety
+/// As [`bf16_block`]; the block has `ROWS` rows from `row` on, and `PANELS` panels.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn bf16_tile<const ROWS: usize, const PANELS: usize>(
+    values: *const bf16,
+    block: &Block<'_>,
+    row: usize,
+    out: &mut Out,
+) {
+    let groups = block.rows.groups;
+    let words = block.rows.words[(block.first_row + row) * groups..][..ROWS * groups].as_ptr();
+    let mut sums = [[_mm512_setzero_ps(); PANELS]; ROWS];
+    for group in 0..groups {
+        let mut panels = [_mm512_setzero_si512(); PANELS];
+        for (p, panel) in panels.iter_mut().enumerate() {
+            // SAFETY: the block's panels lie in the slice, as the caller has checked.
+            *panel = unsafe { _mm512_loadu_si512(values.add(block.strides.at(p, group) * LANES * PAIR).cast()) };
+        }
+        for (r, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: `words` holds ROWS * groups words.
+            let word = unsafe { _mm512_set1_epi32(*words.add(r * groups + group) as i32) };
+            for (sum, panel) in sums.iter_mut().zip(panels) {
+                *sum = _mm512_dpbf16_ps(*sum, as_bf16(panel), as_bf16(word));
+            }
+        }
+    }
+    for (r, sums) in sums.iter().enumerate() {
+        for (p, sum) in sums.iter().enumerate() {
+            let mut lanes = [0f32; LANES];
+            // SAFETY: sixteen floats; the row is the block's.
+            unsafe {
+                _mm512_storeu_ps(lanes.as_mut_ptr(), *sum);
+                out.store(row + r, p, &lanes);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// The processor has AVX-512 F, BW and VNNI. `values`, `scales` and `corrections` start at the block's first panel.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+pub(super) unsafe fn int8_block(values: &[i8], scales: &[f32], corrections: &[i32], block: &Block<'_>, out: &mut Out) {
+    assert!(values.len() >= vectors(block) * LANES * QUAD);
+    assert!(scales.len().min(corrections.len()) >= block.panel_count * LANES);
+    assert!(block.rows.scales.len() >= block.first_row + block.row_count);
+    for row in (0..block.row_count).step_by(TILE_ROWS) {
+        let rows = TILE_ROWS.min(block.row_count - row);
+        // SAFETY: as this function; the tile lies in the block.
+        unsafe { dispatch!(int8_tile, rows, block.panel_count, values.as_ptr(), scales, corrections, block, row, out) };
+    }
+}
+
+/// # Safety
+/// As [`int8_block`]; the block has `ROWS` rows from `row` on, and `PANELS` panels.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn int8_tile<const ROWS: usize, const PANELS: usize>(
+    values: *const i8,
+    scales: &[f32],
+    corrections: &[i32],
+    block: &Block<'_>,
+    row: usize,
+    out: &mut Out,
+) {
+    let groups = block.rows.groups;
+    let words = block.rows.words[(block.first_row + row) * groups..][..ROWS * groups].as_ptr();
+    let row_scales = &block.rows.scales[block.first_row + row..][..ROWS];
+    let mut sums = [[_mm512_setzero_si512(); PANELS]; ROWS];
+    for group in 0..groups {
+        let mut panels = [_mm512_setzero_si512(); PANELS];
+        for (p, panel) in panels.iter_mut().enumerate() {
+            // SAFETY: the block's panels lie in the slice, as the caller has checked.
+            *panel = unsafe { _mm512_loadu_si512(values.add(block.strides.at(p, group) * LANES * QUAD).cast()) };
+        }
+        for (r, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: `words` holds ROWS * groups words.
+            let word = unsafe { _mm512_set1_epi32(*words.add(r * groups + group) as i32) };
+            for (sum, panel) in sums.iter_mut().zip(panels) {
+                *sum = _mm512_dpbusd_epi32(*sum, word, panel);
+            }
+        }
+    }
+    for (r, sums) in sums.iter().enumerate() {
+        for (p, sum) in sums.iter().enumerate() {
+            let mut lanes = [0f32; LANES];
+            // SAFETY: the slices hold PANELS * LANES values; the row is the block's.
+            unsafe {
+                let correction = _mm512_loadu_si512(corrections.as_ptr().add(p * LANES).cast());
+                let scale =
+                    _mm512_mul_ps(_mm512_loadu_ps(scales.as_ptr().add(p * LANES)), _mm512_set1_ps(row_scales[r]));
+                let result = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(*sum, correction)), scale);
+                _mm512_storeu_ps(lanes.as_mut_ptr(), result);
+                out.store(row + r, p, &lanes);
+            }
+        }
+    }
+}

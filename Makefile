@@ -12,7 +12,7 @@ ORT_TOO_OLD := 1.19.2
 ORT := $(CURDIR)/build/onnxruntime
 ORT_LIBRARY := $(ORT)/$(ORT_PINNED)/libonnxruntime.so
 
-.PHONY: help demo test test-rust test-features test-c build tools onnxruntime bench-onnx clean
+.PHONY: help demo test test-rust test-features test-c build tools onnxruntime bench bench-onnx clean
 
 help:
 	@echo "make demo       build, then a C program asks the bundled model about the bundled picture"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-rust  both engines, golden arrays, header"
 	@echo "make test-features  builds with one backend, and with none"
 	@echo "make test-c     ctest: C and C++, shared and static, Valgrind, the installed package"
+	@echo "make bench      our engines and their peers, as ratios"
 	@echo "make bench-onnx what our engine adds to ONNX Runtime, as a ratio"
 	@echo "make build      libsmolvlm.so, libsmolvlm.a, C examples and C tests"
 
@@ -77,6 +78,9 @@ $(VENV)/done: tools/requirements.txt
 	python3 -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet -r $<
 	touch $@
+
+bench: build $(VENV)/done
+	ORT_DYLIB_PATH=$(ORT_LIBRARY) $(VENV)/bin/python benches/engines.py
 
 bench-onnx: build $(VENV)/done
 	ORT_DYLIB_PATH=$(ORT_LIBRARY) $(VENV)/bin/python benches/onnx_overhead.py

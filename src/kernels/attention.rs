@@ -114,7 +114,9 @@ impl KeyValueCache {
             (self.head_dim, self.head_dim.next_multiple_of(LANES), self.len, self.capacity);
         let heads = self.keys.par_chunks_exact_mut(capacity * head_dim);
         let heads = heads.zip(self.values.par_chunks_exact_mut(capacity * padded));
-        heads.enumerate().for_each(|(head, (packed_keys, packed_values))| {
+        // A single token is not worth waking a thread for.
+        let heads = heads.enumerate().with_min_len(if tokens == 1 { self.heads } else { 1 });
+        heads.for_each(|(head, (packed_keys, packed_values))| {
             for token in 0..tokens {
                 let position = first + token;
                 let panel = &mut packed_keys[position / LANES * LANES * head_dim..];

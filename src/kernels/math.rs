@@ -156,6 +156,45 @@ vectorised! {
     }
 }
 
+/// Sums of what `term` makes of each number.
+#[inline(always)]
+fn sum(x: &[f32], term: impl Fn(f32) -> f32) -> f32 {
+    let mut sums = [0f32; LANES];
+    let chunks = x.chunks_exact(LANES);
+    for (sum, x) in sums.iter_mut().zip(chunks.remainder()) {
+        *sum += term(*x);
+    }
+    for chunk in chunks {
+        for (sum, x) in sums.iter_mut().zip(chunk) {
+            *sum += term(*x);
+        }
+    }
+    sums.iter().sum()
+}
+
+vectorised! {
+    /// `x` less its mean, divided by its spread, times `weight`, plus `bias`.
+    layer_norm(x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+        let count = x.len() as f32;
+        let mean = sum(x, |x| x) / count;
+        let variance = sum(x, |x| (x - mean) * (x - mean)) / count;
+        let scale = 1.0 / (variance + eps).sqrt();
+        for ((x, weight), bias) in x.iter_mut().zip(weight).zip(bias) {
+            *x = (*x - mean) * scale * weight + bias;
+        }
+    }
+}
+
+vectorised! {
+    /// `x` divided by its root mean square, times `weight`.
+    rms_norm(x: &mut [f32], weight: &[f32], eps: f32) {
+        let scale = 1.0 / (sum(x, |x| x * x) / x.len() as f32 + eps).sqrt();
+        for (x, weight) in x.iter_mut().zip(weight) {
+            *x *= scale * weight;
+        }
+    }
+}
+
 /// One number, rounded.
 pub(super) fn round_bf16(x: f32) -> bf16 {
     bf16::from_bits(bf16_bits(x) as u16)
@@ -211,6 +250,23 @@ pub(super) mod tests {
                 let exact: Vec<f32> = x.iter().map(|x| (x - largest).exp()).collect();
                 assert!(largest_difference(&ours, &exact) < 1e-6);
                 assert!((sum - exact.iter().sum::<f32>()).abs() < 1e-5 * count as f32);
+
+                let (weight, bias) = (numbers(count, 11), numbers(count, 12));
+                let mean = |x: &[f32]| x.iter().map(|&x| f64::from(x)).sum::<f64>() / count as f64;
+                let squares =
+                    |x: &[f32], mean: f64| x.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / count as f64;
+                let normed = |mean: f64, bias: &[f32]| -> Vec<f32> {
+                    let scale = (squares(&x, mean) + 1e-3).sqrt();
+                    let all = x.iter().zip(&weight).zip(bias);
+                    all.map(|((&x, &w), &b)| ((f64::from(x) - mean) / scale * f64::from(w) + f64::from(b)) as f32)
+                        .collect()
+                };
+                let mut ours = x.clone();
+                layer_norm(&mut ours, &weight, &bias, 1e-3, cpu);
+                assert!(largest_difference(&ours, &normed(mean(&x), &bias)) < 1e-5);
+                let mut ours = x.clone();
+                rms_norm(&mut ours, &weight, 1e-3, cpu);
+                assert!(largest_difference(&ours, &normed(0.0, &vec![0.0; count])) < 1e-5);
 
                 let mut words = vec![0; count.div_ceil(2)];
                 to_bf16(&x, &mut words, cpu);

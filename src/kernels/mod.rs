@@ -8,6 +8,7 @@ mod block;
 mod cpu;
 mod linear;
 mod math;
+mod norm;
 mod rotary;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -15,4 +16,5 @@ mod x86;
 pub use attention::{Attend, Columns, KeyValueCache};
 pub use cpu::Cpu;
 pub use linear::{Activation, PackedLinear, Precision, silu_mul};
+pub use norm::{layer_norm, rms_norm};
 pub use rotary::rotate;

@@ -316,15 +316,25 @@ impl Layer {
 
 struct Norm {
     weight: Tensor,
+    /// The same for the kernels.
+    packed: Option<Vec<f32>>,
     eps: f32,
 }
 
 impl Norm {
     fn load(at: &Loader<'_>, name: &str, config: &TextConfig) -> Result<Self> {
-        Ok(Self { weight: at.at(name).tensor("weight", &[config.hidden_size])?, eps: config.rms_norm_eps as f32 })
+        let weight = at.at(name).tensor("weight", &[config.hidden_size])?;
+        let packed = match at.packed {
+            Some(_) => Some(weight.to_vec1()?),
+            None => None,
+        };
+        Ok(Self { weight, packed, eps: config.rms_norm_eps as f32 })
     }
 
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        rms_norm(&x.contiguous()?, &self.weight, self.eps)
+        let Some(weight) = &self.packed else { return rms_norm(&x.contiguous()?, &self.weight, self.eps) };
+        let mut rows: Vec<f32> = x.flatten_all()?.to_vec1()?;
+        kernels::rms_norm(&mut rows, weight, self.eps, Cpu::detect());
+        Tensor::from_vec(rows, x.shape(), &Device::Cpu)
     }
 }

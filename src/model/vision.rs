@@ -7,7 +7,7 @@ use super::linear::{Linear, matrix, with_floats};
 use super::{Loader, ops};
 use crate::config::{ModelConfig, VisionConfig};
 use crate::error::Result;
-use crate::kernels::{Attend, Columns, Cpu, KeyValueCache};
+use crate::kernels::{self, Attend, Columns, Cpu, KeyValueCache};
 
 /// Vision encoder and connector.
 pub struct VisionModel {
@@ -187,6 +187,8 @@ impl Layer {
 struct Norm {
     weight: Tensor,
     bias: Tensor,
+    /// The same for the kernels.
+    packed: Option<(Vec<f32>, Vec<f32>)>,
     eps: f32,
 }
 
@@ -194,14 +196,18 @@ impl Norm {
     fn load(at: &Loader<'_>, name: &str, config: &VisionConfig) -> Result<Self> {
         let at = at.at(name);
         let shape = [config.hidden_size];
-        Ok(Self {
-            weight: at.tensor("weight", &shape)?,
-            bias: at.tensor("bias", &shape)?,
-            eps: config.layer_norm_eps as f32,
-        })
+        let (weight, bias) = (at.tensor("weight", &shape)?, at.tensor("bias", &shape)?);
+        let packed = match at.packed {
+            Some(_) => Some((weight.to_vec1()?, bias.to_vec1()?)),
+            None => None,
+        };
+        Ok(Self { weight, bias, packed, eps: config.layer_norm_eps as f32 })
     }
 
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        layer_norm(x, &self.weight, &self.bias, self.eps)
+        let Some((weight, bias)) = &self.packed else { return layer_norm(x, &self.weight, &self.bias, self.eps) };
+        let mut rows: Vec<f32> = x.flatten_all()?.to_vec1()?;
+        kernels::layer_norm(&mut rows, weight, bias, self.eps, Cpu::detect());
+        Tensor::from_vec(rows, x.shape(), &Device::Cpu)
     }
 }

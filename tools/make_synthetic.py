@@ -27,7 +27,7 @@ SMALL = Checkpoint(
     tile_size=512,
     longest_edge=2048,
     image_seq_len=64,
-    tokens=512,
+    tokens=480,
     cases=[],
 )  # fmt: skip
 

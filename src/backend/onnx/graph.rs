@@ -20,6 +20,9 @@ pub(super) struct Opener<'a> {
     pub(super) environment: &'a Environment,
     pub(super) providers: &'a [ExecutionProviderDispatch],
     pub(super) threads: usize,
+    /// Runs have the same shapes again and again, and memory is planned for them. Where every run has its own, their plans would
+    /// only pile up.
+    pub(super) same_shapes: bool,
 }
 
 /// An open graph. `ort` holds that ONNX Runtime's own `Run` is not safe on several threads at once, so one runs at a time.
@@ -70,8 +73,7 @@ impl Opener<'_> {
             .with_inter_threads(1)?
             // Threads may wait busily between two operations of a run, never between two runs.
             .with_config_entry("session.force_spinning_stop", "1")?
-            // Every step has new shapes: their patterns would be kept for ever.
-            .with_memory_pattern(false)?
+            .with_memory_pattern(self.same_shapes)?
             .with_execution_providers(self.providers)?)
     }
 }

@@ -57,16 +57,16 @@ impl OnnxBackend {
             0 => std::thread::available_parallelism().map_or(1, Into::into),
             n => n,
         };
-        let opener = Opener { environment, providers: &providers, threads };
+        let opener = Opener { environment, providers: &providers, threads, same_shapes: false };
         // A table lookup: on an accelerator its rows would travel both ways.
-        let lookup = Opener { environment, providers: &[], threads: 1 };
+        let lookup = Opener { environment, providers: &[], threads: 1, same_shapes: false };
         let decoder = DecoderGraph::new(
             lookup.open(files, &variant.embed)?,
             opener.open(files, &variant.decoder)?,
             model,
             (device, options.device_index),
         )?;
-        let vision = opener.open(files, &variant.vision)?;
+        let vision = Opener { same_shapes: true, ..opener }.open(files, &variant.vision)?;
         let size = model.vision.image_size as i64;
         let pixels = vision.input(PIXEL_VALUES, &FLOATS, &[1, ANY, 3, size, size])?.element;
         vision.input(PIXEL_ATTENTION_MASK, &[TensorElementType::Bool], &[1, ANY, size, size])?;

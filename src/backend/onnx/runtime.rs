@@ -84,7 +84,9 @@ fn open(path: &Path) -> Result<Runtime> {
             ort::MINOR_VERSION
         )),
         LoadDynamicError::Dlopen { error, path } => {
-            Error::unsupported(format!("{}: no library that can be loaded: {error}", path.display()))
+            // What the system's loader says is the source.
+            let cause = std::error::Error::source(&error).map_or(error.to_string(), ToString::to_string);
+            Error::unsupported(format!("{}: no library that can be loaded: {cause}", path.display()))
         }
         LoadDynamicError::MissingApi { path } => {
             Error::unsupported(format!("{}: is not ONNX Runtime, it has no OrtGetApiBase", path.display()))

@@ -18,7 +18,7 @@ help:
 	@echo "make demo       build, then a C program asks the bundled model about the bundled picture"
 	@echo "make test       all tests: test-rust, test-features and test-c"
 	@echo "make test-rust  both engines, golden arrays, header"
-	@echo "make test-features  builds with one backend, and with none"
+	@echo "make test-features  builds with one backend"
 	@echo "make test-c     ctest: C and C++, shared and static, Valgrind, the installed package"
 	@echo "make bench      our engines and their peers, as ratios"
 	@echo "make bench-onnx what our engine adds to ONNX Runtime, as a ratio"
@@ -60,7 +60,6 @@ test-rust: onnxruntime
 test-features:
 	cargo check --release --locked --lib --no-default-features --features candle
 	cargo check --release --locked --lib --no-default-features --features onnx
-	cargo test --release --locked --lib --no-default-features backend::
 
 # The path of the crate's unit tests, as cargo reports it: ctest runs those of src/ffi under Valgrind.
 test-c: build

@@ -270,22 +270,3 @@ fn check_memory(
     }
     Ok(())
 }
-
-#[cfg(all(test, not(any(feature = "candle", feature = "onnx"))))]
-mod tests {
-    use super::*;
-    use crate::engine::Engine;
-
-    #[test]
-    fn a_backend_that_the_build_lacks_says_so() {
-        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
-        for (backend, expected) in [
-            (BackendKind::Auto, "backend: this build has none (cargo features `candle`, `onnx`)"),
-            (BackendKind::Candle, "backend: this build has no candle backend (cargo feature `candle`)"),
-            (BackendKind::Onnx, "backend: this build has no onnx backend (cargo feature `onnx`)"),
-        ] {
-            let error = Engine::load(&dir, &EngineOptions { backend, ..Default::default() }).err().unwrap();
-            assert_eq!(error.message(), expected);
-        }
-    }
-}

@@ -11,6 +11,9 @@ use super::{Cpu, math};
 /// Rows that one task takes: enough to use a panel's weights again and again from cache, few enough to share out.
 const ROWS: usize = 128;
 
+/// Pieces of a thread's share where there is one row: a slower thread leaves some to the others.
+const PIECES: usize = 2;
+
 /// How weights are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
@@ -83,7 +86,10 @@ impl PackedLinear {
         let start = Shared(out.as_mut_ptr());
         // Chunks of rows follow each other, so that a thread finds its panels in cache again.
         let chunks = row_count.div_ceil(ROWS);
-        (0..panels.div_ceil(PANELS) * chunks).into_par_iter().for_each(|task| {
+        let tasks = panels.div_ceil(PANELS) * chunks;
+        // A decode step's tasks take a microsecond each: a thread takes its share of them in a few pieces.
+        let at_once = if row_count == 1 { tasks.div_ceil(PIECES * rayon::current_num_threads()) } else { 1 };
+        (0..tasks).into_par_iter().with_min_len(at_once).for_each(|task| {
             let (panel, row) = (task / chunks * PANELS, task % chunks * ROWS);
             let block = Block {
                 rows: &rows,

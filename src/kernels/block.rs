@@ -97,6 +97,17 @@ impl Out {
         unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.stride), self.columns) }
     }
 
+    /// Where a panel's results of one row go, and how many of its lanes.
+    ///
+    /// # Safety
+    /// The block has this row and this panel.
+    #[inline(always)]
+    #[cfg(target_arch = "x86_64")]
+    pub(super) unsafe fn lanes(&mut self, row: usize, panel: usize) -> (*mut f32, usize) {
+        // SAFETY: as the caller promises, and whoever made this did.
+        (unsafe { self.start.add(row * self.stride + panel * LANES) }, LANES.min(self.columns - panel * LANES))
+    }
+
     /// Stores a panel's results of one row; what lies beyond the columns is dropped.
     ///
     /// # Safety

@@ -49,6 +49,20 @@ pub(super) unsafe fn bf16_block(values: &[bf16], block: &Block<'_>, out: &mut Ou
     }
 }
 
+/// Stores as many lanes as the result has columns there.
+///
+/// # Safety
+/// The processor has AVX-512 F; the block has this row and this panel.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn store(out: &mut Out, row: usize, panel: usize, values: __m512) {
+    // SAFETY: as the caller promises; the mask leaves out what is not the block's.
+    unsafe {
+        let (at, lanes) = out.lanes(row, panel);
+        _mm512_mask_storeu_ps(at, ((1u32 << lanes) - 1) as __mmask16, values);
+    }
+}
+
 fn as_bf16(vector: __m512i) -> __m512bh {
     // SAFETY: 512 bits either way.
     unsafe { std::mem::transmute::<__m512i, __m512bh>(vector) }
@@ -82,12 +96,8 @@ unsafe fn bf16_tile<const ROWS: usize, const PANELS: usize>(
     }
     for (r, sums) in sums.iter().enumerate() {
         for (p, sum) in sums.iter().enumerate() {
-            let mut lanes = [0f32; LANES];
-            // SAFETY: sixteen floats; the row is the block's.
-            unsafe {
-                _mm512_storeu_ps(lanes.as_mut_ptr(), *sum);
-                out.store(row + r, p, &lanes);
-            }
+            // SAFETY: row and panel are the block's.
+            unsafe { store(out, row + r, p, *sum) };
         }
     }
 }
@@ -137,15 +147,13 @@ unsafe fn int8_tile<const ROWS: usize, const PANELS: usize>(
     }
     for (r, sums) in sums.iter().enumerate() {
         for (p, sum) in sums.iter().enumerate() {
-            let mut lanes = [0f32; LANES];
             // SAFETY: the slices hold PANELS * LANES values; the row is the block's.
             unsafe {
                 let correction = _mm512_loadu_si512(corrections.as_ptr().add(p * LANES).cast());
                 let scale =
                     _mm512_mul_ps(_mm512_loadu_ps(scales.as_ptr().add(p * LANES)), _mm512_set1_ps(row_scales[r]));
                 let result = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(*sum, correction)), scale);
-                _mm512_storeu_ps(lanes.as_mut_ptr(), result);
-                out.store(row + r, p, &lanes);
+                store(out, row + r, p, result);
             }
         }
     }

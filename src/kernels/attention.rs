@@ -126,6 +126,10 @@ impl KeyValueCache {
                 let pair = &mut packed_values[position / PAIR * padded * PAIR..];
                 for (i, &value) in values.part(token, head * head_dim, head_dim).iter().enumerate() {
                     pair[i * PAIR + position % PAIR] = math::round_bf16(value);
+                    if position.is_multiple_of(PAIR) {
+                        // What a forgotten position left here would be multiplied by 0, which infinity survives.
+                        pair[i * PAIR + 1] = bf16::ZERO;
+                    }
                 }
             }
         });
@@ -296,7 +300,7 @@ mod tests {
                     for (cpu, piece) in [(Cpu::Portable, positions), (Cpu::detect(), positions), (Cpu::detect(), 3)] {
                         let mut cache = KeyValueCache::new(kv_heads, head_dim, cpu);
                         // Something that is forgotten again must leave no trace.
-                        let forgotten = numbers(width * 5, 8);
+                        let forgotten = vec![f32::INFINITY; width * positions.next_multiple_of(2)];
                         let all = |rows| Columns::new(rows, width, 0, width);
                         cache.append(all(&forgotten), all(&forgotten));
                         cache.truncate(0);

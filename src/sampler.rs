@@ -68,15 +68,22 @@ impl Sampler {
 
     /// The next id after `context`, whose ids a repetition penalty looks at.
     pub fn sample(&mut self, logits: &[f32], context: &[u32]) -> Result<u32> {
+        if self.options.temperature == 0.0 && !self.penalises() {
+            return argmax(logits);
+        }
         self.logits.clear();
         self.logits.extend_from_slice(logits);
         self.penalise(context);
-        if self.options.temperature == 0.0 { self.argmax() } else { self.draw() }
+        if self.options.temperature == 0.0 { argmax(&self.logits) } else { self.draw() }
+    }
+
+    fn penalises(&self) -> bool {
+        ![0.0, 1.0].contains(&self.options.repetition_penalty)
     }
 
     fn penalise(&mut self, context: &[u32]) {
         let penalty = self.options.repetition_penalty;
-        if penalty == 0.0 || penalty == 1.0 {
+        if !self.penalises() {
             return;
         }
         self.seen.clear();
@@ -90,19 +97,8 @@ impl Sampler {
         }
     }
 
-    /// The first of the largest, as torch's `argmax` on the CPU; NaN never wins.
-    fn argmax(&self) -> Result<u32> {
-        let mut best = None;
-        for (id, &logit) in self.logits.iter().enumerate() {
-            if !logit.is_nan() && best.is_none_or(|(_, max)| logit > max) {
-                best = Some((id as u32, logit));
-            }
-        }
-        best.map(|(id, _)| id).ok_or_else(no_number)
-    }
-
     fn draw(&mut self) -> Result<u32> {
-        let max = self.logits[self.argmax()? as usize];
+        let max = self.logits[argmax(&self.logits)? as usize];
         if !max.is_finite() {
             return Err(no_number());
         }
@@ -152,6 +148,26 @@ impl Sampler {
 
 fn no_number() -> Error {
     Error::new(crate::error::ErrorKind::Backend, "logits: no finite number among them (damaged weights?)")
+}
+
+/// The first of the largest, as torch's `argmax` on the CPU; NaN never wins.
+fn argmax(logits: &[f32]) -> Result<u32> {
+    /// Maxima taken side by side: a vocabulary has fifty thousand numbers, and one after the other they would wait.
+    const LANES: usize = 16;
+    // NaN is larger than nothing.
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut largest = [f32::NEG_INFINITY; LANES];
+    let chunks = logits.chunks_exact(LANES);
+    for (max, &logit) in largest.iter_mut().zip(chunks.remainder()) {
+        *max = larger(*max, logit);
+    }
+    for chunk in chunks {
+        for (max, &logit) in largest.iter_mut().zip(chunk) {
+            *max = larger(*max, logit);
+        }
+    }
+    let largest = largest.into_iter().fold(f32::NEG_INFINITY, larger);
+    logits.iter().position(|&logit| logit == largest).map(|id| id as u32).ok_or_else(no_number)
 }
 
 #[cfg(test)]

@@ -25,11 +25,11 @@ pub mod ffi;
 pub mod files;
 pub mod image;
 #[cfg(feature = "candle")]
-pub mod kernels;
+mod kernels;
 pub mod log;
 pub mod metrics;
 #[cfg(feature = "candle")]
-pub mod model;
+mod model;
 mod output;
 pub mod preprocess;
 pub mod prompt;

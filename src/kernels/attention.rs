@@ -69,15 +69,6 @@ impl KeyValueCache {
         Self { heads, head_dim, capacity: 0, len: 0, keys: Vec::new(), values: Vec::new(), cpu }
     }
 
-    /// Positions held.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
     /// Forgets all from position `len` on.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
@@ -307,7 +298,7 @@ mod tests {
                         for (keys, values) in keys.chunks(piece * width).zip(values.chunks(piece * width)) {
                             cache.append(all(keys), all(values));
                         }
-                        assert_eq!(cache.len(), positions);
+                        assert_eq!(cache.len, positions);
                         let queries = Columns::new(&queries, query_heads * head_dim, 0, query_heads * head_dim);
                         let ours = cache.attend(queries, 0.3, attend);
                         let difference = largest_difference(&ours, &expected);

@@ -72,10 +72,6 @@ impl PackedLinear {
         Self { inputs, outputs, weights, bias, cpu }
     }
 
-    pub fn outputs(&self) -> usize {
-        self.outputs
-    }
-
     /// `x` [rows, inputs] -> [rows, outputs], on the caller's rayon pool.
     pub fn multiply(&self, x: &[f32], activation: Activation) -> Vec<f32> {
         let row_count = x.len() / self.inputs;

@@ -151,7 +151,7 @@ typedef enum smolvlm_device {
 
 /**
  * The precision of weights and arithmetic. The Candle backend has F32 and BF16, and
- * INT8 on the processor; those and the others are variants of a model's
+ * INT8 and INT4 on the processor; all but INT4 are variants of a model's
  * ONNX graphs, and the ONNX backend has those whose files are in the model's `onnx` directory.
  */
 typedef enum smolvlm_dtype {
@@ -196,6 +196,10 @@ typedef enum smolvlm_dtype {
    * 4-bit weights as bitsandbytes has them.
    */
   SMOLVLM_DTYPE_BNB4 = 9,
+  /**
+   * Candle on the processor: the decoder's layers in 4 bits, in blocks of 32 weights, the rest as INT8.
+   */
+  SMOLVLM_DTYPE_INT4 = 10,
 } smolvlm_dtype;
 
 /**

@@ -167,7 +167,7 @@ fn a_lower_precision_is_f32_but_for_its_rounding() {
             all
         };
         let exact = logits(&load(DTypeKind::F32));
-        for (dtype, tolerance) in [(DTypeKind::Bf16, 0.1), (DTypeKind::Int8, 0.4)] {
+        for (dtype, tolerance) in [(DTypeKind::Bf16, 0.1), (DTypeKind::Int8, 0.4), (DTypeKind::Int4, 1.0)] {
             let difference = difference(&logits(&load(dtype)), &exact);
             println!("{} {}: {difference:.1e}", dir.display(), dtype.name());
             assert!(difference > 0.0 && difference <= tolerance, "{} {}: {difference}", dir.display(), dtype.name());

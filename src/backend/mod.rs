@@ -38,8 +38,8 @@ pub enum DeviceKind {
     TensorRt,
 }
 
-/// The precision of weights and activations. Candle knows `F32`, `Bf16` and on the CPU `Int8`; these and the
-/// others are the variants in which the hub publishes ONNX graphs.
+/// The precision of weights and activations. Candle knows `F32`, `Bf16` and on the CPU `Int8` and `Int4`; these but for `Int4` and
+/// the others are the variants in which the hub publishes ONNX graphs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum DTypeKind {
     /// Candle: `F32` on the CPU, `Bf16` on an accelerator. ONNX: the most precise variant that is there on the CPU, `F16`
@@ -59,6 +59,8 @@ pub enum DTypeKind {
     Q4F16,
     /// 4 bits by bitsandbytes.
     Bnb4,
+    /// The decoder's layers in 4 bits, in blocks of 32 weights, the rest and all activations in 8.
+    Int4,
 }
 
 macro_rules! names {
@@ -83,7 +85,8 @@ macro_rules! names {
 names!(BackendKind: Auto = "auto", Candle = "candle", Onnx = "onnx");
 names!(DeviceKind: Auto = "auto", Cpu = "cpu", Cuda = "cuda", Metal = "metal", TensorRt = "tensorrt");
 names!(DTypeKind: Auto = "auto", F32 = "f32", Bf16 = "bf16", F16 = "f16", Int8 = "int8", Uint8 = "uint8",
-    Quantized = "quantized", Q4 = "q4", Q4F16 = "q4f16", Bnb4 = "bnb4");
+    Quantized = "quantized", Q4 = "q4", Q4F16 = "q4f16", Bnb4 = "bnb4",
+    Int4 = "int4");
 
 /// What a backend really uses; no field is `Auto`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

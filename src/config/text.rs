@@ -21,6 +21,14 @@ pub struct TextConfig {
     pub max_position_embeddings: usize,
 }
 
+impl TextConfig {
+    /// Rotary frequencies [head_dim / 2].
+    pub fn inv_freq(&self) -> Vec<f32> {
+        let frequency = |i: usize| self.rope_theta.powf(-(i as f64) / self.head_dim as f64) as f32;
+        (0..self.head_dim).step_by(2).map(frequency).collect()
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(default)]
 pub(super) struct RawTextConfig {

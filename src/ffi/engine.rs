@@ -135,6 +135,7 @@ unsafe fn engine_options(options: *const smolvlm_options) -> Result<EngineOption
                 (smolvlm_dtype::Q4 as i32, DTypeKind::Q4),
                 (smolvlm_dtype::Q4f16 as i32, DTypeKind::Q4F16),
                 (smolvlm_dtype::Bnb4 as i32, DTypeKind::Bnb4),
+                (smolvlm_dtype::Int4 as i32, DTypeKind::Int4),
             ],
             "options.dtype",
         )?,

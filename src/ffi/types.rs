@@ -133,7 +133,7 @@ impl From<DeviceKind> for smolvlm_device {
 }
 
 /// The precision of weights and arithmetic. The Candle backend has F32 and BF16, and
-/// INT8 on the processor; those and the others are variants of a model's
+/// INT8 and INT4 on the processor; all but INT4 are variants of a model's
 /// ONNX graphs, and the ONNX backend has those whose files are in the model's `onnx` directory.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,6 +159,8 @@ pub enum smolvlm_dtype {
     Q4f16 = 8,
     /// 4-bit weights as bitsandbytes has them.
     Bnb4 = 9,
+    /// Candle on the processor: the decoder's layers in 4 bits, in blocks of 32 weights, the rest as INT8.
+    Int4 = 10,
 }
 
 impl From<DTypeKind> for smolvlm_dtype {
@@ -174,6 +176,7 @@ impl From<DTypeKind> for smolvlm_dtype {
             DTypeKind::Q4 => Self::Q4,
             DTypeKind::Q4F16 => Self::Q4f16,
             DTypeKind::Bnb4 => Self::Bnb4,
+            DTypeKind::Int4 => Self::Int4,
         }
     }
 }

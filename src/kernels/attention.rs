@@ -3,15 +3,20 @@
 //! Keys are the weights of one packed product (inputs: head_dim, outputs: positions), values of a second one (inputs:
 //! positions, outputs: head_dim). Both grow by a position without moving the others. Softmax and sums are f32.
 
-use half::bf16;
-use rayon::prelude::*;
+use std::cell::RefCell;
 
-use super::block::{Block, LANES, Out, PAIR, PANELS, Panels, Rows, Strides};
-use super::linear::Shared;
-use super::{Cpu, math};
+use half::bf16;
+
+use super::block::{Block, LANES, Out, PAIR, PANELS, Panels, Strides};
+use super::rows::{grow, scratch};
+use super::team::{self, Split};
+use super::{Cpu, Precision, Rows, math};
 
 /// Tokens that one task takes: their scores over a thousand positions fit the second-level cache.
 const TOKENS: usize = 32;
+
+/// Positions that one task takes where there is one token.
+const POSITIONS: usize = 256;
 
 /// Keys and values of one layer and sequence.
 pub struct KeyValueCache {
@@ -103,11 +108,12 @@ impl KeyValueCache {
         }
         let (head_dim, padded, first, capacity) =
             (self.head_dim, self.head_dim.next_multiple_of(LANES), self.len, self.capacity);
-        let heads = self.keys.par_chunks_exact_mut(capacity * head_dim);
-        let heads = heads.zip(self.values.par_chunks_exact_mut(capacity * padded));
-        // A single token is not worth waking a thread for.
-        let heads = heads.enumerate().with_min_len(if tokens == 1 { self.heads } else { 1 });
-        heads.for_each(|(head, (packed_keys, packed_values))| {
+        let (all_keys, all_values) = (Split::new(&mut self.keys), Split::new(&mut self.values));
+        team::share(self.heads, |head| {
+            // SAFETY: no other task has this head.
+            let packed_keys = unsafe { all_keys.part(head * capacity * head_dim, capacity * head_dim) };
+            // SAFETY: as above.
+            let packed_values = unsafe { all_values.part(head * capacity * padded, capacity * padded) };
             for token in 0..tokens {
                 let position = first + token;
                 let panel = &mut packed_keys[position / LANES * LANES * head_dim..];
@@ -128,42 +134,106 @@ impl KeyValueCache {
     }
 
     /// What the last tokens see: `queries` [tokens, query heads * head_dim], each multiplied by `scale`, become as many mixed
-    /// values. As many query heads in a row share a head of the cache as there are more of them.
-    pub fn attend(&self, queries: Columns<'_>, scale: f32, attend: Attend) -> Vec<f32> {
-        let (tokens, query_heads) = (queries.rows(), queries.width / self.head_dim);
-        assert!(queries.width.is_multiple_of(self.heads * self.head_dim) && tokens <= self.len);
-        let mut out = vec![0.0; tokens * queries.width];
-        let start = Shared(out.as_mut_ptr());
+    /// values in `out`. As many query heads in a row share a head of the cache as there are more of them.
+    pub fn attend(&self, queries: Columns<'_>, scale: f32, attend: Attend, out: &mut [f32]) {
+        let (tokens, width) = (queries.rows(), queries.width);
+        assert!(width.is_multiple_of(self.heads * self.head_dim) && tokens <= self.len && out.len() == tokens * width);
+        let group = width / self.head_dim / self.heads;
+        let out = Split::new(out);
+        let work = |head, first, count, positions| Work {
+            cache: self,
+            queries,
+            scale,
+            head,
+            group,
+            first,
+            count,
+            // The position of a token is its number, plus this.
+            before: self.len - tokens,
+            causal: attend == Attend::Causally,
+            positions,
+        };
+        if tokens == 1 {
+            return self.attend_once(group, &out, |head, positions| work(head, 0, 1, positions));
+        }
         let chunks = tokens.div_ceil(TOKENS);
-        (0..self.heads * chunks).into_par_iter().for_each(|task| {
-            let (head, token) = (task / chunks, task % chunks * TOKENS);
-            let work = Work {
-                cache: self,
-                queries,
-                head,
-                group: query_heads / self.heads,
-                first: token,
-                count: TOKENS.min(tokens - token),
-                // The position of a token is its number, plus this.
-                before: self.len - tokens,
-                causal: attend == Attend::Causally,
-            };
-            work.run(scale, start);
+        team::share(self.heads * chunks, |task| {
+            // The last tokens see the most: theirs come first.
+            let (head, first) = (task % self.heads, (chunks - 1 - task / self.heads) * TOKENS);
+            let work = work(head, first, TOKENS.min(tokens - first), (0, self.len));
+            work.run(|row, mixed, _, sum| {
+                let (token, at) = work.place(row);
+                // SAFETY: no other task has this token and head.
+                let out = unsafe { out.part(token * width + at, self.head_dim) };
+                out.iter_mut().zip(mixed).for_each(|(out, x)| *out = x / sum);
+            });
         });
-        out
+    }
+
+    /// The same for one token, whose `group` rows a head are too few to share out: its positions are.
+    fn attend_once<'a>(
+        &self,
+        group: usize,
+        out: &Split<'_, f32>,
+        work: impl Fn(usize, (usize, usize)) -> Work<'a> + Sync,
+    ) {
+        let parts = self.len.div_ceil(POSITIONS);
+        // A row of a part: what it mixed, its largest score, its sum.
+        let row_len = self.head_dim + 2;
+        let part_len = group * row_len;
+        scratch(self.heads * parts * part_len, |partial| {
+            let split = Split::new(partial);
+            team::share(self.heads * parts, |task| {
+                let (head, part) = (task / parts, task % parts);
+                // SAFETY: no other task has this part of this head.
+                let results = unsafe { split.part(task * part_len, part_len) };
+                work(head, (part * POSITIONS, self.len.min((part + 1) * POSITIONS))).run(|row, mixed, largest, sum| {
+                    let result = &mut results[row * row_len..][..row_len];
+                    result[..self.head_dim].copy_from_slice(mixed);
+                    result[self.head_dim..].copy_from_slice(&[largest, sum]);
+                });
+            });
+            for row in 0..self.heads * group {
+                let (head, row) = (row / group, row % group);
+                let part = |part| &partial[(head * parts + part) * part_len + row * row_len..][..row_len];
+                let largest = (0..parts).fold(f32::NEG_INFINITY, |m, p| m.max(part(p)[self.head_dim]));
+                // SAFETY: the parts are done, and nobody else writes.
+                let out = unsafe { out.part((head * group + row) * self.head_dim, self.head_dim) };
+                let mut sum = 0.0;
+                out.fill(0.0);
+                for part in (0..parts).map(part) {
+                    let weight = (part[self.head_dim] - largest).exp();
+                    sum += part[self.head_dim + 1] * weight;
+                    out.iter_mut().zip(part).for_each(|(out, x)| *out += x * weight);
+                }
+                out.iter_mut().for_each(|x| *x /= sum);
+            }
+        });
     }
 }
 
-/// One cache head, and some tokens' query heads that share it.
+/// One cache head, some tokens' query heads that share it, and some positions.
 struct Work<'a> {
     cache: &'a KeyValueCache,
     queries: Columns<'a>,
+    scale: f32,
     head: usize,
     group: usize,
     first: usize,
     count: usize,
     before: usize,
     causal: bool,
+    /// From a multiple of [`LANES`] on, and up to which.
+    positions: (usize, usize),
+}
+
+/// What a task needs for a while; the memory stays with its thread.
+#[derive(Default)]
+struct Buffers {
+    queries: Rows,
+    weights: Rows,
+    scores: Vec<f32>,
+    mixed: Vec<f32>,
 }
 
 impl Work<'_> {
@@ -172,58 +242,59 @@ impl Work<'_> {
         (self.first + row / self.group, (self.head * self.group + row % self.group) * self.cache.head_dim)
     }
 
-    /// Positions that row `row` looks at.
+    /// Positions of this task's that row `row` looks at.
     fn seen(&self, row: usize) -> usize {
-        if self.causal { self.before + self.first + row / self.group + 1 } else { self.cache.len }
+        let end = if self.causal { self.before + self.first + row / self.group + 1 } else { self.cache.len };
+        end.min(self.positions.1) - self.positions.0
     }
 
-    fn run(&self, scale: f32, out: Shared) {
+    /// Gives `take` each row's number, its values mixed with weights relative to the largest, its largest score, and the sum of its weights.
+    fn run(&self, take: impl FnMut(usize, &[f32], f32, f32)) {
+        thread_local! {
+            static BUFFERS: RefCell<Buffers> = RefCell::default();
+        }
+        BUFFERS.with_borrow_mut(|buffers| self.run_in(buffers, take));
+    }
+
+    fn run_in(&self, buffers: &mut Buffers, mut take: impl FnMut(usize, &[f32], f32, f32)) {
         let KeyValueCache { head_dim, capacity, cpu, .. } = *self.cache;
+        let Buffers { queries, weights, scores, mixed } = buffers;
         let rows = self.count * self.group;
         let positions = self.seen(rows - 1);
 
-        let mut scaled = vec![0.0; head_dim];
-        let groups = head_dim / PAIR;
-        let mut query_rows = Rows { words: vec![0; rows * groups], groups, scales: Vec::new() };
-        for (row, words) in query_rows.words.chunks_exact_mut(groups).enumerate() {
+        queries.set(Precision::Bf16, (rows, head_dim), cpu, |row, out| {
             let (token, at) = self.place(row);
             let query = self.queries.part(token, at, head_dim);
-            scaled.iter_mut().zip(query).for_each(|(s, q)| *s = q * scale);
-            math::to_bf16(&scaled, words, cpu);
-        }
+            out.iter_mut().zip(query).for_each(|(out, q)| *out = q * self.scale);
+        });
 
         let keys = &self.cache.keys[self.head * capacity * head_dim..][..capacity * head_dim];
-        let mut scores = vec![0.0; rows * positions];
-        product(&query_rows, keys, Strides { panel: groups, group: 1 }, positions, cpu, &mut scores);
+        let keys = &keys[self.positions.0 * head_dim..];
+        let scores = grow(scores, rows * positions);
+        product(queries, keys, Strides { panel: queries.groups, group: 1 }, positions, cpu, scores);
 
-        let groups = positions.div_ceil(PAIR);
-        let mut weights = Rows { words: vec![0; rows * groups], groups, scales: Vec::new() };
-        let mut sums = vec![0.0; rows];
-        for (row, (scores, words)) in
-            scores.chunks_exact_mut(positions).zip(weights.words.chunks_exact_mut(groups)).enumerate()
-        {
-            let seen = &mut scores[..self.seen(row)];
-            sums[row] = math::exp_row(seen, cpu);
-            math::to_bf16(seen, words, cpu);
-        }
+        // A row's weights, in place of its scores' rows; what it does not see has none.
+        let tops = weights.set_words((rows, positions), |row, words| {
+            let seen = self.seen(row);
+            let (used, unused) = words.split_at_mut(seen.div_ceil(PAIR));
+            unused.fill(0);
+            math::exp_row(&scores[row * positions..][..seen], used, cpu)
+        });
 
         let padded = head_dim.next_multiple_of(LANES);
         let values = &self.cache.values[self.head * capacity * padded..][..capacity * padded];
         let strides = Strides { panel: 1, group: padded / LANES };
-        let mut mixed = vec![0.0; rows * head_dim];
-        product(&weights, values, strides, head_dim, cpu, &mut mixed);
-        for (row, mixed) in mixed.chunks_exact(head_dim).enumerate() {
-            let (token, at) = self.place(row);
-            // SAFETY: the row lies in the result, and no other task has its token and head.
-            let out = unsafe { std::slice::from_raw_parts_mut(out.at(token * self.queries.width + at), head_dim) };
-            out.iter_mut().zip(mixed).for_each(|(out, x)| *out = x / sums[row]);
+        let mixed = grow(mixed, rows * head_dim);
+        product(weights, &values[self.positions.0 * padded..], strides, head_dim, cpu, mixed);
+        for ((row, mixed), (largest, sum)) in mixed.chunks_exact(head_dim).enumerate().zip(tops) {
+            take(row, mixed, largest, sum);
         }
     }
 }
 
 /// `out` [rows, outputs] = `rows` times `panels`, on this thread.
 fn product(rows: &Rows, panels: &[bf16], strides: Strides, outputs: usize, cpu: Cpu, out: &mut [f32]) {
-    let row_count = rows.words.len() / rows.groups;
+    let row_count = rows.count();
     assert_eq!(out.len(), row_count * outputs);
     let panel_count = outputs.div_ceil(LANES);
     for panel in (0..panel_count).step_by(PANELS) {
@@ -238,7 +309,7 @@ fn product(rows: &Rows, panels: &[bf16], strides: Strides, outputs: usize, cpu: 
         let column = panel * LANES;
         let columns = (PANELS * LANES).min(outputs - column);
         // SAFETY: the rows and columns lie in `out`, which is this function's alone.
-        let mut out = unsafe { Out::new(out.as_mut_ptr().add(column), outputs, columns) };
+        let mut out = unsafe { Out::new(out.as_mut_ptr().add(column), outputs, columns, false) };
         block.run(&mut out, cpu);
     }
 }
@@ -281,7 +352,7 @@ mod tests {
     #[test]
     fn attention_is_attention_however_the_tokens_come() {
         for (query_heads, kv_heads, head_dim) in [(1, 1, 2), (3, 1, 64), (6, 2, 24), (4, 4, 72)] {
-            for (positions, tokens) in [(1, 1), (17, 17), (70, 70), (70, 5), (131, 1)] {
+            for (positions, tokens) in [(1, 1), (17, 17), (70, 70), (70, 5), (131, 1), (700, 1), (513, 1)] {
                 let width = kv_heads * head_dim;
                 let (keys, values) = (numbers(positions * width, 1), numbers(positions * width, 2));
                 let queries = numbers(tokens * query_heads * head_dim, 3);
@@ -300,7 +371,8 @@ mod tests {
                         }
                         assert_eq!(cache.len, positions);
                         let queries = Columns::new(&queries, query_heads * head_dim, 0, query_heads * head_dim);
-                        let ours = cache.attend(queries, 0.3, attend);
+                        let mut ours = vec![f32::NAN; tokens * query_heads * head_dim];
+                        cache.attend(queries, 0.3, attend, &mut ours);
                         let difference = largest_difference(&ours, &expected);
                         // Numbers from -1 to 1, rounded to 8 bits three times.
                         assert!(

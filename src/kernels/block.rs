@@ -1,40 +1,29 @@
 //! The packed product: rows of activations times panels of weights, some of each at a time.
 //!
 //! Outputs are grouped into panels of [`LANES`]. For each group of inputs (2 in bf16, 4 in int8) a panel holds a vector: the group's
-//! weights of all its outputs, 64 bytes, one load of the widest kernel. A row of activations is a sequence of 32-bit words, one per
-//! group.
+//! weights of all its outputs, 64 bytes, one load of the widest kernel; in int4, a vector holds two groups. A row of activations is
+//! a sequence of 32-bit words, one per group.
 
-use half::bf16;
+use half::{bf16, f16};
 
 #[cfg(target_arch = "x86_64")]
 use super::x86;
-use super::{Cpu, math};
+use super::{Cpu, Rows, math};
 
 /// Outputs of a panel.
 pub(super) const LANES: usize = 16;
 /// Panels of a block: their part of some rows fills a kernel's registers.
 pub(super) const PANELS: usize = 4;
-/// Inputs of a group in bf16, and in int8.
+/// Inputs of a group in bf16, and in int8 and int4.
 pub(super) const PAIR: usize = 2;
 pub(super) const QUAD: usize = 4;
+/// Inputs that share a scale in int4, and the bytes of a panel that hold them.
+pub(super) const BLOCK: usize = 32;
+pub(super) const BLOCK_BYTES: usize = LANES * BLOCK / 2;
+/// What is added to a signed 4-bit weight to make it unsigned.
+pub(super) const INT4_OFFSET: i32 = 8;
 /// What is added to a signed 8-bit activation to make it unsigned, as the VNNI instructions want it.
 pub(super) const OFFSET: i32 = 128;
-
-/// Activations in a kernel's precision.
-#[derive(Default)]
-pub(super) struct Rows {
-    /// [rows, groups]
-    pub(super) words: Vec<u32>,
-    pub(super) groups: usize,
-    /// [rows] in int8, else empty.
-    pub(super) scales: Vec<f32>,
-}
-
-impl Rows {
-    pub(super) fn row(&self, row: usize) -> &[u32] {
-        &self.words[row * self.groups..][..self.groups]
-    }
-}
 
 /// Panels of weights.
 #[derive(Clone, Copy)]
@@ -46,9 +35,15 @@ pub(super) enum Panels<'a> {
         scales: &'a [f32],
         corrections: &'a [i32],
     },
+    /// [panels, blocks, BLOCK_BYTES] and [panels, blocks, LANES].
+    Int4 {
+        values: &'a [u8],
+        scales: &'a [f16],
+    },
 }
 
-/// Where the vectors of [`Panels`] lie: from a panel's to the next one's, and from a group's to the next one's, in vectors.
+/// Where the vectors of [`Panels`] lie: from a panel's to the next one's, and from a group's to the next one's, in vectors. In int4 all
+/// lie one after the other.
 #[derive(Clone, Copy)]
 pub(super) struct Strides {
     pub(super) panel: usize,
@@ -81,13 +76,15 @@ pub(super) struct Out {
     start: *mut f32,
     stride: usize,
     columns: usize,
+    /// Whether results are added to what is there.
+    pub(super) add: bool,
 }
 
 impl Out {
     /// # Safety
     /// See the type.
-    pub(super) unsafe fn new(start: *mut f32, stride: usize, columns: usize) -> Self {
-        Self { start, stride, columns }
+    pub(super) unsafe fn new(start: *mut f32, stride: usize, columns: usize, add: bool) -> Self {
+        Self { start, stride, columns, add }
     }
 
     /// # Safety
@@ -108,16 +105,18 @@ impl Out {
         (unsafe { self.start.add(row * self.stride + panel * LANES) }, LANES.min(self.columns - panel * LANES))
     }
 
-    /// Stores a panel's results of one row; what lies beyond the columns is dropped.
+    /// Stores or adds a panel's results of one row; what lies beyond the columns is dropped.
     ///
     /// # Safety
     /// The block has this row and this panel.
     #[inline(always)]
     pub(super) unsafe fn store(&mut self, row: usize, panel: usize, values: &[f32; LANES]) {
+        let add = self.add;
         // SAFETY: as the caller promises.
         let out = &mut unsafe { self.row(row) }[panel * LANES..];
-        let count = out.len().min(LANES);
-        out[..count].copy_from_slice(&values[..count]);
+        for (out, value) in out.iter_mut().zip(values) {
+            *out = if add { *out + value } else { *value };
+        }
     }
 }
 
@@ -134,7 +133,11 @@ impl Block<'_> {
             (Panels::Int8 { values, scales, corrections }, Cpu::Avx512) => unsafe {
                 x86::int8_block(values, scales, corrections, self, out);
             },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            (Panels::Int4 { values, scales }, Cpu::Avx512) => unsafe { x86::int4_block(values, scales, self, out) },
             (Panels::Bf16(values), _) => self.bf16(values, out),
+            (Panels::Int4 { values, scales }, _) => self.int4(values, scales, out),
             (Panels::Int8 { values, scales, corrections }, _) => self.int8(values, scales, corrections, out),
         }
     }
@@ -174,6 +177,38 @@ impl Block<'_> {
                 let result = |i| (sums[i] - corrections[at + i]) as f32 * (row_scale * scales[at + i]);
                 // SAFETY: both counts are the block's.
                 unsafe { out.store(row, panel, &std::array::from_fn(result)) };
+            }
+        }
+    }
+
+    /// The reference of every int4 kernel.
+    fn int4(&self, values: &[u8], scales: &[f16], out: &mut Out) {
+        let blocks = self.rows.blocks();
+        for row in 0..self.row_count {
+            let (words, sums) = self.rows.int4_row(self.first_row + row);
+            for panel in 0..self.panel_count {
+                let mut results = [0f32; LANES];
+                for (block, words) in words.chunks(BLOCK / QUAD).enumerate() {
+                    let at = panel * blocks + block;
+                    let values = &values[at * BLOCK_BYTES..][..BLOCK_BYTES];
+                    let scales = &scales[at * LANES..][..LANES];
+                    for (lane, (result, scale)) in results.iter_mut().zip(scales).enumerate() {
+                        let mut sum = -INT4_OFFSET * sums[block];
+                        for (group, word) in words.iter().enumerate() {
+                            let quad = &values[(group / 2 * LANES + lane) * QUAD..][..QUAD];
+                            let activations = word.to_le_bytes();
+                            for (byte, activation) in quad.iter().zip(activations) {
+                                let weight = if group % 2 == 0 { byte & 0xf } else { byte >> 4 };
+                                sum += i32::from(weight) * i32::from(activation as i8);
+                            }
+                        }
+                        *result += sum as f32 * scale.to_f32();
+                    }
+                }
+                let row_scale = self.rows.scales[self.first_row + row];
+                results.iter_mut().for_each(|x| *x *= row_scale);
+                // SAFETY: both counts are the block's.
+                unsafe { out.store(row, panel, &results) };
             }
         }
     }

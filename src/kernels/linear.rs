@@ -1,47 +1,41 @@
-//! Linear layers: f32 activations times weights in bf16 or int8, packed once, with bias and activation in the same pass.
+//! Linear layers: rows of activations times weights in bf16, 8 or 4 bits, packed once, with bias and activation in the same pass.
 //!
-//! Activations are converted row by row to the weights' precision: to bf16 by rounding, to int8 with one scale per row.
+//! 8-bit weights have one scale per output, 4-bit ones a scale for every block of inputs; either way activations have 8 bits and one
+//! scale per row.
 
-use half::bf16;
+use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::block::{Block, LANES, OFFSET, Out, PAIR, PANELS, Panels, QUAD, Rows, Strides};
-use super::{Cpu, math};
+use super::block::{BLOCK, BLOCK_BYTES, Block, INT4_OFFSET, LANES, OFFSET, Out, PAIR, PANELS, Panels, QUAD, Strides};
+use super::team::{self, Split};
+use super::{Cpu, Rows, math};
 
-/// Rows that one task takes: enough to use a panel's weights again and again from cache, few enough to share out.
-const ROWS: usize = 128;
+/// Rows that one task takes, at most: enough to use a panel's weights again and again from cache, few enough to share out. Whole
+/// register tiles of every kernel.
+const ROWS: usize = 96;
 
-/// Pieces of a thread's share where there is one row: a slower thread leaves some to the others.
-const PIECES: usize = 2;
+/// Tasks a thread should have to choose from, so that a slower one leaves some to the others.
+const PIECES: usize = 4;
 
 /// How weights are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
+    #[default]
     Bf16,
     /// One scale per output; activations are quantised too, with one scale per row.
     Int8,
+    /// One scale per output and block of 32 inputs; activations as in `Int8`.
+    Int4,
 }
 
 /// What becomes of the results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    None,
-    /// GELU by its tanh approximation.
+pub enum Then {
+    Store,
+    /// GELU of them, by its tanh approximation.
     Gelu,
-}
-
-/// `rows` [rows, 2 * width], gates and then the numbers they gate: silu(gate) * number, [rows, width].
-pub fn silu_mul(mut rows: Vec<f32>, width: usize, cpu: Cpu) -> Vec<f32> {
-    rows.par_chunks_exact_mut(2 * width).for_each(|row| {
-        let (gate, up) = row.split_at_mut(width);
-        math::silu_mul(gate, up, cpu);
-    });
-    let count = rows.len() / (2 * width);
-    for row in 1..count {
-        rows.copy_within(row * 2 * width..row * 2 * width + width, row * width);
-    }
-    rows.truncate(count * width);
-    rows
+    /// They are added to what is there: a residual connection.
+    Add,
 }
 
 /// A weight matrix, ready for products.
@@ -54,152 +48,221 @@ pub struct PackedLinear {
     cpu: Cpu,
 }
 
-/// [panels, groups, LANES, group]
+/// As [`Panels`] has them, of all outputs.
 enum Weights {
     Bf16(Vec<bf16>),
     Int8 { values: Vec<i8>, scales: Vec<f32>, corrections: Vec<i32> },
+    Int4 { values: Vec<u8>, scales: Vec<f16> },
 }
 
 impl PackedLinear {
-    /// Packs `weight` [outputs, inputs]. `bias`: [outputs], or empty.
-    pub fn new(weight: &[f32], bias: Vec<f32>, inputs: usize, precision: Precision, cpu: Cpu) -> Self {
-        let outputs = weight.len() / inputs;
-        assert!(weight.len() == outputs * inputs && (bias.is_empty() || bias.len() == outputs));
+    /// Packs a matrix [outputs, inputs], whose rows `read` writes, on the caller's rayon pool. `bias`: [outputs], or empty.
+    pub fn new(
+        (outputs, inputs): (usize, usize),
+        read: impl Fn(usize, &mut [f32]) + Sync,
+        bias: Vec<f32>,
+        precision: Precision,
+        cpu: Cpu,
+    ) -> Self {
+        assert!(inputs > 0 && (bias.is_empty() || bias.len() == outputs));
+        let matrix = Matrix { outputs, inputs, read, cpu };
         let weights = match precision {
-            Precision::Bf16 => Weights::Bf16(pack::<_, PAIR>(weight, inputs, bf16::ZERO, |_, w| bf16::from_f32(w))),
-            Precision::Int8 => quantise(weight, inputs),
+            Precision::Bf16 => matrix.bf16(),
+            Precision::Int8 => matrix.int8(),
+            Precision::Int4 => matrix.int4(),
         };
         Self { inputs, outputs, weights, bias, cpu }
     }
 
-    /// `x` [rows, inputs] -> [rows, outputs], on the caller's rayon pool.
-    pub fn multiply(&self, x: &[f32], activation: Activation) -> Vec<f32> {
-        let row_count = x.len() / self.inputs;
-        assert_eq!(x.len(), row_count * self.inputs);
-        let mut out = vec![0.0; row_count * self.outputs];
-        let rows = self.convert(x);
-        let panels = self.outputs.div_ceil(LANES);
-        let start = Shared(out.as_mut_ptr());
-        // Chunks of rows follow each other, so that a thread finds its panels in cache again.
-        let chunks = row_count.div_ceil(ROWS);
-        let tasks = panels.div_ceil(PANELS) * chunks;
-        // A decode step's tasks take a microsecond each: a thread takes its share of them in a few pieces.
-        let at_once = if row_count == 1 { tasks.div_ceil(PIECES * rayon::current_num_threads()) } else { 1 };
-        (0..tasks).into_par_iter().with_min_len(at_once).for_each(|task| {
-            let (panel, row) = (task / chunks * PANELS, task % chunks * ROWS);
-            let block = Block {
-                rows: &rows,
-                first_row: row,
-                row_count: ROWS.min(row_count - row),
-                panels: self.panels(panel, rows.groups),
-                panel_count: PANELS.min(panels - panel),
-                strides: Strides { panel: rows.groups, group: 1 },
-            };
-            let column = panel * LANES;
-            let columns = (PANELS * LANES).min(self.outputs - column);
-            // SAFETY: the rows and columns lie in `out`, which outlives the tasks; no other task has both.
-            let mut out = unsafe { Out::new(start.at(row * self.outputs + column), self.outputs, columns) };
-            block.run(&mut out, self.cpu);
-            let bias = self.bias.get(column..column + columns).unwrap_or_default();
-            for row in 0..block.row_count {
-                // SAFETY: the block has this row.
-                let row = unsafe { out.row(row) };
-                row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
-                if activation == Activation::Gelu {
-                    math::gelu(row, self.cpu);
-                }
-            }
-        });
-        out
+    /// What rows must be in.
+    pub fn precision(&self) -> Precision {
+        match self.weights {
+            Weights::Bf16(_) => Precision::Bf16,
+            Weights::Int8 { .. } => Precision::Int8,
+            Weights::Int4 { .. } => Precision::Int4,
+        }
     }
 
-    fn panels(&self, first: usize, groups: usize) -> Panels<'_> {
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// `rows` [rows, inputs] -> `out` [rows, outputs], shared out to the team of the caller's pass.
+    pub fn multiply(&self, rows: &Rows, out: &mut [f32], then: Then) {
+        let count = rows.count();
+        assert_eq!((rows.width(), rows.precision, out.len()), (self.inputs, self.precision(), count * self.outputs));
+        let (panels, out) = (self.outputs.div_ceil(LANES), Split::new(out));
+        let blocks = panels.div_ceil(PANELS);
+        let tasks = team::size() * PIECES;
+        // Chunks of rows follow each other, so that a thread finds its panels in cache again; in a decode step, panels do.
+        let (chunk, at_once) = match count {
+            1 => (1, blocks.div_ceil(tasks)),
+            2..=ROWS => (count.div_ceil(tasks.div_ceil(blocks)).next_multiple_of(SMALLEST), 1),
+            _ => (ROWS, 1),
+        };
+        let chunks = count.div_ceil(chunk);
+        team::share(blocks.div_ceil(at_once) * chunks, |task| {
+            let (first, row) = (task / chunks * at_once, task % chunks * chunk);
+            for block in first..blocks.min(first + at_once) {
+                self.block(rows, (row, chunk.min(count - row)), block * PANELS, &out, then);
+            }
+        });
+    }
+
+    /// The product of some rows and a block of panels from `panel` on.
+    fn block(&self, rows: &Rows, (row, count): (usize, usize), panel: usize, out: &Split<'_, f32>, then: Then) {
+        let block = Block {
+            rows,
+            first_row: row,
+            row_count: count,
+            panels: self.panels(panel, rows),
+            panel_count: PANELS.min(self.outputs.div_ceil(LANES) - panel),
+            strides: Strides { panel: rows.groups, group: 1 },
+        };
+        let column = panel * LANES;
+        let columns = (PANELS * LANES).min(self.outputs - column);
+        // SAFETY: `multiply` has checked that the rows and columns lie in `out`; no other task has both.
+        let mut out =
+            unsafe { Out::new(out.at(row * self.outputs + column), self.outputs, columns, then == Then::Add) };
+        block.run(&mut out, self.cpu);
+        let bias = self.bias.get(column..column + columns).unwrap_or_default();
+        if bias.is_empty() && then != Then::Gelu {
+            return;
+        }
+        for row in 0..count {
+            // SAFETY: the block has this row.
+            let row = unsafe { out.row(row) };
+            row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+            if then == Then::Gelu {
+                math::gelu(row, self.cpu);
+            }
+        }
+    }
+
+    fn panels(&self, first: usize, rows: &Rows) -> Panels<'_> {
         match &self.weights {
-            Weights::Bf16(values) => Panels::Bf16(&values[first * groups * LANES * PAIR..]),
+            Weights::Bf16(values) => Panels::Bf16(&values[first * rows.groups * LANES * PAIR..]),
             Weights::Int8 { values, scales, corrections } => Panels::Int8 {
-                values: &values[first * groups * LANES * QUAD..],
+                values: &values[first * rows.groups * LANES * QUAD..],
                 scales: &scales[first * LANES..],
                 corrections: &corrections[first * LANES..],
             },
-        }
-    }
-
-    fn convert(&self, x: &[f32]) -> Rows {
-        let row_count = x.len() / self.inputs;
-        match self.weights {
-            Weights::Bf16(_) => {
-                let groups = self.inputs.div_ceil(PAIR);
-                let mut words = vec![0; row_count * groups];
-                words
-                    .par_chunks_exact_mut(groups)
-                    .zip(x.par_chunks_exact(self.inputs))
-                    .for_each(|(words, x)| math::to_bf16(x, words, self.cpu));
-                Rows { words, groups, scales: Vec::new() }
-            }
-            Weights::Int8 { .. } => {
-                let groups = self.inputs.div_ceil(QUAD);
-                let mut words = vec![0; row_count * groups];
-                let mut scales = vec![0.0; row_count];
-                words
-                    .par_chunks_exact_mut(groups)
-                    .zip(x.par_chunks_exact(self.inputs))
-                    .zip(scales.par_iter_mut())
-                    .for_each(|((words, x), scale)| *scale = math::to_int8(x, words, self.cpu));
-                Rows { words, groups, scales }
-            }
+            Weights::Int4 { values, scales } => Panels::Int4 {
+                values: &values[first * rows.blocks() * BLOCK_BYTES..],
+                scales: &scales[first * rows.blocks() * LANES..],
+            },
         }
     }
 }
 
-/// A matrix that tasks share out between them.
-#[derive(Clone, Copy)]
-pub(super) struct Shared(pub(super) *mut f32);
+/// Rows of the largest register tile.
+const SMALLEST: usize = 6;
 
-// SAFETY: whoever uses the pointer says which part is whose.
-unsafe impl Send for Shared {}
-// SAFETY: as above.
-unsafe impl Sync for Shared {}
-
-impl Shared {
-    /// # Safety
-    /// The matrix has more than `index` elements.
-    pub(super) unsafe fn at(self, index: usize) -> *mut f32 {
-        // SAFETY: as the caller promises.
-        unsafe { self.0.add(index) }
-    }
-}
-
-fn quantise(weight: &[f32], inputs: usize) -> Weights {
-    let largest = |row: &[f32]| row.iter().fold(0f32, |m, w| m.max(w.abs()));
-    let mut scales: Vec<f32> = weight.par_chunks_exact(inputs).map(|row| largest(row) / 127.0).collect();
-    let quantised = |output: usize, w: f32| if scales[output] > 0.0 { (w / scales[output]).round() as i8 } else { 0 };
-    let values = pack::<_, QUAD>(weight, inputs, 0, quantised);
-    let sum = |(output, row): (usize, &[f32])| row.iter().map(|&w| i32::from(quantised(output, w))).sum::<i32>();
-    let mut corrections: Vec<i32> = weight.par_chunks_exact(inputs).enumerate().map(|row| OFFSET * sum(row)).collect();
-    let padded = scales.len().next_multiple_of(LANES);
-    scales.resize(padded, 0.0);
-    corrections.resize(padded, 0);
-    Weights::Int8 { values, scales, corrections }
-}
-
-/// [panels, groups, LANES, GROUP]; what lies beyond the matrix is `zero`.
-fn pack<T: Copy + Send + Sync, const GROUP: usize>(
-    weight: &[f32],
+/// A matrix that is to be packed.
+struct Matrix<F> {
+    outputs: usize,
     inputs: usize,
-    zero: T,
-    convert: impl Fn(usize, f32) -> T + Sync,
-) -> Vec<T> {
-    let outputs = weight.len() / inputs;
-    let panel = inputs.div_ceil(GROUP) * LANES * GROUP;
-    let mut packed = vec![zero; outputs.div_ceil(LANES) * panel];
-    packed.par_chunks_exact_mut(panel).enumerate().for_each(|(p, panel)| {
-        for (lane, output) in (p * LANES..outputs.min((p + 1) * LANES)).enumerate() {
-            for (i, &w) in weight[output * inputs..][..inputs].iter().enumerate() {
-                panel[((i / GROUP) * LANES + lane) * GROUP + i % GROUP] = convert(output, w);
+    read: F,
+    cpu: Cpu,
+}
+
+impl<F: Fn(usize, &mut [f32]) + Sync> Matrix<F> {
+    fn panels(&self) -> usize {
+        self.outputs.div_ceil(LANES)
+    }
+
+    /// Calls `pack` for each output with what `all` has for its panel, its lane there, and its weights.
+    fn each<P: Send>(&self, all: impl IndexedParallelIterator<Item = P>, pack: impl Fn(&mut P, usize, &[f32]) + Sync) {
+        all.enumerate().for_each_init(
+            || vec![0.0; self.inputs],
+            |row, (p, mut panel)| {
+                for (lane, output) in (p * LANES..self.outputs.min((p + 1) * LANES)).enumerate() {
+                    (self.read)(output, row);
+                    pack(&mut panel, lane, row);
+                }
+            },
+        );
+    }
+
+    fn bf16(&self) -> Weights {
+        let panel = self.inputs.div_ceil(PAIR) * LANES * PAIR;
+        let mut packed = vec![bf16::ZERO; self.panels() * panel];
+        self.each(packed.par_chunks_exact_mut(panel), |panel, lane, row| {
+            for (i, &w) in row.iter().enumerate() {
+                panel[((i / PAIR) * LANES + lane) * PAIR + i % PAIR] = math::round_bf16(w);
             }
+        });
+        Weights::Bf16(packed)
+    }
+
+    fn int8(&self) -> Weights {
+        let (groups, padded) = (self.inputs.div_ceil(QUAD), self.panels() * LANES);
+        let (mut scales, mut corrections) = (vec![0.0; padded], vec![0; padded]);
+        let mut packed = vec![0i8; padded * groups * QUAD];
+        let all = packed.par_chunks_exact_mut(LANES * groups * QUAD).zip(scales.par_chunks_exact_mut(LANES));
+        let all = all.zip(corrections.par_chunks_exact_mut(LANES));
+        self.each(all, |((panel, scales), corrections), lane, row| {
+            let mut words = vec![0; groups];
+            scales[lane] = math::to_int8(row, &mut words, self.cpu);
+            let mut sum = 0;
+            for (quad, word) in panel.chunks_exact_mut(QUAD).skip(lane).step_by(LANES).zip(words) {
+                for (value, byte) in quad.iter_mut().zip(word.to_le_bytes()) {
+                    let signed = i32::from(byte) - OFFSET;
+                    *value = signed as i8;
+                    sum += signed;
+                }
+            }
+            corrections[lane] = OFFSET * sum;
+        });
+        Weights::Int8 { values: packed, scales, corrections }
+    }
+
+    fn int4(&self) -> Weights {
+        let blocks = self.inputs.div_ceil(BLOCK);
+        let mut values = vec![0u8; self.panels() * blocks * BLOCK_BYTES];
+        let mut scales = vec![f16::ZERO; self.panels() * blocks * LANES];
+        let all = values.par_chunks_exact_mut(blocks * BLOCK_BYTES).zip(scales.par_chunks_exact_mut(blocks * LANES));
+        self.each(all, |(values, scales), lane, row| {
+            for (b, block) in row.chunks(BLOCK).enumerate() {
+                let (scale, integers) = quantise_int4(block);
+                scales[b * LANES + lane] = scale;
+                for (i, integer) in integers.into_iter().enumerate() {
+                    let group = i / QUAD;
+                    let at = b * BLOCK_BYTES + (group / 2 * LANES + lane) * QUAD + i % QUAD;
+                    values[at] |= integer << (4 * (group % 2));
+                }
+            }
+        });
+        Weights::Int4 { values, scales }
+    }
+}
+
+/// What the weight of largest magnitude in a block may become: ggml's Q4_0 takes -8 always, and with the others those in between
+/// are often closer.
+const EXTREMES: [f32; 4] = [-8.0, -7.5, -7.0, 7.0];
+
+/// The scale of a block, and its weights plus INT4_OFFSET, with the least squares of errors.
+fn quantise_int4(block: &[f32]) -> (f16, [u8; BLOCK]) {
+    let extreme = block.iter().copied().fold(0f32, |a, b| if b.abs() > a.abs() { b } else { a });
+    let mut best = (f32::INFINITY, f16::ZERO, [INT4_OFFSET as u8; BLOCK]);
+    for target in EXTREMES {
+        let scale = f16::from_f32(extreme / target);
+        if scale == f16::ZERO {
+            continue;
         }
-    });
-    packed
+        let (exact, inverse) = (scale.to_f32(), scale.to_f32().recip());
+        let (mut integers, mut error) = ([INT4_OFFSET as u8; BLOCK], 0.0);
+        for (integer, w) in integers.iter_mut().zip(block) {
+            let rounded = (w * inverse + INT4_OFFSET as f32 + 0.5).clamp(0.0, 15.0) as u8;
+            let difference = (i32::from(rounded) - INT4_OFFSET) as f32 * exact - w;
+            *integer = rounded;
+            error += difference * difference;
+        }
+        if error < best.0 {
+            best = (error, scale, integers);
+        }
+    }
+    (best.1, best.2)
 }
 
 #[cfg(test)]
@@ -230,8 +293,15 @@ mod tests {
             Self { x: numbers(rows * inputs, 1), w: numbers(outputs * inputs, 77), bias: numbers(outputs, 5), inputs }
         }
 
-        fn ours(&self, precision: Precision, cpu: Cpu, activation: Activation) -> Vec<f32> {
-            PackedLinear::new(&self.w, self.bias.clone(), self.inputs, precision, cpu).multiply(&self.x, activation)
+        fn ours(&self, precision: Precision, cpu: Cpu, then: Then) -> Vec<f32> {
+            let read =
+                |output: usize, row: &mut [f32]| row.copy_from_slice(&self.w[output * self.inputs..][..self.inputs]);
+            let shape = (self.w.len() / self.inputs, self.inputs);
+            let linear = PackedLinear::new(shape, read, self.bias.clone(), precision, cpu);
+            let (mut rows, mut out) = (Rows::default(), vec![0.5; self.x.len() / self.inputs * linear.outputs()]);
+            rows.convert(precision, &self.x, self.inputs, cpu);
+            linear.multiply(&rows, &mut out, then);
+            out
         }
 
         fn exact(&self) -> Vec<f32> {
@@ -247,10 +317,12 @@ mod tests {
     fn a_product_is_exact_but_for_its_precisions_rounding() {
         for shape in SHAPES {
             let case = Case::new(shape);
-            for (precision, rounding) in [(Precision::Bf16, 2f32.powi(-8)), (Precision::Int8, 1.0 / 127.0)] {
+            for (precision, rounding) in
+                [(Precision::Bf16, 2f32.powi(-8)), (Precision::Int8, 1.0 / 127.0), (Precision::Int4, 1.0 / 8.0)]
+            {
                 // Each product is off by the rounding of both factors, which lie in -1 to 1; they add up like a random walk.
                 let tolerance = 4.0 * rounding * (case.inputs as f32).sqrt();
-                let ours = case.ours(precision, Cpu::Portable, Activation::None);
+                let ours = case.ours(precision, Cpu::Portable, Then::Store);
                 let difference = largest_difference(&ours, &case.exact());
                 assert!(difference <= tolerance, "{precision:?} {shape:?}: {difference} > {tolerance}");
             }
@@ -261,14 +333,25 @@ mod tests {
     fn every_kernel_is_the_portable_one() {
         for shape in SHAPES {
             let case = Case::new(shape);
-            for precision in [Precision::Bf16, Precision::Int8] {
-                for activation in [Activation::None, Activation::Gelu] {
-                    let portable = case.ours(precision, Cpu::Portable, activation);
-                    let difference = largest_difference(&case.ours(precision, Cpu::detect(), activation), &portable);
+            for precision in [Precision::Bf16, Precision::Int8, Precision::Int4] {
+                for then in [Then::Store, Then::Gelu, Then::Add] {
+                    let portable = case.ours(precision, Cpu::Portable, then);
+                    let difference = largest_difference(&case.ours(precision, Cpu::detect(), then), &portable);
                     // Integers are exact; floats differ by the order of summation.
                     let tolerance = if precision == Precision::Int8 { 1e-5 } else { 1e-6 * case.inputs as f32 };
-                    assert!(difference <= tolerance, "{precision:?} {activation:?} {shape:?}: {difference}");
+                    assert!(difference <= tolerance, "{precision:?} {then:?} {shape:?}: {difference}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn results_are_added_to_what_is_there() {
+        let case = Case::new((7, 100, 65));
+        for precision in [Precision::Bf16, Precision::Int8, Precision::Int4] {
+            for cpu in [Cpu::Portable, Cpu::detect()] {
+                let stored: Vec<f32> = case.ours(precision, cpu, Then::Store).iter().map(|x| x + 0.5).collect();
+                assert!(largest_difference(&case.ours(precision, cpu, Then::Add), &stored) < 1e-5);
             }
         }
     }

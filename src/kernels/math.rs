@@ -3,30 +3,31 @@
 use half::bf16;
 
 use super::Cpu;
-use super::block::OFFSET;
+use super::block::{BLOCK, OFFSET, QUAD};
 
 /// Partial sums and maxima of a reduction: as many as the widest register has lanes.
 const LANES: usize = 16;
 
-/// Defines `$name`, which runs `$body` compiled for the processor at hand.
+/// Defines `$name`, which runs `$body` compiled for the processor at hand. `FUSED` in it: whether that has fused multiply-adds.
 macro_rules! vectorised {
     ($(#[$doc:meta])* $name:ident($($argument:ident: $type:ty),*) $(-> $result:ty)? $body:block) => {
         $(#[$doc])*
         pub(super) fn $name($($argument: $type,)* cpu: Cpu) $(-> $result)? {
+            #[allow(clippy::extra_unused_type_parameters)]
             #[inline(always)]
-            fn generic($($argument: $type),*) $(-> $result)? $body
+            fn generic<const FUSED: bool>($($argument: $type),*) $(-> $result)? $body
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
             fn wide($($argument: $type),*) $(-> $result)? {
-                generic($($argument),*)
+                generic::<true>($($argument),*)
             }
 
             match cpu {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: `Cpu::Avx512` exists only where the processor has these instructions.
                 Cpu::Avx512 => unsafe { wide($($argument),*) },
-                _ => generic($($argument),*),
+                _ => generic::<false>($($argument),*),
             }
         }
     };
@@ -44,7 +45,7 @@ pub(super) fn high_half(word: u32) -> f32 {
 #[inline(always)]
 fn bf16_bits(x: f32) -> u32 {
     let bits = x.to_bits();
-    (bits + 0x7fff + ((bits >> 16) & 1)) >> 16
+    bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16
 }
 
 /// The larger one, without what `f32::max` promises for NaN: one instruction.
@@ -73,7 +74,7 @@ fn largest(x: &[f32], least: f32, of: impl Fn(f32) -> f32) -> f32 {
 ///
 /// 2^n times a polynomial on half an octave, with the coefficients of the Taylor series.
 #[inline(always)]
-pub(super) fn exp(x: f32) -> f32 {
+fn exp<const FUSED: bool>(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
     // ln 2 in two parts, so that n * LN2_HIGH is exact.
     const LN2_HIGH: f32 = 0.693_359_4;
@@ -82,16 +83,20 @@ pub(super) fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
     const ONE: u32 = 0x3f80_0000;
     let x = larger(if x < 88.0 { x } else { 88.0 }, -87.0);
-    let rounded = x * LOG2_E + ROUND;
+    let rounded = fma::<FUSED>(x, LOG2_E, ROUND);
     let n = rounded - ROUND;
-    let r = x - n * LN2_HIGH - n * LN2_LOW;
-    let p = 1.0 / 720.0;
-    let p = p * r + 1.0 / 120.0;
-    let p = p * r + 1.0 / 24.0;
-    let p = p * r + 1.0 / 6.0;
-    let p = p * r + 0.5;
-    let p = p * r * r + r + 1.0;
+    let r = fma::<FUSED>(n, -LN2_LOW, fma::<FUSED>(n, -LN2_HIGH, x));
+    let mut p = 1.0 / 720.0;
+    for coefficient in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        p = fma::<FUSED>(p, r, coefficient);
+    }
     p * f32::from_bits((rounded.to_bits() << 23).wrapping_add(ONE))
+}
+
+/// a * b + c, rounded once where the processor does so.
+#[inline(always)]
+fn fma<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FUSED { a.mul_add(b, c) } else { a * b + c }
 }
 
 vectorised! {
@@ -101,7 +106,7 @@ vectorised! {
         for x in row {
             let z = SQRT_2_OVER_PI * *x * (1.0 + 0.044_715 * *x * *x);
             // (1 + tanh z) / 2 = 1 / (1 + exp(-2 z))
-            *x /= 1.0 + exp(-2.0 * z);
+            *x /= 1.0 + exp::<FUSED>(-2.0 * z);
         }
     }
 }
@@ -110,7 +115,7 @@ vectorised! {
     /// `gate` becomes silu(gate) * up.
     silu_mul(gate: &mut [f32], up: &[f32]) {
         for (gate, up) in gate.iter_mut().zip(up) {
-            *gate *= *up / (1.0 + exp(-*gate));
+            *gate *= *up / (1.0 + exp::<FUSED>(-*gate));
         }
     }
 }
@@ -148,22 +153,43 @@ vectorised! {
 }
 
 vectorised! {
-    /// Replaces scores by e to their power, relative to the largest; the sum of that.
-    exp_row(scores: &mut [f32]) -> f32 {
-        let largest = largest(scores, f32::NEG_INFINITY, |x| x);
-        let mut sums = [0f32; LANES];
-        let mut chunks = scores.chunks_exact_mut(LANES);
-        for chunk in &mut chunks {
-            for (sum, x) in sums.iter_mut().zip(chunk) {
-                *x = exp(*x - largest);
-                *sum += *x;
+    /// Takes OFFSET off the numbers in `words`, which [`to_int8`] made; the sums of every BLOCK of them.
+    sign_and_sum(words: &mut [u32], sums: &mut [i32]) {
+        for (sum, words) in sums.iter_mut().zip(words.chunks_mut(BLOCK / QUAD)) {
+            *sum = 0;
+            for word in words {
+                *word ^= 0x8080_8080;
+                *sum += word.to_le_bytes().iter().map(|&b| i32::from(b as i8)).sum::<i32>();
             }
         }
-        for (sum, x) in sums.iter_mut().zip(chunks.into_remainder()) {
-            *x = exp(*x - largest);
-            *sum += *x;
+    }
+}
+
+vectorised! {
+    /// e to the power of each score less the largest, rounded to bf16, two to a word; the largest, and the sum of the powers.
+    exp_row(scores: &[f32], words: &mut [u32]) -> (f32, f32) {
+        const PAIRS: usize = LANES;
+        let largest = largest(scores, f32::NEG_INFINITY, |x| x);
+        let power = |x: f32| bf16_bits(exp::<FUSED>(x - largest)) << 16;
+        let mut sums = [0f32; 2 * PAIRS];
+        let whole = scores.len() / (2 * PAIRS);
+        for (words, scores) in words.chunks_exact_mut(PAIRS).zip(scores.chunks_exact(2 * PAIRS)) {
+            let mut powers = [0u32; 2 * PAIRS];
+            for ((power_bits, sum), &x) in powers.iter_mut().zip(&mut sums).zip(scores) {
+                *power_bits = power(x);
+                *sum += f32::from_bits(*power_bits);
+            }
+            for (word, pair) in words.iter_mut().zip(powers.chunks_exact(2)) {
+                *word = pair[0] >> 16 | pair[1];
+            }
         }
-        sums.iter().sum()
+        let mut sum: f32 = sums.iter().sum();
+        for (word, pair) in words[whole * PAIRS..].iter_mut().zip(scores[whole * 2 * PAIRS..].chunks(2)) {
+            let (first, second) = (power(pair[0]), pair.get(1).map_or(0, |&x| power(x)));
+            sum += f32::from_bits(first) + f32::from_bits(second);
+            *word = first >> 16 | second;
+        }
+        (largest, sum)
     }
 }
 
@@ -232,10 +258,11 @@ pub(super) mod tests {
         for i in -8700..=8800 {
             let x = i as f32 / 100.0;
             let exact = f64::from(x).exp();
-            let error = (f64::from(exp(x)) - exact).abs() / exact;
+            let error = (f64::from(exp::<false>(x)) - exact).abs() / exact;
             assert!(error < 3e-7, "{x}: {error}");
         }
-        assert_eq!((exp(0.0), exp(f32::NEG_INFINITY), exp(100.0)), (1.0, exp(-87.0), exp(88.0)));
+        let ours = [0.0, f32::NEG_INFINITY, 100.0].map(exp::<false>);
+        assert_eq!(ours, [1.0, exp::<false>(-87.0), exp::<false>(88.0)]);
     }
 
     #[test]
@@ -255,12 +282,13 @@ pub(super) mod tests {
                     largest_difference(&ours, &x.iter().zip(numbers(count, 9)).map(silu).collect::<Vec<_>>()) < 2e-6
                 );
 
-                let mut ours = x.clone();
-                let sum = exp_row(&mut ours, cpu);
-                let largest = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let mut words = vec![0; count.div_ceil(2)];
+                let (largest, sum) = exp_row(&x, &mut words, cpu);
+                assert_eq!(largest, x.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+                let ours: Vec<f32> = words.iter().flat_map(|&w| [low_half(w), high_half(w)]).collect();
                 let exact: Vec<f32> = x.iter().map(|x| (x - largest).exp()).collect();
-                assert!(largest_difference(&ours, &exact) < 1e-6);
-                assert!((sum - exact.iter().sum::<f32>()).abs() < 1e-5 * count as f32);
+                assert!(largest_difference(&ours[..count], &exact) < 2f32.powi(-9));
+                assert!((sum - ours.iter().sum::<f32>()).abs() < 1e-5 * count as f32);
 
                 let (weight, bias) = (numbers(count, 11), numbers(count, 12));
                 let mean = |x: &[f32]| x.iter().map(|&x| f64::from(x)).sum::<f64>() / count as f64;

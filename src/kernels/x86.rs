@@ -2,9 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use half::bf16;
+use half::{bf16, f16};
 
-use super::block::{Block, LANES, Out, PAIR, QUAD};
+use super::block::{BLOCK, BLOCK_BYTES, Block, INT4_OFFSET, LANES, Out, PAIR, QUAD};
 
 /// Rows of a register tile: 6 rows by 4 panels are 24 accumulators of the 32 registers.
 const TILE_ROWS: usize = 6;
@@ -49,7 +49,7 @@ pub(super) unsafe fn bf16_block(values: &[bf16], block: &Block<'_>, out: &mut Ou
     }
 }
 
-/// Stores as many lanes as the result has columns there.
+/// Stores or adds as many lanes as the result has columns there.
 ///
 /// # Safety
 /// The processor has AVX-512 F; the block has this row and this panel.
@@ -59,7 +59,9 @@ unsafe fn store(out: &mut Out, row: usize, panel: usize, values: __m512) {
     // SAFETY: as the caller promises; the mask leaves out what is not the block's.
     unsafe {
         let (at, lanes) = out.lanes(row, panel);
-        _mm512_mask_storeu_ps(at, ((1u32 << lanes) - 1) as __mmask16, values);
+        let mask = ((1u32 << lanes) - 1) as __mmask16;
+        let values = if out.add { _mm512_add_ps(values, _mm512_maskz_loadu_ps(mask, at)) } else { values };
+        _mm512_mask_storeu_ps(at, mask, values);
     }
 }
 
@@ -155,6 +157,91 @@ unsafe fn int8_tile<const ROWS: usize, const PANELS: usize>(
                 let result = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(*sum, correction)), scale);
                 store(out, row + r, p, result);
             }
+        }
+    }
+}
+
+/// # Safety
+/// The processor has AVX-512 F, BW and VNNI. `values` and `scales` start at the block's first panel.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+pub(super) unsafe fn int4_block(values: &[u8], scales: &[f16], block: &Block<'_>, out: &mut Out) {
+    let blocks = block.panel_count * block.rows.blocks();
+    assert!(values.len() >= blocks * BLOCK_BYTES && scales.len() >= blocks * LANES);
+    // Sums of a block's integers and sums of all share the registers: fewer panels at once.
+    for row in (0..block.row_count).step_by(TILE_ROWS) {
+        let rows = TILE_ROWS.min(block.row_count - row);
+        for panel in (0..block.panel_count).step_by(INT4_PANELS) {
+            let panels = INT4_PANELS.min(block.panel_count - panel);
+            // SAFETY: as this function; the tile lies in the block.
+            unsafe { dispatch!(int4_tile, rows, panels, values, scales, block, (row, panel), out) };
+        }
+    }
+}
+
+/// Panels of a register tile in int4.
+const INT4_PANELS: usize = 2;
+
+/// # Safety
+/// As [`int4_block`]; the block has `ROWS` rows and `PANELS` panels from `first` on.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn int4_tile<const ROWS: usize, const PANELS: usize>(
+    values: &[u8],
+    scales: &[f16],
+    block: &Block<'_>,
+    first: (usize, usize),
+    out: &mut Out,
+) {
+    const VECTOR: usize = LANES * QUAD;
+    let blocks = block.rows.blocks();
+    let rows: [_; ROWS] = std::array::from_fn(|r| block.rows.int4_row(block.first_row + first.0 + r));
+    let groups = block.rows.groups;
+    let low = _mm512_set1_epi8(0xf);
+    let mut results = [[_mm512_setzero_ps(); PANELS]; ROWS];
+    for b in 0..blocks {
+        let mut sums = [[_mm512_setzero_si512(); PANELS]; ROWS];
+        for (sums, row) in sums.iter_mut().zip(&rows) {
+            // SAFETY: a row has as many sums as blocks.
+            *sums = [_mm512_set1_epi32(-INT4_OFFSET * unsafe { *row.1.get_unchecked(b) }); PANELS];
+        }
+        let mut at = [0; PANELS];
+        at.iter_mut().enumerate().for_each(|(p, at)| *at = (first.1 + p) * blocks + b);
+        for vector in 0..BLOCK_BYTES / VECTOR {
+            let mut pairs = [_mm512_setzero_si512(); PANELS];
+            for (pair, at) in pairs.iter_mut().zip(at) {
+                // SAFETY: the block's panels lie in the slice, as the caller has checked.
+                *pair = unsafe { _mm512_loadu_si512(values.as_ptr().add(at * BLOCK_BYTES + vector * VECTOR).cast()) };
+            }
+            for half in 0..2 {
+                let group = b * (BLOCK / QUAD) + vector * 2 + half;
+                if group >= groups {
+                    break;
+                }
+                let mut weights = [_mm512_setzero_si512(); PANELS];
+                for (weights, pair) in weights.iter_mut().zip(pairs) {
+                    *weights = _mm512_and_si512(if half == 0 { pair } else { _mm512_srli_epi16::<4>(pair) }, low);
+                }
+                for (sums, row) in sums.iter_mut().zip(&rows) {
+                    // SAFETY: a row has `groups` words.
+                    let word = _mm512_set1_epi32(unsafe { *row.0.get_unchecked(group) } as i32);
+                    for (sum, weights) in sums.iter_mut().zip(weights) {
+                        *sum = _mm512_dpbusd_epi32(*sum, weights, word);
+                    }
+                }
+            }
+        }
+        for p in 0..PANELS {
+            // SAFETY: the slice holds the block's scales, as the caller has checked.
+            let scale = unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(scales.as_ptr().add(at[p] * LANES).cast())) };
+            for (results, sums) in results.iter_mut().zip(&sums) {
+                results[p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[p]), scale, results[p]);
+            }
+        }
+    }
+    for (r, results) in results.iter().enumerate() {
+        let scale = _mm512_set1_ps(block.rows.scales[block.first_row + first.0 + r]);
+        for (p, result) in results.iter().enumerate() {
+            // SAFETY: row and panel are the block's.
+            unsafe { store(out, first.0 + r, first.1 + p, _mm512_mul_ps(*result, scale)) };
         }
     }
 }

@@ -1,69 +1,287 @@
-//! What a checkpoint *is*: the Idefics3 family (published as SmolVLM and SmolVLM2), in candle tensors.
+//! What a checkpoint *is*: the Idefics3 family (published as SmolVLM and SmolVLM2).
 //!
-//! A SigLIP vision transformer, a pixel-shuffle connector, and a Llama decoder; see
-//! `modeling_idefics3.py` and `modeling_llama.py` of transformers 5 for the reference.
+//! A SigLIP vision transformer, a pixel-shuffle connector, and a Llama decoder; see `modeling_idefics3.py` and
+//! `modeling_llama.py` of transformers 5 for the reference. In candle's tensors it runs in f32 and on accelerators, on the kernels
+//! in everything else; the same golden arrays judge both.
 
-mod linear;
-mod ops;
-mod text;
-mod vision;
+mod packed;
+mod tensors;
 mod weights;
 
-use linear::Linear;
-pub use text::{Cache, TextModel};
-pub use vision::VisionModel;
-pub use weights::Weights;
+use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::error::Result;
-use crate::kernels::Precision;
+use crate::config::{ImageConfig, ModelConfig};
+use crate::error::{Error, Result};
+use crate::kernels::{PackedLinear, Precision, gather};
+use crate::preprocess::{Normalise, Tiles};
+use tensors::Linear;
+pub use weights::{Matrix, Weights};
+
+/// How a model's numbers are kept and multiplied.
+#[derive(Clone, Debug)]
+pub enum Arithmetic {
+    /// Candle's products, everything in one type.
+    Tensors(DType, Device),
+    /// The kernels': on the CPU, weights packed, f32 between the products.
+    Packed(Precision),
+}
+
+/// A loaded checkpoint.
+pub struct Model {
+    networks: Networks,
+    normalise: Normalise,
+    hidden_size: usize,
+}
+
+enum Networks {
+    Tensors { vision: Box<tensors::VisionModel>, text: Box<tensors::TextModel> },
+    Packed { vision: Box<packed::VisionModel>, text: Box<packed::TextModel> },
+}
+
+/// Keys and values of one sequence.
+pub struct Cache(AnyCache);
+
+enum AnyCache {
+    Tensors(tensors::Cache),
+    Packed(Box<packed::Cache>),
+}
+
+impl Model {
+    /// Reads the weights, on the caller's rayon pool.
+    pub fn load(
+        weights: &Arc<Weights>,
+        arithmetic: &Arithmetic,
+        model: &ModelConfig,
+        images: &ImageConfig,
+    ) -> Result<Self> {
+        let normalise = Normalise::new(images.rescale_factor, images.mean, images.std);
+        let networks = match arithmetic {
+            Arithmetic::Tensors(dtype, device) => {
+                let loader = Loader::new(weights, *dtype, device);
+                let vision = Box::new(tensors::VisionModel::load(&loader.at("model"), model)?);
+                Networks::Tensors { vision, text: Box::new(tensors::TextModel::load(&loader, model)?) }
+            }
+            Arithmetic::Packed(precision) => {
+                let loader = Loader::new(weights, DType::F32, &Device::Cpu);
+                let at = loader.at("model");
+                let vision = Box::new(packed::VisionModel::load(&at, model, *precision, normalise.clone())?);
+                Networks::Packed { vision, text: Box::new(packed::TextModel::load(&loader, model, *precision)?) }
+            }
+        };
+        Ok(Self { networks, normalise, hidden_size: model.text.hidden_size })
+    }
+
+    /// Of the text model: the width of image rows and embeddings.
+    pub fn hidden_size(&self) -> usize {
+        self.hidden_size
+    }
+
+    /// Vision encoder and connector: tiles to image rows [tiles * tokens per tile, text hidden].
+    ///
+    /// `check` is asked before each layer, and its error ends the work.
+    pub fn image_rows<E: From<candle_core::Error> + Send>(
+        &self,
+        tiles: &Tiles,
+        at_once: usize,
+        check: &mut (dyn FnMut() -> Result<(), E> + Send),
+    ) -> Result<Vec<f32>, E> {
+        let mut out = Vec::new();
+        match &self.networks {
+            Networks::Tensors { vision, .. } => {
+                for start in (0..tiles.count()).step_by(at_once) {
+                    let range = start..tiles.count().min(start + at_once);
+                    let hidden = vision.encode(&self.pixels(tiles, range), check)?;
+                    out.extend(host(&vision.connect(&hidden)?)?);
+                }
+            }
+            Networks::Packed { vision, .. } => {
+                let mut buffers = packed::VisionBuffers::default();
+                for tile in 0..tiles.count() {
+                    gather(|| {
+                        vision.encode(tiles.tile(tile), &mut buffers, check)?;
+                        vision.connect(&mut buffers, &mut out);
+                        Ok::<(), E>(())
+                    })?;
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    /// The vision encoder's output before the connector: [tiles, patches, hidden].
+    pub fn vision_hidden_states(&self, tiles: &Tiles) -> Result<Vec<f32>> {
+        let mut out = Vec::new();
+        let mut buffers = packed::VisionBuffers::default();
+        let check = &mut || Result::<(), Error>::Ok(());
+        for tile in 0..tiles.count() {
+            match &self.networks {
+                Networks::Tensors { vision, .. } => {
+                    out.extend(host(&vision.encode(&self.pixels(tiles, tile..tile + 1), check)?)?);
+                }
+                Networks::Packed { vision, .. } => {
+                    out.extend_from_slice(vision.encode(tiles.tile(tile), &mut buffers, check)?);
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    /// Normalised pixels [tiles, 3, size, size].
+    fn pixels(&self, tiles: &Tiles, range: Range<usize>) -> Vec<f32> {
+        let size = 3 * tiles.size * tiles.size;
+        let mut pixels = vec![0.0; range.len() * size];
+        for (i, out) in range.zip(pixels.chunks_exact_mut(size)) {
+            self.normalise.to_chw(tiles.tile(i), tiles.size, out);
+        }
+        pixels
+    }
+
+    /// Appends the embeddings of `ids` [ids, hidden] to `out`.
+    pub fn embed(&self, ids: &[u32], out: &mut Vec<f32>) -> candle_core::Result<()> {
+        match &self.networks {
+            Networks::Tensors { text, .. } => {
+                out.extend(host(&text.embed(ids)?)?);
+                Ok(())
+            }
+            Networks::Packed { text, .. } => text.embed(ids, out),
+        }
+    }
+
+    /// An empty cache for one sequence.
+    pub fn cache(&self) -> Cache {
+        Cache(match &self.networks {
+            Networks::Tensors { text, .. } => AnyCache::Tensors(text.cache()),
+            Networks::Packed { text, .. } => AnyCache::Packed(Box::new(text.cache())),
+        })
+    }
+
+    /// Runs `embeddings` [tokens, hidden] after what `cache`, one of this model's, holds. The logits of the last token [vocab] go to
+    /// `logits`, if there are to be any.
+    ///
+    /// `check` is asked before each layer; after its error the cache is as it was before.
+    pub fn forward<E: From<candle_core::Error> + Send>(
+        &self,
+        embeddings: &[f32],
+        cache: &mut Cache,
+        logits: Option<&mut Vec<f32>>,
+        check: &mut (dyn FnMut() -> Result<(), E> + Send),
+    ) -> Result<(), E> {
+        match (&self.networks, &mut cache.0) {
+            (Networks::Tensors { text, .. }, AnyCache::Tensors(cache)) => {
+                let last = text.forward(&text.rows(embeddings)?, cache, check)?;
+                if let Some(logits) = logits {
+                    *logits = last.to_vec1()?;
+                }
+                Ok(())
+            }
+            (Networks::Packed { text, .. }, AnyCache::Packed(cache)) => {
+                gather(|| text.forward(embeddings, cache, logits, check))
+            }
+            _ => Err(candle_core::Error::Msg("the cache is of another model".into()).into()),
+        }
+    }
+}
+
+impl Cache {
+    /// Tokens held.
+    pub fn len(&self) -> usize {
+        match &self.0 {
+            AnyCache::Tensors(cache) => cache.len(),
+            AnyCache::Packed(cache) => cache.len(),
+        }
+    }
+
+    /// Forgets all tokens from position `len` on.
+    pub fn truncate(&mut self, len: usize) {
+        match &mut self.0 {
+            AnyCache::Tensors(cache) => cache.truncate(len),
+            AnyCache::Packed(cache) => cache.truncate(len),
+        }
+    }
+}
+
+fn host(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
+    tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1()
+}
 
 /// Reads the tensors below one name, checked against the shapes that the configuration implies.
 #[derive(Clone)]
-pub struct Loader<'a> {
-    weights: &'a Weights,
+struct Loader<'a> {
+    weights: &'a Arc<Weights>,
     prefix: String,
     dtype: DType,
     device: &'a Device,
-    packed: Option<Precision>,
 }
 
 impl<'a> Loader<'a> {
-    /// `dtype`: of activations, and of the weights that are not packed. `packed`: how the kernels keep matrices; then `dtype` is f32
-    /// and the device the CPU. None: candle's products.
-    pub fn new(weights: &'a Weights, dtype: DType, device: &'a Device, packed: Option<Precision>) -> Self {
-        Self { weights, prefix: String::new(), dtype, device, packed }
+    /// `dtype` and `device`: of tensors.
+    fn new(weights: &'a Arc<Weights>, dtype: DType, device: &'a Device) -> Self {
+        Self { weights, prefix: String::new(), dtype, device }
     }
 
     /// The loader of the tensors below `name`.
-    pub fn at(&self, name: impl std::fmt::Display) -> Self {
+    fn at(&self, name: impl std::fmt::Display) -> Self {
         Self { prefix: format!("{}{name}.", self.prefix), ..self.clone() }
     }
 
-    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.tensor_as(name, shape, self.dtype)
-    }
-
-    pub fn tensor_as(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
-        self.weights.tensor(&format!("{}{name}", self.prefix), shape, dtype, self.device)
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.weights.tensor(&format!("{}{name}", self.prefix), shape, self.dtype, self.device)
     }
 
     /// The matrices `names` [outputs, inputs] of one input, their outputs side by side; with biases [outputs].
-    pub fn linear_bias(&self, names: &[&str], inputs: usize, outputs: &[usize]) -> Result<Linear> {
+    fn linear_bias(&self, names: &[&str], inputs: usize, outputs: &[usize]) -> Result<Linear> {
         let bias = |(name, &outputs): (&&str, &usize)| self.at(name).tensor("bias", &[outputs]);
         let biases = names.iter().zip(outputs).map(bias).collect::<Result<Vec<_>>>()?;
-        Linear::new(self.matrix(names, inputs, outputs)?, Some(Tensor::cat(&biases, 0)?), self.packed)
+        let Linear { weight, .. } = self.linear(names, inputs, outputs)?;
+        Ok(Linear { weight, bias: Some(Tensor::cat(&biases, 0)?) })
     }
 
     /// The same without biases.
-    pub fn linear(&self, names: &[&str], inputs: usize, outputs: &[usize]) -> Result<Linear> {
-        Linear::new(self.matrix(names, inputs, outputs)?, None, self.packed)
-    }
-
-    fn matrix(&self, names: &[&str], inputs: usize, outputs: &[usize]) -> Result<Tensor> {
+    fn linear(&self, names: &[&str], inputs: usize, outputs: &[usize]) -> Result<Linear> {
         let weight = |(name, &outputs): (&&str, &usize)| self.at(name).tensor("weight", &[outputs, inputs]);
         let weights = names.iter().zip(outputs).map(weight).collect::<Result<Vec<_>>>()?;
-        Ok(Tensor::cat(&weights, 0)?)
+        Ok(Linear { weight: Tensor::cat(&weights, 0)?, bias: None })
+    }
+
+    /// A small tensor's numbers.
+    fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        Ok(self.tensor(name, shape)?.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?)
+    }
+
+    /// The matrices `names` [outputs, inputs] of one input, their outputs side by side, on disk.
+    fn matrix(&self, names: &[&str], inputs: usize, outputs: &[usize]) -> Result<Matrix> {
+        let mut matrix = Matrix::new(self.weights.clone(), inputs);
+        for (name, &outputs) in names.iter().zip(outputs) {
+            matrix.add(&format!("{}{name}.weight", self.prefix), &[outputs, inputs])?;
+        }
+        Ok(matrix)
+    }
+
+    /// The tensor `weight`, whose first dimension are the outputs.
+    fn matrix_of(&self, shape: &[usize]) -> Result<Matrix> {
+        let mut matrix = Matrix::new(self.weights.clone(), shape[1..].iter().product());
+        matrix.add(&format!("{}weight", self.prefix), shape)?;
+        Ok(matrix)
+    }
+
+    /// As [`Self::linear_bias`], packed.
+    fn packed_bias(
+        &self,
+        names: &[&str],
+        inputs: usize,
+        outputs: &[usize],
+        precision: Precision,
+    ) -> Result<PackedLinear> {
+        let bias = |(name, &outputs): (&&str, &usize)| self.at(name).floats("bias", &[outputs]);
+        let biases = names.iter().zip(outputs).map(bias).collect::<Result<Vec<_>>>()?;
+        Ok(self.matrix(names, inputs, outputs)?.pack(biases.concat(), precision))
+    }
+
+    /// As [`Self::linear`], packed.
+    fn packed(&self, names: &[&str], inputs: usize, outputs: &[usize], precision: Precision) -> Result<PackedLinear> {
+        Ok(self.matrix(names, inputs, outputs)?.pack(Vec::new(), precision))
     }
 }

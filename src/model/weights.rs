@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
+use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
@@ -11,6 +13,7 @@ use serde::Deserialize;
 use crate::config::parse;
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
+use crate::kernels::{Cpu, PackedLinear, Precision};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -26,6 +29,7 @@ struct Shard {
     map: Mmap,
 }
 
+#[derive(Clone)]
 struct Entry {
     shard: usize,
     dtype: Dtype,
@@ -83,29 +87,101 @@ impl Weights {
 
     /// Reads one tensor, which must have `shape`, as `dtype` on `device`.
     pub fn tensor(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+        let (entry, stored) = self.find(name, shape)?;
+        Ok(Tensor::from_raw_buffer(self.bytes(entry), stored, shape, device)?.to_dtype(dtype)?)
+    }
+
+    /// The tensor of this name, which must have `shape`, and how it is stored.
+    fn find(&self, name: &str, shape: &[usize]) -> Result<(&Entry, DType)> {
         let Some(entry) = self.tensors.get(name) else {
             let path = self.shards.first().map_or(SINGLE, |s| &s.path);
             return Err(Error::invalid_model(format!("{path}: has no tensor {name}")));
         };
-        let shard = &self.shards[entry.shard];
+        let path = &self.shards[entry.shard].path;
         if entry.shape != shape {
             return Err(Error::invalid_model(format!(
-                "{}: {name} is {:?}, config.json says {shape:?}",
-                shard.path, entry.shape
+                "{path}: {name} is {:?}, config.json says {shape:?}",
+                entry.shape
             )));
         }
-        let stored = match entry.dtype {
-            Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
-            Dtype::BF16 => DType::BF16,
-            other => {
-                return Err(Error::unsupported(format!(
-                    "{}: {name} is {other:?}, F32, F16 and BF16 are known",
-                    shard.path
-                )));
+        match entry.dtype {
+            Dtype::F32 => Ok((entry, DType::F32)),
+            Dtype::F16 => Ok((entry, DType::F16)),
+            Dtype::BF16 => Ok((entry, DType::BF16)),
+            other => Err(Error::unsupported(format!("{path}: {name} is {other:?}, F32, F16 and BF16 are known"))),
+        }
+    }
+
+    fn bytes(&self, entry: &Entry) -> &[u8] {
+        &self.shards[entry.shard].map[entry.bytes.clone()]
+    }
+}
+
+/// Matrices [outputs, inputs] of one input, one below the other, still on disk.
+pub struct Matrix {
+    weights: Arc<Weights>,
+    inputs: usize,
+    parts: Vec<Part>,
+}
+
+struct Part {
+    entry: Entry,
+    stored: DType,
+    outputs: usize,
+}
+
+impl Matrix {
+    pub fn new(weights: Arc<Weights>, inputs: usize) -> Self {
+        Self { weights, inputs, parts: Vec::new() }
+    }
+
+    /// Adds the tensor of this name and shape: outputs first, inputs in all other dimensions.
+    pub fn add(&mut self, name: &str, shape: &[usize]) -> Result<()> {
+        let (entry, stored) = self.weights.find(name, shape)?;
+        self.parts.push(Part { entry: entry.clone(), stored, outputs: shape[0] });
+        Ok(())
+    }
+
+    fn outputs(&self) -> usize {
+        self.parts.iter().map(|p| p.outputs).sum()
+    }
+
+    /// Writes a row [inputs]; one that is not there is left out.
+    pub fn row(&self, mut row: usize, out: &mut [f32]) {
+        for part in &self.parts {
+            if row < part.outputs {
+                let bytes = self.weights.bytes(&part.entry);
+                let size = self.inputs * part.stored.size_in_bytes();
+                return read(&bytes[row * size..][..size], part.stored, out);
             }
-        };
-        let bytes = &shard.map[entry.bytes.clone()];
-        Ok(Tensor::from_raw_buffer(bytes, stored, shape, device)?.to_dtype(dtype)?)
+            row -= part.outputs;
+        }
+    }
+
+    /// For products on the kernels; `bias` [outputs], or empty.
+    pub fn pack(&self, bias: Vec<f32>, precision: Precision) -> PackedLinear {
+        let shape = (self.outputs(), self.inputs);
+        PackedLinear::new(shape, |output, row| self.row(output, row), bias, precision, Cpu::detect())
+    }
+}
+
+/// Numbers as they lie in a file: little-endian, at any address.
+fn read(bytes: &[u8], stored: DType, out: &mut [f32]) {
+    match stored {
+        DType::F32 => {
+            for (out, &bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                *out = f32::from_le_bytes(bytes);
+            }
+        }
+        DType::F16 => {
+            for (out, &bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                *out = f16::from_le_bytes(bytes).to_f32();
+            }
+        }
+        _ => {
+            for (out, &bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                *out = bf16::from_le_bytes(bytes).to_f32();
+            }
+        }
     }
 }

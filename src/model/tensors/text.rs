@@ -1,14 +1,13 @@
-//! The Llama decoder: token ids and image rows to logits, with grouped-query attention and a KV cache.
+//! The Llama decoder in candle's tensors: embeddings to logits, with grouped-query attention and a KV cache.
 
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::ops::rms_norm;
 use candle_nn::rotary_emb::rope;
 
-use super::linear::{Linear, matrix, with_floats};
-use super::{Loader, ops};
+use super::super::Loader;
+use super::{Linear, ops};
 use crate::config::{ModelConfig, TextConfig};
 use crate::error::Result;
-use crate::kernels::{self, Attend, Columns, Cpu, KeyValueCache};
 
 /// Decoder, token embedding and head.
 pub struct TextModel {
@@ -30,26 +29,20 @@ impl TextModel {
         let text = &config.text;
         let at = loader.at("model.text_model");
         let shape = [text.vocab_size, text.hidden_size];
-        // Packed, the table is only looked up, and 16 bits are enough.
-        let dtype = if loader.packed.is_some() { DType::BF16 } else { loader.dtype };
-        let embed_tokens = at.at("embed_tokens").tensor_as("weight", &shape, dtype)?;
+        let embed_tokens = at.at("embed_tokens").tensor("weight", &shape)?;
         let lm_head = if config.tie_word_embeddings {
-            Linear::new(at.at("embed_tokens").tensor("weight", &shape)?, None, loader.packed)?
+            Linear { weight: embed_tokens.clone(), bias: None }
         } else {
             loader.linear(&["lm_head"], text.hidden_size, &[text.vocab_size])?
         };
         let layers =
             (0..text.num_hidden_layers).map(|i| Layer::load(&at.at("layers").at(i), text)).collect::<Result<_>>()?;
-        let inv_freq: Vec<f32> = (0..text.head_dim)
-            .step_by(2)
-            .map(|i| text.rope_theta.powf(-(i as f64) / text.head_dim as f64) as f32)
-            .collect();
         Ok(Self {
             embed_tokens,
             layers,
             norm: Norm::load(&at, "norm", text)?,
             lm_head,
-            inv_freq: Tensor::new(inv_freq, loader.device)?,
+            inv_freq: Tensor::new(text.inv_freq(), loader.device)?,
             config: text.clone(),
             device: loader.device.clone(),
             dtype: loader.dtype,
@@ -61,23 +54,15 @@ impl TextModel {
         self.embed_tokens.index_select(&Tensor::new(ids, &self.device)?, 0)?.to_dtype(self.dtype)
     }
 
-    /// Image rows [rows, hidden] in this model's precision.
-    pub fn image_rows(&self, rows: &[f32]) -> candle_core::Result<Tensor> {
+    /// Rows [rows, hidden] in this model's precision.
+    pub fn rows(&self, rows: &[f32]) -> candle_core::Result<Tensor> {
         let hidden = self.config.hidden_size;
         Tensor::from_slice(rows, (rows.len() / hidden, hidden), &self.device)?.to_dtype(self.dtype)
     }
 
     /// An empty cache for one sequence.
     pub fn cache(&self) -> Cache {
-        let layer = || match self.lm_head {
-            Linear::Candle { .. } => LayerCache::Candle(None),
-            Linear::Packed(_) => LayerCache::Packed(KeyValueCache::new(
-                self.config.num_key_value_heads,
-                self.config.head_dim,
-                Cpu::detect(),
-            )),
-        };
-        Cache { layers: self.layers.iter().map(|_| layer()).collect(), len: 0, capacity: 0 }
+        Cache { layers: vec![None; self.layers.len()], len: 0, capacity: 0 }
     }
 
     /// Runs `embeddings` [tokens, hidden] after what `cache` holds; the logits of the last token [vocab].
@@ -87,7 +72,7 @@ impl TextModel {
         &self,
         embeddings: &Tensor,
         cache: &mut Cache,
-        check: &mut dyn FnMut() -> Result<(), E>,
+        check: &mut (dyn FnMut() -> Result<(), E> + Send),
     ) -> Result<Tensor, E> {
         let tokens = embeddings.dim(0)?;
         cache.reserve(tokens, &self.config, self.dtype, &self.device)?;
@@ -114,17 +99,10 @@ impl TextModel {
 
 /// Keys and values of one sequence.
 pub struct Cache {
-    layers: Vec<LayerCache>,
+    layers: Vec<Option<KeysValues>>,
     /// Tokens that all layers hold; after an error some hold more.
     len: usize,
-    /// Of candle's tensors.
     capacity: usize,
-}
-
-/// Keys and values of one layer, in candle's tensors or as the kernels want them.
-enum LayerCache {
-    Candle(Option<KeysValues>),
-    Packed(KeyValueCache),
 }
 
 /// Keys and values of one layer, each [kv heads, capacity, head_dim].
@@ -166,11 +144,9 @@ impl Cache {
             candle_core::Result::Ok(new)
         };
         for slot in &mut self.layers {
-            if let LayerCache::Candle(slot) = slot {
-                let keys = grow(slot.as_ref().map(|s| &s.keys))?;
-                let values = grow(slot.as_ref().map(|s| &s.values))?;
-                *slot = Some(KeysValues { keys, values });
-            }
+            let keys = grow(slot.as_ref().map(|s| &s.keys))?;
+            let values = grow(slot.as_ref().map(|s| &s.values))?;
+            *slot = Some(KeysValues { keys, values });
         }
         self.capacity = capacity;
         Ok(())
@@ -233,31 +209,19 @@ impl Layer {
         })
     }
 
-    fn forward(&self, x: &Tensor, slot: &mut LayerCache, step: &Step<'_>) -> candle_core::Result<Tensor> {
+    fn forward(&self, x: &Tensor, slot: &Option<KeysValues>, step: &Step<'_>) -> candle_core::Result<Tensor> {
+        let Some(cache) = slot else { candle_core::bail!("the KV cache is not reserved") };
         let qkv = self.qkv_proj.forward(&self.input_layernorm.forward(x)?)?;
-        let mixed = match slot {
-            LayerCache::Candle(Some(cache)) => self.candle_attention(&qkv, cache, step)?,
-            LayerCache::Candle(None) => candle_core::bail!("the KV cache is not reserved"),
-            LayerCache::Packed(cache) => self.packed_attention(&qkv, cache, step)?,
-        };
-        let x = ops::add(self.o_proj.forward(&mixed)?, x)?;
+        let x = ops::add(self.o_proj.forward(&self.attention(&qkv, cache, step)?)?, x)?;
         let both = self.gate_up_proj.forward(&self.post_attention_layernorm.forward(&x)?)?;
-        let gated = match self.gate_up_proj {
-            Linear::Candle { .. } => {
-                // The first becomes the result: its memory must not be the second's.
-                let part = |i| both.narrow(1, i * self.inner, self.inner)?.force_contiguous();
-                ops::silu_mul(part(0)?, &part(1)?)?
-            }
-            Linear::Packed(_) => {
-                let rows = both.dim(0)?;
-                matrix(kernels::silu_mul(both.flatten_all()?.to_vec1()?, self.inner, Cpu::detect()), rows)?
-            }
-        };
+        // The first becomes the result: its memory must not be the second's.
+        let part = |i| both.narrow(1, i * self.inner, self.inner)?.force_contiguous();
+        let gated = ops::silu_mul(part(0)?, &part(1)?)?;
         ops::add(self.down_proj.forward(&gated)?, &x)
     }
 
     /// [tokens, (heads + 2 * kv_heads) * head_dim] -> [tokens, heads * head_dim]
-    fn candle_attention(&self, qkv: &Tensor, cache: &KeysValues, step: &Step<'_>) -> candle_core::Result<Tensor> {
+    fn attention(&self, qkv: &Tensor, cache: &KeysValues, step: &Step<'_>) -> candle_core::Result<Tensor> {
         let tokens = qkv.dim(0)?;
         let (cos, sin) = step.turn;
         // [tokens, heads * head_dim] -> [1, heads, tokens, head_dim]
@@ -283,28 +247,6 @@ impl Layer {
         mixed.reshape((self.heads, tokens, self.head_dim))?.transpose(0, 1)?.flatten_from(D::Minus2)
     }
 
-    /// The same on the kernels.
-    fn packed_attention(
-        &self,
-        qkv: &Tensor,
-        cache: &mut KeyValueCache,
-        step: &Step<'_>,
-    ) -> candle_core::Result<Tensor> {
-        let tokens = qkv.dim(0)?;
-        let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let stride = queries + 2 * keys;
-        let mut rows: Vec<f32> = qkv.flatten_all()?.to_vec1()?;
-        with_floats(&step.turn.0, |cos| {
-            with_floats(&step.turn.1, |sin| {
-                kernels::rotate(&mut rows, stride, self.heads + self.kv_heads, self.head_dim, (cos, sin));
-            })
-        })??;
-        cache.truncate(step.start);
-        cache.append(Columns::new(&rows, stride, queries, keys), Columns::new(&rows, stride, queries + keys, keys));
-        let mixed = cache.attend(Columns::new(&rows, stride, 0, queries), self.scale() as f32, Attend::Causally);
-        matrix(mixed, tokens)
-    }
-
     fn scale(&self) -> f64 {
         (self.head_dim as f64).powf(-0.5)
     }
@@ -312,25 +254,16 @@ impl Layer {
 
 struct Norm {
     weight: Tensor,
-    /// The same for the kernels.
-    packed: Option<Vec<f32>>,
     eps: f32,
 }
 
 impl Norm {
     fn load(at: &Loader<'_>, name: &str, config: &TextConfig) -> Result<Self> {
         let weight = at.at(name).tensor("weight", &[config.hidden_size])?;
-        let packed = match at.packed {
-            Some(_) => Some(weight.to_vec1()?),
-            None => None,
-        };
-        Ok(Self { weight, packed, eps: config.rms_norm_eps as f32 })
+        Ok(Self { weight, eps: config.rms_norm_eps as f32 })
     }
 
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let Some(weight) = &self.packed else { return rms_norm(&x.contiguous()?, &self.weight, self.eps) };
-        let mut rows: Vec<f32> = x.flatten_all()?.to_vec1()?;
-        kernels::rms_norm(&mut rows, weight, self.eps, Cpu::detect());
-        Tensor::from_vec(rows, x.shape(), &Device::Cpu)
+        rms_norm(&x.contiguous()?, &self.weight, self.eps)
     }
 }

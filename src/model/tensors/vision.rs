@@ -1,13 +1,12 @@
-//! The SigLIP vision transformer and the pixel-shuffle connector: tiles to image rows.
+//! The SigLIP vision transformer and the pixel-shuffle connector in candle's tensors: pixels to image rows.
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::ops::layer_norm;
 
-use super::linear::{Linear, matrix, with_floats};
-use super::{Loader, ops};
+use super::super::Loader;
+use super::{Linear, ops};
 use crate::config::{ModelConfig, VisionConfig};
 use crate::error::Result;
-use crate::kernels::{self, Attend, Columns, Cpu, KeyValueCache};
 
 /// Vision encoder and connector.
 pub struct VisionModel {
@@ -40,7 +39,7 @@ impl VisionModel {
             .collect::<Result<_>>()?;
         let inputs = hidden * config.scale_factor.pow(2);
         Ok(Self {
-            patch_embedding: Linear::new(kernel.reshape((hidden, 3 * patch * patch))?, Some(bias), loader.packed)?,
+            patch_embedding: Linear { weight: kernel.reshape((hidden, 3 * patch * patch))?, bias: Some(bias) },
             position_embedding: positions.unsqueeze(0)?,
             layers,
             post_layernorm: Norm::load(&at, "post_layernorm", vision)?,
@@ -62,7 +61,7 @@ impl VisionModel {
     pub fn encode<E: From<candle_core::Error>>(
         &self,
         pixels: &[f32],
-        check: &mut dyn FnMut() -> Result<(), E>,
+        check: &mut (dyn FnMut() -> Result<(), E> + Send),
     ) -> Result<Tensor, E> {
         let patches = self.patchify(pixels)?;
         let tiles = patches.dim(0)?;
@@ -138,7 +137,7 @@ impl Layer {
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let x = ops::add(self.attention(&self.layer_norm1.forward(x)?)?, x)?;
         let normed = self.layer_norm2.forward(&x)?;
-        let inner = self.fc1.forward_gelu(&normed.flatten_to(1)?)?;
+        let inner = ops::gelu(self.fc1.forward(&normed.flatten_to(1)?)?)?;
         ops::add(self.fc2.forward(&inner)?.reshape(x.shape())?, &x)
     }
 
@@ -147,48 +146,21 @@ impl Layer {
         let (tiles, patches, hidden) = x.dims3()?;
         let qkv = self.qkv_proj.forward(&x.flatten_to(1)?)?;
         let scale = (self.head_dim as f64).powf(-0.5);
-        let rows = match self.qkv_proj {
-            Linear::Candle { .. } => self.candle_attention(&qkv.reshape((tiles, patches, 3, hidden))?, scale)?,
-            Linear::Packed(_) => self.packed_attention(&qkv, patches, scale as f32)?,
-        };
-        self.out_proj.forward(&rows)?.reshape((tiles, patches, hidden))
-    }
-
-    /// [tiles, patches, 3, hidden] -> [tiles * patches, hidden]
-    fn candle_attention(&self, qkv: &Tensor, scale: f64) -> candle_core::Result<Tensor> {
-        let (tiles, patches, _, hidden) = qkv.dims4()?;
+        let qkv = qkv.reshape((tiles, patches, 3, hidden))?;
         let heads = |part: usize| {
             let rows = qkv.narrow(2, part, 1)?.reshape((tiles, patches, self.heads, self.head_dim))?;
             rows.transpose(1, 2)?.contiguous()
         };
         let scores = heads(0)?.matmul(&heads(1)?.transpose(2, 3)?)?;
         let mixed = ops::softmax(scores, scale, None)?.matmul(&heads(2)?)?;
-        mixed.transpose(1, 2)?.reshape((tiles * patches, hidden))
-    }
-
-    /// [tiles * patches, 3 * hidden] -> [tiles * patches, hidden]
-    fn packed_attention(&self, qkv: &Tensor, patches: usize, scale: f32) -> candle_core::Result<Tensor> {
-        let rows = qkv.dim(0)?;
-        let hidden = self.heads * self.head_dim;
-        let mixed = with_floats(qkv, |qkv| {
-            let tile = |tile| {
-                let part = |part| Columns::new(tile, 3 * hidden, part * hidden, hidden);
-                let mut cache = KeyValueCache::new(self.heads, self.head_dim, Cpu::detect());
-                cache.reserve(patches);
-                cache.append(part(1), part(2));
-                cache.attend(part(0), scale, Attend::Everywhere)
-            };
-            qkv.chunks_exact(patches * 3 * hidden).flat_map(tile).collect()
-        })?;
-        matrix(mixed, rows)
+        let rows = mixed.transpose(1, 2)?.reshape((tiles * patches, hidden))?;
+        self.out_proj.forward(&rows)?.reshape((tiles, patches, hidden))
     }
 }
 
 struct Norm {
     weight: Tensor,
     bias: Tensor,
-    /// The same for the kernels.
-    packed: Option<(Vec<f32>, Vec<f32>)>,
     eps: f32,
 }
 
@@ -196,18 +168,14 @@ impl Norm {
     fn load(at: &Loader<'_>, name: &str, config: &VisionConfig) -> Result<Self> {
         let at = at.at(name);
         let shape = [config.hidden_size];
-        let (weight, bias) = (at.tensor("weight", &shape)?, at.tensor("bias", &shape)?);
-        let packed = match at.packed {
-            Some(_) => Some((weight.to_vec1()?, bias.to_vec1()?)),
-            None => None,
-        };
-        Ok(Self { weight, bias, packed, eps: config.layer_norm_eps as f32 })
+        Ok(Self {
+            weight: at.tensor("weight", &shape)?,
+            bias: at.tensor("bias", &shape)?,
+            eps: config.layer_norm_eps as f32,
+        })
     }
 
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let Some((weight, bias)) = &self.packed else { return layer_norm(x, &self.weight, &self.bias, self.eps) };
-        let mut rows: Vec<f32> = x.flatten_all()?.to_vec1()?;
-        kernels::layer_norm(&mut rows, weight, bias, self.eps, Cpu::detect());
-        Tensor::from_vec(rows, x.shape(), &Device::Cpu)
+        layer_norm(x, &self.weight, &self.bias, self.eps)
     }
 }

@@ -1,0 +1,172 @@
+//! Rows of activations in a product's precision, made from f32 in the same pass as what comes before the product.
+
+use std::cell::Cell;
+
+use super::block::{BLOCK, PAIR, QUAD};
+use super::team::{self, Split};
+use super::{Cpu, Precision, math};
+
+/// Rows that one task makes.
+const TASK: usize = 8;
+
+/// Activations as the packed products take them; the memory is used again and again.
+#[derive(Default)]
+pub struct Rows {
+    /// [rows, groups]: a 32-bit word has the numbers of a group.
+    pub(super) words: Vec<u32>,
+    pub(super) groups: usize,
+    /// [rows] in 8 bits. Like the others it may be longer than it is used.
+    pub(super) scales: Vec<f32>,
+    /// [rows, blocks] for int4 weights, else empty: the sum of a block's 8-bit numbers, which are signed there.
+    sums: Vec<i32>,
+    pub(super) precision: Precision,
+    count: usize,
+    width: usize,
+}
+
+impl Rows {
+    /// Becomes `count` rows of `width` for weights of `precision`; `make` writes the numbers of the row that it is given.
+    pub fn set(
+        &mut self,
+        precision: Precision,
+        (count, width): (usize, usize),
+        cpu: Cpu,
+        make: impl Fn(usize, &mut [f32]) + Sync,
+    ) {
+        (self.precision, self.count, self.width) = (precision, count, width);
+        self.groups = width.div_ceil(if precision == Precision::Bf16 { PAIR } else { QUAD });
+        let blocks = width.div_ceil(BLOCK);
+        grow(&mut self.words, count * self.groups);
+        grow(&mut self.scales, if precision == Precision::Bf16 { 0 } else { count });
+        grow(&mut self.sums, if precision == Precision::Int4 { count * blocks } else { 0 });
+        let groups = self.groups;
+        let (words, scales, sums) =
+            (Split::new(&mut self.words), Split::new(&mut self.scales), Split::new(&mut self.sums));
+        team::share(count.div_ceil(TASK), |task| {
+            scratch(width, |numbers| {
+                for row in task * TASK..count.min((task + 1) * TASK) {
+                    make(row, numbers);
+                    // SAFETY: no other task has this row.
+                    let words = unsafe { words.part(row * groups, groups) };
+                    if precision == Precision::Bf16 {
+                        math::to_bf16(numbers, words, cpu);
+                        continue;
+                    }
+                    let scale = math::to_int8(numbers, words, cpu);
+                    // SAFETY: as above.
+                    let of_row = unsafe { scales.part(row, 1) };
+                    of_row[0] = scale;
+                    if precision == Precision::Int4 {
+                        // SAFETY: as above.
+                        math::sign_and_sum(words, unsafe { sums.part(row * blocks, blocks) }, cpu);
+                    }
+                }
+            });
+        });
+    }
+
+    /// Becomes `count` rows of `width` in bf16, whose words `make` writes; what it says of each row. On this thread.
+    pub(super) fn set_words<R>(
+        &mut self,
+        (count, width): (usize, usize),
+        make: impl Fn(usize, &mut [u32]) -> R,
+    ) -> Vec<R> {
+        (self.precision, self.count, self.width, self.groups) = (Precision::Bf16, count, width, width.div_ceil(PAIR));
+        grow(&mut self.words, count * self.groups);
+        self.words.chunks_exact_mut(self.groups).take(count).enumerate().map(|(row, words)| make(row, words)).collect()
+    }
+
+    /// Becomes the rows of `x`, each `width` long.
+    pub fn convert(&mut self, precision: Precision, x: &[f32], width: usize, cpu: Cpu) {
+        self.set(precision, (x.len() / width, width), cpu, |row, out| out.copy_from_slice(&x[row * width..][..width]));
+    }
+
+    /// LayerNorm of rows of `x` as long as `weight` and `bias`.
+    pub fn layer_norm(
+        &mut self,
+        precision: Precision,
+        x: &[f32],
+        (weight, bias): (&[f32], &[f32]),
+        eps: f32,
+        cpu: Cpu,
+    ) {
+        let width = weight.len();
+        assert_eq!(bias.len(), width);
+        self.set(precision, (x.len() / width, width), cpu, |row, out| {
+            out.copy_from_slice(&x[row * width..][..width]);
+            math::layer_norm(out, weight, bias, eps, cpu);
+        });
+    }
+
+    /// RMSNorm of rows of `x` as long as `weight`.
+    pub fn rms_norm(&mut self, precision: Precision, x: &[f32], weight: &[f32], eps: f32, cpu: Cpu) {
+        let width = weight.len();
+        self.set(precision, (x.len() / width, width), cpu, |row, out| {
+            out.copy_from_slice(&x[row * width..][..width]);
+            math::rms_norm(out, weight, eps, cpu);
+        });
+    }
+
+    /// From rows of gates and as many numbers that they gate: silu(gate) * number.
+    pub fn silu_mul(&mut self, precision: Precision, x: &[f32], width: usize, cpu: Cpu) {
+        self.set(precision, (x.len() / (2 * width), width), cpu, |row, out| {
+            let (gates, numbers) = x[row * 2 * width..][..2 * width].split_at(width);
+            out.copy_from_slice(gates);
+            math::silu_mul(out, numbers, cpu);
+        });
+    }
+
+    pub(super) fn row(&self, row: usize) -> &[u32] {
+        &self.words[row * self.groups..][..self.groups]
+    }
+
+    /// A row for int4 weights: words, and the sums of its blocks.
+    pub(super) fn int4_row(&self, row: usize) -> (&[u32], &[i32]) {
+        (self.row(row), &self.sums[row * self.blocks()..][..self.blocks()])
+    }
+
+    pub(super) fn blocks(&self) -> usize {
+        self.width.div_ceil(BLOCK)
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    pub(super) fn width(&self) -> usize {
+        self.width
+    }
+}
+
+/// LayerNorm of rows as long as `weight` and `bias`, in place.
+pub fn layer_norm(rows: &mut [f32], (weight, bias): (&[f32], &[f32]), eps: f32, cpu: Cpu) {
+    let (width, count) = (weight.len(), rows.len() / weight.len());
+    assert!(bias.len() == width && rows.len() == count * width);
+    let rows = Split::new(rows);
+    team::share(count.div_ceil(TASK), |task| {
+        let first = task * TASK;
+        // SAFETY: no other task has these rows.
+        let part = unsafe { rows.part(first * width, (count - first).min(TASK) * width) };
+        part.chunks_exact_mut(width).for_each(|row| math::layer_norm(row, weight, bias, eps, cpu));
+    });
+}
+
+/// Makes sure of at least `len` numbers; those that are there stay what they are.
+pub fn grow<T: Default + Clone>(memory: &mut Vec<T>, len: usize) -> &mut [T] {
+    if memory.len() < len {
+        memory.resize(len, T::default());
+    }
+    &mut memory[..len]
+}
+
+/// Calls `use_it` with `len` numbers of no particular value, out of memory that stays with the thread.
+pub(super) fn scratch<R>(len: usize, use_it: impl FnOnce(&mut [f32]) -> R) -> R {
+    thread_local! {
+        static MEMORY: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    }
+    // Whoever asks while it is in use gets some of its own.
+    let mut memory = MEMORY.take();
+    let result = use_it(grow(&mut memory, len));
+    MEMORY.set(memory);
+    result
+}

@@ -1,0 +1,7 @@
+//! The model on the CPU's kernels: packed weights, plain rows of f32 between the products.
+
+mod text;
+mod vision;
+
+pub use text::{Cache, TextModel};
+pub use vision::{VisionBuffers, VisionModel};

@@ -18,6 +18,11 @@ use support::{
 /// The worst seen is 2.9e-5.
 const TOLERANCE: f32 = 1e-4;
 
+/// The reference's precision.
+fn f32() -> EngineOptions {
+    EngineOptions { dtype: DTypeKind::F32, ..Default::default() }
+}
+
 /// The same with every number as f64: Python writes 100000.0 as either.
 fn as_floats(value: serde_json::Value) -> serde_json::Value {
     match value {
@@ -112,8 +117,7 @@ fn prompts_become_the_references_ids() {
 fn every_stage_is_the_references() {
     for dir in checkpoints() {
         let parts = open(&dir);
-        let backend =
-            CandleBackend::load(&parts.files, &parts.model, &parts.images, &EngineOptions::default()).unwrap();
+        let backend = CandleBackend::load(&parts.files, &parts.model, &parts.images, &f32()).unwrap();
         check_stages(&dir, &backend, TOLERANCE, &mut |subject| check_vision(subject, &backend, &parts.model));
     }
 }
@@ -134,7 +138,7 @@ fn check_vision(subject: &Subject<'_>, backend: &CandleBackend, model: &ModelCon
 
 #[test]
 fn the_whole_pipeline_says_what_the_reference_says() {
-    let load = |dir: &std::path::Path| Engine::load(dir, &EngineOptions::default()).unwrap();
+    let load = |dir: &std::path::Path| Engine::load(dir, &f32()).unwrap();
     let equal: usize = checkpoints().iter().map(|dir| count_equal_answers(dir, &load(dir))).sum();
     // Forks by rounding alone are judged above, position by position; here most must agree to the end.
     assert!(equal >= 8, "only {equal} of the answers are the reference's");

@@ -18,7 +18,7 @@ use smolvlm::config::{ImageConfig, ModelConfig};
 use smolvlm::files::ModelFiles;
 use smolvlm::preprocess::{self, TileOptions};
 use smolvlm::sampler::{Sampler, Sampling};
-use smolvlm::{EngineOptions, ImageView, PixelFormat};
+use smolvlm::{DTypeKind, EngineOptions, ImageView, PixelFormat};
 
 /// Largest difference accepted, as a share of the root mean square.
 const TOLERANCE: f32 = 1e-4;
@@ -55,7 +55,13 @@ fn open(dir: &Path) -> Checkpoint {
         .collect();
     Checkpoint {
         name: dir.file_name().unwrap().display().to_string(),
-        ours: CandleBackend::load(&files, &model, &images, &EngineOptions::default()).unwrap(),
+        ours: CandleBackend::load(
+            &files,
+            &model,
+            &images,
+            &EngineOptions { dtype: DTypeKind::F32, ..Default::default() },
+        )
+        .unwrap(),
         model,
         images,
         tensors,

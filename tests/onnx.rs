@@ -130,7 +130,11 @@ fn every_variant_answers_and_says_what_it_is() {
     let file = std::fs::read(dir.join("test_image.jpg")).unwrap();
     let images = [ImageView::encoded(&file)];
     let request = Request::new("Which way does the arrow point?", &images);
-    let expected = Engine::load(&dir, &EngineOptions::default()).unwrap().ask(&request).unwrap().text;
+    let expected = Engine::load(&dir, &EngineOptions { dtype: DTypeKind::F32, ..Default::default() })
+        .unwrap()
+        .ask(&request)
+        .unwrap()
+        .text;
     let graphs = ["vision_encoder", "embed_tokens", "decoder_model_merged"];
     for (used, from, suffix) in [
         (DTypeKind::Bnb4, "_int8", "_bnb4"),

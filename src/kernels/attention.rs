@@ -25,10 +25,11 @@ pub struct KeyValueCache {
     /// Positions that fit; a multiple of [`LANES`].
     capacity: usize,
     len: usize,
-    /// [heads, position panels, head_dim / PAIR, LANES, PAIR]
-    keys: Vec<bf16>,
-    /// [heads, positions / PAIR, head_dim panels, LANES, PAIR]
-    values: Vec<bf16>,
+    /// A word is two bf16 numbers, the first one low.
+    /// [heads, position panels, head_dim / PAIR, LANES] of them, pairs of a key's numbers,
+    keys: Vec<u32>,
+    /// [heads, positions / PAIR, head_dim panels * LANES], pairs of positions.
+    values: Vec<u32>,
     cpu: Cpu,
 }
 
@@ -85,11 +86,10 @@ impl KeyValueCache {
             return;
         }
         let capacity = positions.next_multiple_of(LANES);
-        for (memory, head) in
-            [(&mut self.keys, self.head_dim), (&mut self.values, self.head_dim.next_multiple_of(LANES))]
-        {
-            let (old, new) = (self.capacity * head, capacity * head);
-            let mut grown = vec![bf16::ZERO; self.heads * new];
+        let padded = self.head_dim.next_multiple_of(LANES);
+        for (memory, head) in [(&mut self.keys, self.head_dim), (&mut self.values, padded)] {
+            let (old, new) = (self.capacity / PAIR * head, capacity / PAIR * head);
+            let mut grown = vec![0; self.heads * new];
             // Within a head, further positions come behind the others, in keys and in values.
             for (to, from) in grown.chunks_exact_mut(new).zip(memory.chunks_exact(old.max(1))) {
                 to[..old].copy_from_slice(&from[..old]);
@@ -106,27 +106,29 @@ impl KeyValueCache {
         if self.len + tokens > self.capacity {
             self.reserve((self.len + tokens).next_power_of_two());
         }
-        let (head_dim, padded, first, capacity) =
-            (self.head_dim, self.head_dim.next_multiple_of(LANES), self.len, self.capacity);
+        let (head_dim, padded, first, cpu) = (self.head_dim, self.head_dim.next_multiple_of(LANES), self.len, self.cpu);
+        let (key_words, value_words) = (self.capacity / PAIR * head_dim, self.capacity / PAIR * padded);
         let (all_keys, all_values) = (Split::new(&mut self.keys), Split::new(&mut self.values));
         team::share(self.heads, |head| {
             // SAFETY: no other task has this head.
-            let packed_keys = unsafe { all_keys.part(head * capacity * head_dim, capacity * head_dim) };
+            let packed_keys = unsafe { all_keys.part(head * key_words, key_words) };
             // SAFETY: as above.
-            let packed_values = unsafe { all_values.part(head * capacity * padded, capacity * padded) };
+            let packed_values = unsafe { all_values.part(head * value_words, value_words) };
+            let mut key = vec![0; head_dim / PAIR];
             for token in 0..tokens {
                 let position = first + token;
-                let panel = &mut packed_keys[position / LANES * LANES * head_dim..];
-                for (i, &key) in keys.part(token, head * head_dim, head_dim).iter().enumerate() {
-                    panel[(i / PAIR * LANES + position % LANES) * PAIR + i % PAIR] = math::round_bf16(key);
+                math::to_bf16(keys.part(token, head * head_dim, head_dim), &mut key, cpu);
+                let panel = &mut packed_keys[position / LANES * LANES * key.len()..];
+                for (to, pair) in panel.iter_mut().skip(position % LANES).step_by(LANES).zip(&key) {
+                    *to = *pair;
                 }
-                let pair = &mut packed_values[position / PAIR * padded * PAIR..];
-                for (i, &value) in values.part(token, head * head_dim, head_dim).iter().enumerate() {
-                    pair[i * PAIR + position % PAIR] = math::round_bf16(value);
-                    if position.is_multiple_of(PAIR) {
-                        // What a forgotten position left here would be multiplied by 0, which infinity survives.
-                        pair[i * PAIR + 1] = bf16::ZERO;
-                    }
+                let pairs = &mut packed_values[position / PAIR * padded..][..head_dim];
+                let value = values.part(token, head * head_dim, head_dim);
+                // The first of a pair takes what a forgotten position left beside it: multiplied by 0, infinity is none.
+                if position.is_multiple_of(PAIR) {
+                    math::set_low(value, pairs, cpu);
+                } else {
+                    math::set_high(value, pairs, cpu);
                 }
             }
         });
@@ -268,8 +270,9 @@ impl Work<'_> {
             out.iter_mut().zip(query).for_each(|(out, q)| *out = q * self.scale);
         });
 
-        let keys = &self.cache.keys[self.head * capacity * head_dim..][..capacity * head_dim];
-        let keys = &keys[self.positions.0 * head_dim..];
+        let words = capacity / PAIR * head_dim;
+        let keys = &self.cache.keys[self.head * words..][..words];
+        let keys = &keys[self.positions.0 / PAIR * head_dim..];
         let scores = grow(scores, rows * positions);
         product(queries, keys, Strides { panel: queries.groups, group: 1 }, positions, cpu, scores);
 
@@ -282,10 +285,11 @@ impl Work<'_> {
         });
 
         let padded = head_dim.next_multiple_of(LANES);
-        let values = &self.cache.values[self.head * capacity * padded..][..capacity * padded];
+        let words = capacity / PAIR * padded;
+        let values = &self.cache.values[self.head * words..][..words];
         let strides = Strides { panel: 1, group: padded / LANES };
         let mixed = grow(mixed, rows * head_dim);
-        product(weights, &values[self.positions.0 * padded..], strides, head_dim, cpu, mixed);
+        product(weights, &values[self.positions.0 / PAIR * padded..], strides, head_dim, cpu, mixed);
         for ((row, mixed), (largest, sum)) in mixed.chunks_exact(head_dim).enumerate().zip(tops) {
             take(row, mixed, largest, sum);
         }
@@ -293,7 +297,9 @@ impl Work<'_> {
 }
 
 /// `out` [rows, outputs] = `rows` times `panels`, on this thread.
-fn product(rows: &Rows, panels: &[bf16], strides: Strides, outputs: usize, cpu: Cpu, out: &mut [f32]) {
+fn product(rows: &Rows, panels: &[u32], strides: Strides, outputs: usize, cpu: Cpu, out: &mut [f32]) {
+    // SAFETY: a word is two bf16 numbers, on the little-endian machines that this crate is for; their alignment is less.
+    let panels = unsafe { std::slice::from_raw_parts(panels.as_ptr().cast::<bf16>(), panels.len() * PAIR) };
     let row_count = rows.count();
     assert_eq!(out.len(), row_count * outputs);
     let panel_count = outputs.div_ceil(LANES);

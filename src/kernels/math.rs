@@ -133,6 +133,24 @@ vectorised! {
 }
 
 vectorised! {
+    /// A number to the lower half of each word, rounded to bf16; the upper one becomes 0.
+    set_low(x: &[f32], words: &mut [u32]) {
+        for (word, x) in words.iter_mut().zip(x) {
+            *word = bf16_bits(*x);
+        }
+    }
+}
+
+vectorised! {
+    /// A number to the upper half of each word, rounded to bf16.
+    set_high(x: &[f32], words: &mut [u32]) {
+        for (word, x) in words.iter_mut().zip(x) {
+            *word = *word & 0xffff | bf16_bits(*x) << 16;
+        }
+    }
+}
+
+vectorised! {
     /// Four numbers to a word, in 8 bits plus OFFSET; missing ones are 0. What they have to be multiplied by.
     to_int8(x: &[f32], words: &mut [u32]) -> f32 {
         let largest = largest(x, 0.0, f32::abs);

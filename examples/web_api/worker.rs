@@ -1,0 +1,196 @@
+//! The threads that answer: one question at a time each, on the engine that all share.
+
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::body::Bytes;
+use smolvlm::{Answer, Canceller, FinishReason, ImageView, Request, Sampling, Session};
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::error::{ApiError, Result};
+use crate::metrics::Metrics;
+use crate::queue::Place;
+use crate::recall::Model;
+
+/// A conversation whose last turn waits for an answer.
+#[derive(Default)]
+pub struct Conversation {
+    pub system: Option<String>,
+    pub turns: Vec<Turn>,
+}
+
+#[derive(Default)]
+pub struct Turn {
+    /// Image files, looked at and found to be within the limits.
+    pub images: Vec<Bytes>,
+    pub split: bool,
+    pub prompt: String,
+    /// What it was answered with; the last turn's is not known yet.
+    pub answer: String,
+}
+
+/// How it is answered.
+#[derive(Clone)]
+pub struct Settings {
+    pub max_new_tokens: usize,
+    pub sampling: Sampling,
+    pub stop: Vec<String>,
+    pub longest_edge: Option<usize>,
+    pub timeout: Duration,
+}
+
+pub enum Event {
+    /// A worker has taken it up.
+    Started,
+    Text(String),
+    Finished(Box<Finished>),
+    Failed(ApiError),
+}
+
+pub struct Finished {
+    pub answer: Answer,
+    pub queue_ms: f64,
+    /// What it took to take up the conversation so far.
+    pub history_ms: f64,
+}
+
+/// What the workers and the queue both see.
+pub struct Shared {
+    pub model: Model,
+    pub metrics: Arc<Metrics>,
+    /// Of all jobs that wait or run.
+    pub open: Mutex<Vec<Arc<Control>>>,
+    pub stopping: AtomicBool,
+}
+
+pub struct Job {
+    pub conversation: Conversation,
+    pub settings: Settings,
+    pub asked: Instant,
+    pub events: UnboundedSender<Event>,
+    pub control: Arc<Control>,
+    pub _place: Place,
+}
+
+/// Ends a job, whether it waits or runs.
+#[derive(Default)]
+pub struct Control {
+    cancelled: AtomicBool,
+    session: Mutex<Option<Canceller>>,
+}
+
+impl Control {
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+        if let Some(session) = lock(&self.session).as_ref() {
+            session.cancel();
+        }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+}
+
+impl Shared {
+    pub fn new(model: Model, metrics: Arc<Metrics>) -> Self {
+        Self { model, metrics, open: Mutex::default(), stopping: AtomicBool::new(false) }
+    }
+
+    pub fn run(&self, job: Job) {
+        let metrics = &self.metrics;
+        metrics.waiting.dec();
+        let queued = job.asked.elapsed();
+        metrics.queue_seconds.observe(queued.as_secs_f64());
+        let event = if job.control.is_cancelled() {
+            metrics.ended("abandoned");
+            // Whoever still listens hears it at the end of a shutdown.
+            Event::Failed(ApiError::shutting_down())
+        } else {
+            let _ = job.events.send(Event::Started);
+            metrics.running.inc();
+            let started = Instant::now();
+            let answered = catch_unwind(AssertUnwindSafe(|| self.answer(&job)))
+                .unwrap_or_else(|_| Err(ApiError::internal("the engine panicked; this is a defect")));
+            metrics.running.dec();
+            match answered {
+                Ok((answer, history)) => {
+                    metrics.answered(&answer, history, started.elapsed());
+                    Event::Finished(Box::new(Finished { answer, queue_ms: ms(queued), history_ms: ms(history) }))
+                }
+                Err(error) => {
+                    metrics.ended("error");
+                    Event::Failed(error)
+                }
+            }
+        };
+        lock(&self.open).retain(|control| !Arc::ptr_eq(control, &job.control));
+        let _ = job.events.send(event);
+    }
+
+    /// The answer, and the time that the conversation before it took.
+    fn answer(&self, job: &Job) -> Result<(Answer, Duration)> {
+        let started = Instant::now();
+        let mut session = Session::new(&self.model.engine)?;
+        *lock(&job.control.session) = Some(session.canceller());
+        let stop: Vec<&str> = job.settings.stop.iter().map(String::as_str).collect();
+
+        let Some((question, earlier)) = job.conversation.turns.split_last() else {
+            return Err(ApiError::internal("a conversation without a question"));
+        };
+        for turn in earlier {
+            let images = turn.images();
+            match self.model.recall(&mut session, &job.request(turn, &images, &stop), &turn.answer)? {
+                FinishReason::Timeout => return Err(ApiError::timeout()),
+                FinishReason::Cancelled => return Err(ApiError::shutting_down()),
+                _ => {}
+            }
+        }
+        let history = started.elapsed();
+
+        let images = question.images();
+        let answer = session.process(&job.request(question, &images, &stop), &mut |text| {
+            let sent = job.events.send(Event::Text(text.to_owned()));
+            if sent.is_err() || job.control.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        match answer.finish_reason {
+            FinishReason::Timeout if answer.token_ids.is_empty() => Err(ApiError::timeout()),
+            FinishReason::Cancelled if answer.token_ids.is_empty() => Err(ApiError::shutting_down()),
+            _ => Ok((answer, history)),
+        }
+    }
+}
+
+impl Turn {
+    fn images(&self) -> Vec<ImageView<'_>> {
+        self.images.iter().map(|file| ImageView::encoded(file)).collect()
+    }
+}
+
+impl Job {
+    fn request<'a>(&'a self, turn: &'a Turn, images: &'a [ImageView<'a>], stop: &'a [&'a str]) -> Request<'a> {
+        let deadline = self.asked + self.settings.timeout;
+        Request {
+            system_prompt: self.conversation.system.as_deref(),
+            split: turn.split,
+            longest_edge: self.settings.longest_edge,
+            max_new_tokens: self.settings.max_new_tokens,
+            sampling: self.settings.sampling,
+            stop,
+            timeout: Some(deadline.saturating_duration_since(Instant::now())),
+            ..Request::new(&turn.prompt, images)
+        }
+    }
+}
+
+/// What is behind these locks is whole at any time, whoever panicked.
+pub fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}

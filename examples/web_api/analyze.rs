@@ -51,7 +51,7 @@ impl Form {
         })?;
         let broken = |e: MultipartError| match e.status() {
             StatusCode::PAYLOAD_TOO_LARGE => ApiError::too_large(limits.max_body_bytes()),
-            _ => ApiError::malformed(format!("multipart: {}", one_line(&e.body_text()))),
+            _ => ApiError::malformed(format!("multipart: {}", e.body_text())),
         };
         let mut form = Self::default();
         while let Some(field) = parts.next_field().await.map_err(broken)? {
@@ -80,8 +80,7 @@ impl Form {
             if self.turn.images.len() == limits.max_images {
                 return Err(ApiError::invalid(at, format!("at most {} pictures accepted", limits.max_images)));
             }
-            images::check(&at, &bytes, limits)?;
-            self.turn.images.push(bytes);
+            self.turn.images.push(images::checked(&at, bytes, limits)?);
             return Ok(());
         }
         let text = std::str::from_utf8(&bytes).map_err(|e| ApiError::invalid(name.as_str(), e))?;
@@ -96,8 +95,4 @@ impl Form {
         }
         Ok(())
     }
-}
-
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -9,6 +9,8 @@ use crate::json::json_response;
 
 pub type Result<T, E = ApiError> = std::result::Result<T, E>;
 
+const TIMEOUT: &str = "timeout";
+
 /// What a request gets instead of an answer.
 #[derive(Clone, Debug)]
 pub struct ApiError {
@@ -23,7 +25,9 @@ pub struct ApiError {
 
 impl ApiError {
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, param: None, message: message.into(), retry_after_s: None }
+        // Other libraries' texts may have several lines.
+        let message = message.into().split_whitespace().collect::<Vec<_>>().join(" ");
+        Self { status, code, param: None, message, retry_after_s: None }
     }
 
     /// A value of the client's; `message` says what is wrong with it.
@@ -48,7 +52,7 @@ impl ApiError {
 
     pub fn timeout() -> Self {
         let message = "the request's time is up, and no token came in it";
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "timeout", message).retry_after(1)
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, TIMEOUT, message).retry_after(1)
     }
 
     pub fn shutting_down() -> Self {
@@ -62,6 +66,11 @@ impl ApiError {
 
     pub fn retry_after(self, seconds: u64) -> Self {
         Self { retry_after_s: Some(seconds), ..self }
+    }
+
+    /// How the question ended, for the metrics.
+    pub fn outcome(&self) -> &'static str {
+        if self.code == TIMEOUT { TIMEOUT } else { "error" }
     }
 
     /// OpenAI's error object.

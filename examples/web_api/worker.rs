@@ -122,7 +122,8 @@ impl Shared {
                     Event::Finished(Box::new(Finished { answer, queue_ms: ms(queued), history_ms: ms(history) }))
                 }
                 Err(error) => {
-                    metrics.ended("error");
+                    // A stop before the first token leaves nothing to answer with.
+                    metrics.ended(if job.control.is_cancelled() { "cancelled" } else { error.outcome() });
                     Event::Failed(error)
                 }
             }

@@ -12,14 +12,18 @@ ORT_TOO_OLD := 1.19.2
 ORT := $(CURDIR)/build/onnxruntime
 ORT_LIBRARY := $(ORT)/$(ORT_PINNED)/libonnxruntime.so
 
-.PHONY: help demo test test-rust test-features test-c build tools onnxruntime bench bench-onnx clean
+# The web page is tested in this browser, under any of its names.
+CHROMIUM := chromium chromium-browser google-chrome
+
+.PHONY: help demo test test-rust test-features test-c test-web build tools web-tools onnxruntime bench bench-onnx clean
 
 help:
 	@echo "make demo       build, then a C program asks the bundled model about the bundled picture"
-	@echo "make test       all tests: test-rust, test-features and test-c"
+	@echo "make test       all tests: test-rust, test-features, test-c and test-web"
 	@echo "make test-rust  both engines, golden arrays, header"
 	@echo "make test-features  builds with one backend"
 	@echo "make test-c     ctest: C and C++, shared and static, Valgrind, the installed package"
+	@echo "make test-web   the web server with OpenAI's client, and its page in Chromium"
 	@echo "make bench      our engines and their peers, as ratios"
 	@echo "make bench-onnx what our engine adds to ONNX Runtime, as a ratio"
 	@echo "make build      libsmolvlm.so, libsmolvlm.a, C examples and C tests"
@@ -50,7 +54,7 @@ demo: build
 	@echo; echo "ONNX Runtime:"
 	ORT_DYLIB_PATH=$(ORT_LIBRARY) $(ASK) --backend onnx $(QUESTIONS)
 
-test: test-rust test-features test-c
+test: test-rust test-features test-c test-web
 
 test-rust: onnxruntime
 	tools/fetch_onnxruntime.sh $(ORT_OLDEST) $(ORT)/$(ORT_OLDEST)
@@ -70,6 +74,23 @@ test-c: build
 	  -DSMOLVLM_ONNXRUNTIME_DIRS="$(ORT)/$(ORT_PINNED);$(ORT)/$(ORT_OLDEST);$(ORT)/$(ORT_TOO_OLD)"
 	cmake --build $(CMAKE_BUILD)
 	cd $(CMAKE_BUILD) && ctest --output-on-failure -j2
+
+WEB_VENV := build/venv-web
+$(WEB_VENV)/done: tests/web/requirements.txt | web-tools
+	python3 -m venv $(WEB_VENV)
+	$(WEB_VENV)/bin/python -m pip install --quiet -r $<
+	touch $@
+
+web-tools: tools
+	@missing=; python3 -c "import ensurepip" 2>/dev/null || missing=python3-venv; \
+	command -v $(CHROMIUM) >/dev/null || missing="$$missing chromium"; \
+	if [ -n "$$missing" ]; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq $$missing; \
+	  else echo "missing: $$missing (Debian's names)"; exit 1; fi; fi
+
+test-web: $(WEB_VENV)/done
+	cargo build --release --locked --example web_api
+	cd tests/web && $(CURDIR)/$(WEB_VENV)/bin/python -m unittest
 
 # What the tools need: torch and transformers, gigabytes of it.
 VENV := build/venv

@@ -99,6 +99,30 @@ fn a_completion_is_as_openai_s() {
     server.get("/v1/models/other").error(404, "model_not_found");
 }
 
+#[test]
+fn a_response_is_as_openai_s() {
+    let server = Server::start(&[]);
+    let ask = |body: Value| {
+        let body = body.to_string();
+        server.raw(&request("POST", "/v1/responses", "content-type: application/json\r\n", body.as_bytes()))
+    };
+    let image = json!({ "type": "input_image", "image_url": image_part()["image_url"]["url"], "detail": "low" });
+    let input = json!([{ "role": "user", "content": [{ "type": "input_text", "text": "Which way does the arrow point?" }, image] }]);
+    let answer = ask(json!({ "input": input, "instructions": "Look." })).json();
+    assert_eq!((&answer["object"], &answer["status"]), (&"response".into(), &"completed".into()), "{answer}");
+    assert_eq!(answer["output"][0]["content"][0]["text"], "Left.");
+    assert_eq!(answer["smolvlm"]["metrics"]["tiles"], 1);
+    let short = ask(json!({ "input": "Hi", "max_output_tokens": 1 })).json();
+    assert_eq!((&short["status"], &short["usage"]["output_tokens"]), (&"incomplete".into(), &1.into()));
+    for (field, value) in [("stream", json!(true)), ("previous_response_id", json!("resp_1")), ("tools", json!([{}]))] {
+        let message = ask(json!({ "input": "Hi", field: value })).error(400, "invalid_value");
+        assert!(message.starts_with(field), "{message}");
+    }
+    let message = ask(json!({ "input": [{ "role": "user", "content": [{ "type": "input_image" }] }] }))
+        .error(400, "invalid_value");
+    assert_eq!(message, "input[0].content[0].image_url: missing");
+}
+
 /// The history that a client sends becomes what a session would have remembered: drawn at a high temperature, an
 /// answer of more than twenty tokens is the same only if all logits are.
 #[test]
@@ -182,7 +206,9 @@ fn bad_requests_are_named() {
     assert!(chat(asked(url("file:///etc/passwd"))).contains("this server fetches nothing"));
     assert!(chat(asked(url("data:image/png,abc"))).contains("without ;base64,"));
     assert!(chat(asked(url("data:image/png;base64,a!"))).starts_with("messages[0].content[1].image_url.url: base64: "));
-    assert!(chat(asked(json!({ "type": "input_audio" }))).contains("\"input_audio\" is none of text, image_url"));
+    assert!(
+        chat(asked(json!({ "type": "input_audio" }))).contains("\"input_audio\" is neither a text nor an image_url")
+    );
     assert_eq!(chat(asked(json!({ "type": "image_url" }))), "messages[0].content[1].image_url: missing");
     assert_eq!(chat(json!({ "messages": [] })), "messages: the last one must be the user's");
     let hi = json!({ "role": "user", "content": "Hi" });

@@ -19,7 +19,7 @@ use crate::metrics::{self, Metrics};
 use crate::options::Options;
 use crate::queue::{Place, Queue};
 use crate::worker::lock;
-use crate::{analyze, chat, page};
+use crate::{analyze, chat, page, responses};
 
 pub struct App {
     pub options: Options,
@@ -36,6 +36,7 @@ pub fn router(shared: Shared) -> Router {
     let questions = Router::new()
         .route("/analyze", post(analyze::analyze))
         .route("/v1/chat/completions", post(chat::completions))
+        .route("/v1/responses", post(responses::responses))
         .route_layer(from_fn_with_state(shared.clone(), admit));
     let protected = Router::new()
         .route("/v1/models", get(chat::models))

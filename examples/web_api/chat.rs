@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Extension;
-use axum::body::to_bytes;
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -12,6 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::app::{Admitted, Shared};
+use crate::body;
 use crate::error::{ApiError, Result};
 use crate::json::{json_response, metrics, openai_finish_reason};
 use crate::messages::{Message, conversation};
@@ -88,18 +88,14 @@ pub async fn completions(
     request: Request,
 ) -> Result<Response> {
     let limits = &shared.options;
-    let most = limits.max_body_bytes();
-    let body = tokio::time::timeout(limits.client_timeout_s, to_bytes(request.into_body(), most));
-    // The length that a header announces was looked at before; an I/O error has nobody who reads this.
-    let body = body.await.map_err(|_| ApiError::slow_client())?.map_err(|_| ApiError::too_large(most))?;
-    let chat: ChatRequest = serde_json::from_slice(&body).map_err(|e| ApiError::malformed(format!("body: {e}")))?;
+    let chat: ChatRequest = body::json(request, limits).await?;
     chat.refused.check()?;
-    let conversation = conversation(&chat.messages, chat.parameters.split, limits)?;
+    let conversation = conversation("messages", &chat.messages, chat.parameters.split, limits)?;
     // The pictures have been copied out of it.
-    drop(body);
+    drop(chat.messages);
     let settings = chat.parameters.settings(limits)?;
     let mut reply = shared.queue.ask(admitted.place()?, conversation, settings);
-    let head = Head { id: new_id(), created: unix_time(), model: shared.model_id.clone() };
+    let head = Head { id: new_id("chatcmpl-"), created: unix_time(), model: shared.model_id.clone() };
     if chat.stream.unwrap_or(false) {
         // Up to the first token an error has a status of its own.
         let first = reply.first().await?;
@@ -169,8 +165,8 @@ pub fn unix_time() -> u64 {
 }
 
 /// Unique among the ids of this server, and unlikely to be another's.
-fn new_id() -> String {
+pub fn new_id(kind: &str) -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let nanos = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
-    format!("chatcmpl-{nanos:016x}{:08x}", COUNT.fetch_add(1, Ordering::Relaxed))
+    format!("{kind}{nanos:016x}{:08x}", COUNT.fetch_add(1, Ordering::Relaxed))
 }

@@ -1,9 +1,10 @@
 //! A web server around the library: a page to try it, a form to post to, and OpenAI's protocol.
 //!
-//! A request passes [`server`] -> [`app`] -> [`analyze`] or [`chat`] -> [`queue`] -> [`worker`], and its answer goes back.
+//! A request passes [`server`] -> [`app`] -> [`analyze`], [`chat`] or [`responses`] -> [`queue`] -> [`worker`], and its answer goes back.
 
 mod analyze;
 mod app;
+mod body;
 mod chat;
 mod error;
 mod images;
@@ -14,6 +15,7 @@ mod options;
 mod page;
 mod queue;
 mod recall;
+mod responses;
 mod server;
 mod settings;
 mod stream;

@@ -21,18 +21,27 @@ enum Content {
     Parts(Vec<Part>),
 }
 
+impl Message {
+    pub fn text(role: &str, text: String) -> Self {
+        Self { role: role.into(), content: Some(Content::Text(text)) }
+    }
+}
+
 /// What is there is decided by `type`, below, for errors that name it.
 #[derive(Deserialize)]
 struct Part {
     r#type: String,
     text: Option<String>,
     image_url: Option<ImageUrl>,
+    detail: Option<String>,
 }
 
+/// Chat completions have an object here, responses a string.
 #[derive(Deserialize)]
-struct ImageUrl {
-    url: String,
-    detail: Option<String>,
+#[serde(untagged)]
+enum ImageUrl {
+    Url(String),
+    Object { url: String, detail: Option<String> },
 }
 
 /// Whose turn it is.
@@ -43,13 +52,13 @@ enum Expected {
     Answer,
 }
 
-/// The last message must be a question. `split` overrides what the pictures' `detail` says.
-pub fn conversation(messages: &[Message], split: Option<bool>, limits: &Options) -> Result<Conversation> {
+/// The last message must be a question. `name` is the field that they came in; `split` overrides what the pictures' `detail` says.
+pub fn conversation(name: &str, messages: &[Message], split: Option<bool>, limits: &Options) -> Result<Conversation> {
     let mut conversation = Conversation::default();
     let mut expected = Expected::Anything;
     let mut image_count = 0;
     for (i, message) in messages.iter().enumerate() {
-        let at = format!("messages[{i}]");
+        let at = format!("{name}[{i}]");
         let turn = turn(&at, message, &mut image_count, limits)?;
         match (message.role.as_str(), &expected) {
             ("system" | "developer", Expected::Anything) => {
@@ -78,7 +87,7 @@ pub fn conversation(messages: &[Message], split: Option<bool>, limits: &Options)
         }
     }
     if expected != Expected::Answer {
-        return Err(ApiError::invalid("messages", "the last one must be the user's"));
+        return Err(ApiError::invalid(name, "the last one must be the user's"));
     }
     Ok(conversation)
 }
@@ -100,16 +109,28 @@ fn turn(at: &str, message: &Message, image_count: &mut usize, limits: &Options) 
     for (j, part) in parts.iter().enumerate() {
         let at = format!("{at}.content[{j}]");
         match (part.r#type.as_str(), &part.text, &part.image_url) {
-            ("text", Some(text), _) => texts.push(text.as_str()),
-            ("image_url", _, Some(image)) => {
+            ("text" | "input_text" | "output_text", Some(text), _) => texts.push(text.as_str()),
+            ("image_url" | "input_image", _, Some(image)) => {
+                let (at, url, detail) = match image {
+                    ImageUrl::Url(url) => (format!("{at}.image_url"), url, &part.detail),
+                    ImageUrl::Object { url, detail } => (format!("{at}.image_url.url"), url, detail),
+                };
                 *image_count += 1;
-                turn.images.push(picture(&format!("{at}.image_url.url"), &image.url, *image_count, limits)?);
-                details.push(image.detail.as_deref());
+                turn.images.push(picture(&at, url, *image_count, limits)?);
+                details.push(detail.as_deref());
             }
-            (kind @ ("text" | "image_url"), _, _) => return Err(ApiError::invalid(format!("{at}.{kind}"), "missing")),
+            ("text" | "input_text" | "output_text", None, _) => {
+                return Err(ApiError::invalid(format!("{at}.text"), "missing"));
+            }
+            ("image_url" | "input_image", _, None) => {
+                return Err(ApiError::invalid(format!("{at}.image_url"), "missing"));
+            }
             (kind, _, _) => {
                 let kind: String = kind.chars().take(40).collect();
-                return Err(ApiError::invalid(format!("{at}.type"), format!("\"{kind}\" is none of text, image_url")));
+                return Err(ApiError::invalid(
+                    format!("{at}.type"),
+                    format!("\"{kind}\" is neither a text nor an image_url"),
+                ));
             }
         }
     }

@@ -1,0 +1,111 @@
+//! `POST /v1/responses`: the smaller part of OpenAI's newer protocol, for pictures and texts, whole answers only.
+
+use axum::Extension;
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::app::{Admitted, Shared};
+use crate::body;
+use crate::chat::{extension, new_id, unix_time};
+use crate::error::{ApiError, Result};
+use crate::json::{json_response, openai_finish_reason};
+use crate::messages::{Message, conversation};
+use crate::settings::Parameters;
+use crate::worker::Finished;
+
+#[derive(Deserialize)]
+struct ResponsesRequest {
+    input: Input,
+    instructions: Option<String>,
+    max_output_tokens: Option<usize>,
+    #[serde(flatten)]
+    parameters: Parameters,
+    stream: Option<bool>,
+    previous_response_id: Option<String>,
+    tools: Option<Vec<Value>>,
+    text: Option<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Input {
+    Text(String),
+    Messages(Vec<Message>),
+}
+
+impl ResponsesRequest {
+    fn check(&self) -> Result<()> {
+        let format = self.text.as_ref().map_or(&Value::Null, |text| &text["format"]["type"]);
+        let checks = [
+            ("stream", !self.stream.unwrap_or(false), "not here; /v1/chat/completions streams"),
+            ("previous_response_id", self.previous_response_id.is_none(), "nothing is kept; send the conversation"),
+            ("tools", self.tools.as_ref().is_none_or(Vec::is_empty), "the model calls no tools"),
+            ("text", format.is_null() || format == "text", "only the format text is accepted"),
+        ];
+        match checks.iter().find(|(_, fine, _)| !fine) {
+            Some((name, _, message)) => Err(ApiError::invalid(*name, message)),
+            None => Ok(()),
+        }
+    }
+}
+
+pub async fn responses(
+    State(shared): State<Shared>,
+    Extension(admitted): Extension<Admitted>,
+    request: Request,
+) -> Result<Response> {
+    let limits = &shared.options;
+    let mut asked: ResponsesRequest = body::json(request, limits).await?;
+    asked.check()?;
+    let mut messages = match asked.input {
+        Input::Text(text) => vec![Message::text("user", text)],
+        Input::Messages(messages) => messages,
+    };
+    if let Some(text) = asked.instructions {
+        messages.insert(0, Message::text("system", text));
+    }
+    let conversation = conversation("input", &messages, asked.parameters.split, limits)?;
+    // The pictures have been copied out of it.
+    drop(messages);
+    asked.parameters.max_new_tokens = asked.max_output_tokens;
+    let settings = asked.parameters.settings(limits)?;
+    let finished = shared.queue.ask(admitted.place()?, conversation, settings).finished().await?;
+    Ok(json_response(StatusCode::OK, &response_object(&shared.model_id, &finished)))
+}
+
+fn response_object(model: &str, finished: &Finished) -> Value {
+    let m = &finished.answer.metrics;
+    let whole = openai_finish_reason(&finished.answer) == "stop";
+    let status = if whole { "completed" } else { "incomplete" };
+    let content = json!({ "type": "output_text", "text": finished.answer.text, "annotations": [] });
+    json!({
+        "id": new_id("resp_"),
+        "object": "response",
+        "created_at": unix_time(),
+        "status": status,
+        "error": null,
+        "incomplete_details": if whole { Value::Null } else { json!({ "reason": "max_output_tokens" }) },
+        "model": model,
+        "output": [{
+            "type": "message",
+            "id": new_id("msg_"),
+            "status": status,
+            "role": "assistant",
+            "content": [content],
+        }],
+        "parallel_tool_calls": false,
+        "tool_choice": "none",
+        "tools": [],
+        "usage": {
+            "input_tokens": m.prompt_tokens,
+            "input_tokens_details": { "cached_tokens": 0 },
+            "output_tokens": m.generated_tokens,
+            "output_tokens_details": { "reasoning_tokens": 0 },
+            "total_tokens": m.prompt_tokens + m.generated_tokens,
+        },
+        "smolvlm": extension(finished),
+    })
+}

@@ -89,7 +89,9 @@ fn a_completion_is_as_openai_s() {
 
     let plain = server.chat(&json!({ "messages": [question(LIST)], "stream": true })).body;
     assert!(plain.ends_with("data: [DONE]\n\n") && !plain.contains("usage"), "{plain}");
-    let short = server.chat(&json!({ "messages": [question(LIST)], "max_completion_tokens": 1 })).json();
+    let short = server
+        .chat(&json!({ "messages": [question(LIST)], "max_completion_tokens": 1, "max_tokens": null, "stop": null }))
+        .json();
     assert_eq!(short["choices"][0]["finish_reason"], "length");
     let mut low = question(LIST);
     low["content"][1]["image_url"]["detail"] = "low".into();
@@ -220,6 +222,12 @@ fn bad_requests_are_named() {
     assert_eq!(chat(json!({ "messages": [{ "role": "user" }] })), "messages[0].content: missing");
     assert_eq!(chat(json!({ "messages": [hi], "n": 2 })), "n: only 1 accepted");
     assert_eq!(chat(json!({ "messages": [hi], "tools": [{}] })), "tools: the model calls no tools");
+    let ill_typed = |body: Value| server.chat(&body).error(400, "malformed_request");
+    assert!(
+        ill_typed(json!({ "messages": [{ "role": "user", "content": 5 }] })).contains("content: neither a text nor")
+    );
+    assert!(ill_typed(json!({ "messages": [hi], "temperature": "hot" })).contains("\"hot\""));
+    assert!(ill_typed(json!({ "messages": [hi], "stop": 5 })).contains("stop: neither a text nor"));
     let said = json!({ "role": "assistant", "content": "word ".repeat(3000) });
     server.chat(&json!({ "messages": [hi, said, hi] })).error(400, "context_length_exceeded");
     let bad_json = request("POST", "/v1/chat/completions", "", b"{\"messages\": [");

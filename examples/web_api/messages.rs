@@ -15,7 +15,7 @@ pub struct Message {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "content: neither a text nor an array of parts with a type each")]
 enum Content {
     Text(String),
     Parts(Vec<Part>),
@@ -38,7 +38,7 @@ struct Part {
 
 /// Chat completions have an object here, responses a string.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "image_url: neither a URL nor an object with a url")]
 enum ImageUrl {
     Url(String),
     Object { url: String, detail: Option<String> },

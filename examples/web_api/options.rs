@@ -50,7 +50,7 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = at_least_one, help_heading = "Limits")]
     pub max_connections: usize,
     /// Largest request, in MiB; a larger one gets 413
-    #[arg(long, value_name = "MIB", default_value_t = 20, value_parser = at_least_one, help_heading = "Limits")]
+    #[arg(long, value_name = "MIB", default_value_t = 10, value_parser = at_least_one, help_heading = "Limits")]
     pub max_body_mib: usize,
     /// Most pictures of one request, a conversation's earlier ones included
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = at_least_one, help_heading = "Limits")]

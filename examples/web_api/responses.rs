@@ -30,7 +30,7 @@ struct ResponsesRequest {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "input: neither a text nor an array of messages")]
 enum Input {
     Text(String),
     Messages(Vec<Message>),

@@ -16,8 +16,10 @@ const MAX_STOPS: usize = 16;
 /// As clients give them; what is missing has its default.
 #[derive(Default, Deserialize)]
 pub struct Parameters {
-    #[serde(alias = "max_tokens", alias = "max_completion_tokens")]
     pub max_new_tokens: Option<usize>,
+    /// OpenAI's two names for it.
+    max_completion_tokens: Option<usize>,
+    max_tokens: Option<usize>,
     pub temperature: Option<f32>,
     pub top_k: Option<usize>,
     pub top_p: Option<f32>,
@@ -31,7 +33,7 @@ pub struct Parameters {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "stop: neither a text nor an array of texts")]
 pub enum Stop {
     One(String),
     Many(Vec<String>),
@@ -61,8 +63,9 @@ impl Parameters {
     }
 
     pub fn settings(self, limits: &Options) -> Result<Settings> {
-        let max_new_tokens =
-            self.max_new_tokens.unwrap_or(smolvlm::session::DEFAULT_MAX_NEW_TOKENS.min(limits.max_new_tokens));
+        let default = smolvlm::session::DEFAULT_MAX_NEW_TOKENS.min(limits.max_new_tokens);
+        let given = self.max_new_tokens.or(self.max_completion_tokens).or(self.max_tokens);
+        let max_new_tokens = given.unwrap_or(default);
         if !(1..=limits.max_new_tokens).contains(&max_new_tokens) {
             let message = format!("{max_new_tokens} given, 1 to {} accepted", limits.max_new_tokens);
             return Err(ApiError::invalid("max_new_tokens", message));

@@ -224,7 +224,7 @@ impl<F: Fn(usize, &mut [f32]) + Sync> Matrix<F> {
         let all = values.par_chunks_exact_mut(blocks * BLOCK_BYTES).zip(scales.par_chunks_exact_mut(blocks * LANES));
         self.each(all, |(values, scales), lane, row| {
             for (b, block) in row.chunks(BLOCK).enumerate() {
-                let (scale, integers) = quantise_int4(block);
+                let (scale, integers) = quantise_int4(block, self.cpu);
                 scales[b * LANES + lane] = scale;
                 for (i, integer) in integers.into_iter().enumerate() {
                     let group = i / QUAD;
@@ -242,7 +242,7 @@ impl<F: Fn(usize, &mut [f32]) + Sync> Matrix<F> {
 const EXTREMES: [f32; 4] = [-8.0, -7.5, -7.0, 7.0];
 
 /// The scale of a block, and its weights plus INT4_OFFSET, with the least squares of errors.
-fn quantise_int4(block: &[f32]) -> (f16, [u8; BLOCK]) {
+fn quantise_int4(block: &[f32], cpu: Cpu) -> (f16, [u8; BLOCK]) {
     let extreme = block.iter().copied().fold(0f32, |a, b| if b.abs() > a.abs() { b } else { a });
     let mut best = (f32::INFINITY, f16::ZERO, [INT4_OFFSET as u8; BLOCK]);
     for target in EXTREMES {
@@ -250,14 +250,8 @@ fn quantise_int4(block: &[f32]) -> (f16, [u8; BLOCK]) {
         if scale == f16::ZERO {
             continue;
         }
-        let (exact, inverse) = (scale.to_f32(), scale.to_f32().recip());
-        let (mut integers, mut error) = ([INT4_OFFSET as u8; BLOCK], 0.0);
-        for (integer, w) in integers.iter_mut().zip(block) {
-            let rounded = (w * inverse + INT4_OFFSET as f32 + 0.5).clamp(0.0, 15.0) as u8;
-            let difference = (i32::from(rounded) - INT4_OFFSET) as f32 * exact - w;
-            *integer = rounded;
-            error += difference * difference;
-        }
+        let mut integers = [0; BLOCK];
+        let error = math::to_int4(block, scale.to_f32(), &mut integers, cpu);
         if error < best.0 {
             best = (error, scale, integers);
         }

@@ -3,10 +3,13 @@
 use half::bf16;
 
 use super::Cpu;
-use super::block::{BLOCK, OFFSET, QUAD};
+use super::block::{BLOCK, INT4_OFFSET, OFFSET, QUAD};
 
 /// Partial sums and maxima of a reduction: as many as the widest register has lanes.
 const LANES: usize = 16;
+
+/// Adding it rounds a number of no more than 22 bits to an integer, ties to even, which the low bits of the sum then hold.
+const ROUND: f32 = 12_582_912.0;
 
 /// Defines `$name`, which runs `$body` compiled for the processor at hand. `FUSED` in it: whether that has fused multiply-adds.
 macro_rules! vectorised {
@@ -79,8 +82,6 @@ fn exp<const FUSED: bool>(x: f32) -> f32 {
     // ln 2 in two parts, so that n * LN2_HIGH is exact.
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    // Adding it rounds to an integer, which the low bits of the sum then hold.
-    const ROUND: f32 = 12_582_912.0;
     const ONE: u32 = 0x3f80_0000;
     let x = larger(if x < 88.0 { x } else { 88.0 }, -87.0);
     let rounded = fma::<FUSED>(x, LOG2_E, ROUND);
@@ -155,8 +156,6 @@ vectorised! {
     to_int8(x: &[f32], words: &mut [u32]) -> f32 {
         let largest = largest(x, 0.0, f32::abs);
         let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-        // Adding it rounds to an integer, ties to even, in the low bits.
-        const ROUND: f32 = 12_582_912.0;
         let byte = |x: f32| ((x * inverse + ROUND).to_bits().wrapping_add(OFFSET as u32)) & 0xff;
         for (word, quad) in words.iter_mut().zip(x.chunks_exact(4)) {
             *word = byte(quad[0]) | byte(quad[1]) << 8 | byte(quad[2]) << 16 | byte(quad[3]) << 24;
@@ -167,6 +166,22 @@ vectorised! {
             *last = at(0) | at(1) | at(2) | at(3);
         }
         largest / 127.0
+    }
+}
+
+vectorised! {
+    /// Numbers divided by `scale`, rounded to 4 bits, plus INT4_OFFSET; the sum of the squares of the errors.
+    to_int4(x: &[f32], scale: f32, integers: &mut [u8; BLOCK]) -> f32 {
+        let inverse = scale.recip();
+        let mut errors = [0f32; BLOCK];
+        for ((error, integer), x) in errors.iter_mut().zip(integers).zip(x) {
+            let shifted = x * inverse + INT4_OFFSET as f32;
+            let rounded = larger(if shifted < 15.0 { shifted } else { 15.0 }, 0.0) + ROUND;
+            *integer = rounded.to_bits() as u8;
+            let difference = (rounded - ROUND - INT4_OFFSET as f32) * scale - x;
+            *error = difference * difference;
+        }
+        errors.iter().sum()
     }
 }
 

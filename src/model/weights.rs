@@ -7,6 +7,8 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use memmap2::Mmap;
+#[cfg(unix)]
+use memmap2::UncheckedAdvice;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
@@ -112,6 +114,18 @@ impl Weights {
         }
     }
 
+    /// Gives back the memory that a tensor's pages take. Whoever reads it again finds it in the system's cache, or on disk.
+    fn release(&self, entry: &Entry) {
+        #[cfg(unix)]
+        {
+            let (start, map) = (entry.bytes.start, &self.shards[entry.shard].map);
+            // SAFETY: the map is of a file, shared and only read: what is dropped comes back as it was.
+            let dropped = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, entry.bytes.len()) };
+            // It was advice: without it there is less memory, and nothing is wrong.
+            drop(dropped);
+        }
+    }
+
     fn bytes(&self, entry: &Entry) -> &[u8] {
         &self.shards[entry.shard].map[entry.bytes.clone()]
     }
@@ -161,7 +175,9 @@ impl Matrix {
     /// For products on the kernels; `bias` [outputs], or empty.
     pub fn pack(&self, bias: Vec<f32>, precision: Precision) -> PackedLinear {
         let shape = (self.outputs(), self.inputs);
-        PackedLinear::new(shape, |output, row| self.row(output, row), bias, precision, Cpu::detect())
+        let packed = PackedLinear::new(shape, |output, row| self.row(output, row), bias, precision, Cpu::detect());
+        self.parts.iter().for_each(|part| self.weights.release(&part.entry));
+        packed
     }
 }
 

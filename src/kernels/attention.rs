@@ -365,7 +365,7 @@ mod tests {
                 for attend in [Attend::Causally, Attend::Everywhere] {
                     let causal = attend == Attend::Causally;
                     let expected = exact(&queries, &keys, &values, (query_heads, kv_heads), head_dim, causal);
-                    for (cpu, piece) in [(Cpu::Portable, positions), (Cpu::detect(), positions), (Cpu::detect(), 3)] {
+                    for (cpu, piece) in Cpu::available().into_iter().flat_map(|cpu| [(cpu, positions), (cpu, 3)]) {
                         let mut cache = KeyValueCache::new(kv_heads, head_dim, cpu);
                         // Something that is forgotten again must leave no trace.
                         let forgotten = vec![f32::INFINITY; width * positions.next_multiple_of(2)];

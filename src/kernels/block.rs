@@ -6,9 +6,9 @@
 
 use half::{bf16, f16};
 
-#[cfg(target_arch = "x86_64")]
-use super::x86;
 use super::{Cpu, Rows, math};
+#[cfg(target_arch = "x86_64")]
+use super::{avx2, x86};
 
 /// Outputs of a panel.
 pub(super) const LANES: usize = 16;
@@ -136,10 +136,35 @@ impl Block<'_> {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             (Panels::Int4 { values, scales }, Cpu::Avx512) => unsafe { x86::int4_block(values, scales, self, out) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: these exist only where the processor has AVX2 and FMA.
+            (Panels::Bf16(values), Cpu::Avx2 | Cpu::AvxVnni) => unsafe { avx2::bf16_block(values, self, out) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            (Panels::Int8 { values, scales, corrections }, Cpu::Avx2) => unsafe {
+                avx2::int8_block(values, scales, corrections, self, out);
+            },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `Cpu::AvxVnni` exists only where the processor has AVX-VNNI.
+            (Panels::Int8 { values, scales, corrections }, Cpu::AvxVnni) => unsafe {
+                avx2::int8_vnni_block(values, scales, corrections, self, out);
+            },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            (Panels::Int4 { values, scales }, Cpu::Avx2 | Cpu::AvxVnni) => unsafe {
+                avx2::int4_block(values, scales, self, out);
+            },
             (Panels::Bf16(values), _) => self.bf16(values, out),
             (Panels::Int4 { values, scales }, _) => self.int4(values, scales, out),
             (Panels::Int8 { values, scales, corrections }, _) => self.int8(values, scales, corrections, out),
         }
+    }
+
+    /// Vectors from the block's first to its last.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn vectors(&self) -> usize {
+        let last = self.rows.groups.checked_sub(1).map(|group| self.strides.at(self.panel_count - 1, group));
+        last.map_or(0, |last| last + 1)
     }
 
     /// The reference of every bf16 kernel.
@@ -209,6 +234,59 @@ impl Block<'_> {
                 results.iter_mut().for_each(|x| *x *= row_scale);
                 // SAFETY: both counts are the block's.
                 unsafe { out.store(row, panel, &results) };
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// What `run` makes of `rows` rows and `panels` panels of bytes of all sizes, the largest ones among them, less some columns.
+    pub fn int8_product(rows: usize, panels: usize, run: impl Fn(&Block<'_>, &mut Out)) -> Vec<f32> {
+        let groups = 37;
+        // Activations from 1 to 255, weights from -127 to 127: half of them are at either end.
+        let any = |i: usize| (i as u32).wrapping_mul(2_654_435_761) >> 8;
+        let signed = |i: usize| match any(i) % 4 {
+            0 => 127,
+            1 => -127,
+            _ => (any(i + 7) % 255) as i32 - 127,
+        };
+        let bytes = |row: usize| std::array::from_fn(|i| (signed(row * QUAD + i) + OFFSET) as u8);
+        let words = (0..rows * groups).map(|i| u32::from_le_bytes(bytes(i))).collect();
+        let values: Vec<i8> = (0..panels * groups * LANES * QUAD).map(|i| signed(i + 999) as i8).collect();
+        let column = |lane: usize| -> i32 {
+            let panel = &values[lane / LANES * groups * LANES * QUAD..][..groups * LANES * QUAD];
+            panel.chunks_exact(QUAD).skip(lane % LANES).step_by(LANES).flatten().map(|&w| i32::from(w)).sum()
+        };
+        let corrections: Vec<i32> = (0..panels * LANES).map(|lane| OFFSET * column(lane)).collect();
+        let rows_of = Rows { words, groups, scales: vec![1.0; rows], ..Rows::default() };
+        let block = Block {
+            rows: &rows_of,
+            first_row: 0,
+            row_count: rows,
+            panels: Panels::Int8 { values: &values, scales: &vec![1.0; panels * LANES], corrections: &corrections },
+            panel_count: panels,
+            strides: Strides { panel: groups, group: 1 },
+        };
+        let columns = panels * LANES - rows;
+        let mut numbers = vec![0.0; rows * columns];
+        // SAFETY: the numbers are this function's alone, and as many as said.
+        run(&block, &mut unsafe { Out::new(numbers.as_mut_ptr(), columns, columns, false) });
+        numbers
+    }
+
+    #[test]
+    fn integers_are_exact_however_large_the_bytes() {
+        for (rows, panels) in (1..=13).flat_map(|rows| (1..=4).map(move |panels| (rows, panels))) {
+            let portable = int8_product(rows, panels, |block, out| block.run(out, Cpu::Portable));
+            for cpu in Cpu::available() {
+                assert_eq!(
+                    int8_product(rows, panels, |block, out| block.run(out, cpu)),
+                    portable,
+                    "{cpu:?} {rows} {panels}"
+                );
             }
         }
     }

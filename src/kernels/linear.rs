@@ -330,10 +330,12 @@ mod tests {
             for precision in [Precision::Bf16, Precision::Int8, Precision::Int4] {
                 for then in [Then::Store, Then::Gelu, Then::Add] {
                     let portable = case.ours(precision, Cpu::Portable, then);
-                    let difference = largest_difference(&case.ours(precision, Cpu::detect(), then), &portable);
-                    // Integers are exact; floats differ by the order of summation.
-                    let tolerance = if precision == Precision::Int8 { 1e-5 } else { 1e-6 * case.inputs as f32 };
-                    assert!(difference <= tolerance, "{precision:?} {then:?} {shape:?}: {difference}");
+                    for cpu in Cpu::available() {
+                        let difference = largest_difference(&case.ours(precision, cpu, then), &portable);
+                        // Integers are exact; floats differ by the order of summation.
+                        let tolerance = if precision == Precision::Int8 { 1e-5 } else { 1e-6 * case.inputs as f32 };
+                        assert!(difference <= tolerance, "{cpu:?} {precision:?} {then:?} {shape:?}: {difference}");
+                    }
                 }
             }
         }
@@ -343,7 +345,7 @@ mod tests {
     fn results_are_added_to_what_is_there() {
         let case = Case::new((7, 100, 65));
         for precision in [Precision::Bf16, Precision::Int8, Precision::Int4] {
-            for cpu in [Cpu::Portable, Cpu::detect()] {
+            for cpu in Cpu::available() {
                 let stored: Vec<f32> = case.ours(precision, cpu, Then::Store).iter().map(|x| x + 0.5).collect();
                 assert!(largest_difference(&case.ours(precision, cpu, Then::Add), &stored) < 1e-5);
             }

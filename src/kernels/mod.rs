@@ -4,6 +4,8 @@
 //! packed keys and values. What can be shared out goes to the [`team`] of the caller's pass.
 
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod block;
 mod cpu;
 mod linear;

@@ -18,10 +18,10 @@ pub struct Rows {
     /// [rows] in 8 bits. Like the others it may be longer than it is used.
     pub(super) scales: Vec<f32>,
     /// [rows, blocks] for int4 weights, else empty: the sum of a block's 8-bit numbers, which are signed there.
-    sums: Vec<i32>,
+    pub(super) sums: Vec<i32>,
     pub(super) precision: Precision,
-    count: usize,
-    width: usize,
+    pub(super) count: usize,
+    pub(super) width: usize,
 }
 
 impl Rows {

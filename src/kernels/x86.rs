@@ -29,19 +29,11 @@ macro_rules! dispatch {
     };
 }
 
-/// Vectors from the block's first to its last.
-fn vectors(block: &Block<'_>) -> usize {
-    match block.rows.groups.checked_sub(1) {
-        Some(group) => block.strides.at(block.panel_count - 1, group) + 1,
-        None => 0,
-    }
-}
-
 /// # Safety
 /// The processor has AVX-512 F, BW and BF16. `values` starts at the block's first panel.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub(super) unsafe fn bf16_block(values: &[bf16], block: &Block<'_>, out: &mut Out) {
-    assert!(values.len() >= vectors(block) * LANES * PAIR);
+    assert!(values.len() >= block.vectors() * LANES * PAIR);
     for row in (0..block.row_count).step_by(TILE_ROWS) {
         let rows = TILE_ROWS.min(block.row_count - row);
         // SAFETY: as this function; the tile lies in the block.
@@ -108,7 +100,7 @@ unsafe fn bf16_tile<const ROWS: usize, const PANELS: usize>(
 /// The processor has AVX-512 F, BW and VNNI. `values`, `scales` and `corrections` start at the block's first panel.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 pub(super) unsafe fn int8_block(values: &[i8], scales: &[f32], corrections: &[i32], block: &Block<'_>, out: &mut Out) {
-    assert!(values.len() >= vectors(block) * LANES * QUAD);
+    assert!(values.len() >= block.vectors() * LANES * QUAD);
     assert!(scales.len().min(corrections.len()) >= block.panel_count * LANES);
     assert!(block.rows.scales.len() >= block.first_row + block.row_count);
     for row in (0..block.row_count).step_by(TILE_ROWS) {

@@ -156,7 +156,7 @@ typedef enum smolvlm_device {
  */
 typedef enum smolvlm_dtype {
   /**
-   * Candle: on the processor INT8 where it is fast (AVX-512 with VNNI), else F32; BF16 on an accelerator. ONNX: the first of F32, F16, INT8, UINT8, QUANTIZED, Q4,
+   * Candle: on the processor INT8 where it is fast (AVX2 or better), else F32; BF16 on an accelerator. ONNX: the first of F32, F16, INT8, UINT8, QUANTIZED, Q4,
    * Q4F16 and BNB4 that is there; on an accelerator F16 comes before F32.
    */
   SMOLVLM_DTYPE_AUTO = 0,

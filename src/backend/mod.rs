@@ -42,7 +42,7 @@ pub enum DeviceKind {
 /// the others are the variants in which the hub publishes ONNX graphs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum DTypeKind {
-    /// Candle: on the CPU `Int8` where the kernels have the processor's instructions (AVX-512 with VNNI), else `F32`; `Bf16` on an
+    /// Candle: on the CPU `Int8` where the kernels have the processor's instructions (AVX2 or better), else `F32`; `Bf16` on an
     /// accelerator. ONNX: the most precise variant that is there on the CPU, `F16`
     /// before `F32` on an accelerator.
     #[default]

@@ -138,7 +138,7 @@ impl From<DeviceKind> for smolvlm_device {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum smolvlm_dtype {
-    /// Candle: on the processor INT8 where it is fast (AVX-512 with VNNI), else F32; BF16 on an accelerator. ONNX: the first of F32, F16, INT8, UINT8, QUANTIZED, Q4,
+    /// Candle: on the processor INT8 where it is fast (AVX2 or better), else F32; BF16 on an accelerator. ONNX: the first of F32, F16, INT8, UINT8, QUANTIZED, Q4,
     /// Q4F16 and BNB4 that is there; on an accelerator F16 comes before F32.
     Auto = 0,
     /// 32-bit floats: the reference.

@@ -47,7 +47,8 @@ impl Model {
 
     /// Adds a question and the answer that it is said to have had to the conversation.
     pub fn recall(&self, session: &mut Session, question: &Request<'_>, answer: &str) -> Result<FinishReason> {
-        let mut script = self.spell(answer)?;
+        // The family's answers start with a space, which is not part of the text.
+        let mut script = self.spell(&format!(" {answer}"))?;
         let request =
             Request { max_new_tokens: script.len() + 1, sampling: Sampling::default(), stop: &[], ..question.clone() };
         script.push(self.end_of_text);

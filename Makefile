@@ -2,8 +2,8 @@
 
 CMAKE_BUILD := build/cmake
 CARGO_OUT := $(CURDIR)/target/release
-PACKAGES := build-essential cmake pkg-config python3 python3-pip valgrind
-TOOLS := cc c++ cmake pip3 pkg-config python3 valgrind
+PACKAGES := build-essential cmake curl pkg-config python3 python3-pip shellcheck valgrind
+TOOLS := cc c++ cmake curl pip3 pkg-config python3 shellcheck valgrind
 
 # ONNX Runtime's versions: the one that is used here, the oldest that the library accepts, and one that it must refuse.
 ORT_PINNED := $(shell sed -n 's/^onnxruntime==//p' tools/requirements.txt)
@@ -15,14 +15,15 @@ ORT_LIBRARY := $(ORT)/$(ORT_PINNED)/libonnxruntime.so
 # The web page is tested in this browser, under any of its names.
 CHROMIUM := chromium chromium-browser google-chrome
 
-.PHONY: help demo test test-rust test-features test-c test-web build tools web-tools onnxruntime bench bench-onnx clean
+.PHONY: help demo test test-rust test-features test-c test-download test-web build tools web-tools onnxruntime bench bench-onnx clean
 
 help:
 	@echo "make demo       build, then a C program asks the bundled model about the bundled picture"
-	@echo "make test       all tests: test-rust, test-features, test-c and test-web"
+	@echo "make test       all tests: test-rust, test-features, test-c, test-download and test-web"
 	@echo "make test-rust  both engines, golden arrays, header"
 	@echo "make test-features  builds with one backend"
 	@echo "make test-c     ctest: C and C++, shared and static, Valgrind, the installed package"
+	@echo "make test-download  download_models.sh against a hub on this machine"
 	@echo "make test-web   the web server with OpenAI's client, and its page in Chromium"
 	@echo "make bench      our engines and their peers, as ratios"
 	@echo "make bench-onnx what our engine adds to ONNX Runtime, as a ratio"
@@ -54,7 +55,7 @@ demo: build
 	@echo; echo "ONNX Runtime:"
 	ORT_DYLIB_PATH=$(ORT_LIBRARY) $(ASK) --backend onnx $(QUESTIONS)
 
-test: test-rust test-features test-c test-web
+test: test-rust test-features test-c test-download test-web
 
 test-rust: onnxruntime
 	tools/fetch_onnxruntime.sh $(ORT_OLDEST) $(ORT)/$(ORT_OLDEST)
@@ -74,6 +75,11 @@ test-c: build
 	  -DSMOLVLM_ONNXRUNTIME_DIRS="$(ORT)/$(ORT_PINNED);$(ORT)/$(ORT_OLDEST);$(ORT)/$(ORT_TOO_OLD)"
 	cmake --build $(CMAKE_BUILD)
 	cd $(CMAKE_BUILD) && ctest --output-on-failure -j2
+
+test-download: tools
+	cargo build --release --locked --example smolvlm_demo
+	shellcheck download_models.sh
+	python3 tests/download/test_download.py
 
 WEB_VENV := build/venv-web
 $(WEB_VENV)/done: tests/web/requirements.txt | web-tools

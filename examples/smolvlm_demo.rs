@@ -17,8 +17,8 @@ use smolvlm::{
 #[derive(Parser)]
 #[command(name = "smolvlm_demo", version, after_help = EXAMPLES)]
 struct Args {
-    /// Checkpoint directory [default: models/demo, or that of --model-size]
-    #[arg(long, value_name = "DIR")]
+    /// Checkpoint directory, or a hub id in the hub's local cache [default: models/demo, or that of --model-size]
+    #[arg(long, value_name = "DIR|ID")]
     model: Option<PathBuf>,
     /// A published size below models/: small (256M), medium (500M) or large (2.2B)
     #[arg(long, value_name = "SIZE", conflicts_with = "model")]
@@ -92,6 +92,7 @@ const EXAMPLES: &str = "\
 Examples:
   smolvlm_demo --image models/demo/test_image.jpg --prompt \"What objects are in this image?\"
   smolvlm_demo --image a.jpg b.jpg --prompt \"What differs?\" --model-size small --stats
+  smolvlm_demo --image a.jpg --model HuggingFaceTB/SmolVLM-256M-Instruct      # after `hf download` of it
   smolvlm_demo --image frame.png --prompt \"Describe this image.\" --no-split --max-new-tokens 40 --json
 
 Exit codes: 0 answered, 1 an error of the model or the machine, 2 a wrong argument or a missing file.";

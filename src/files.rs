@@ -9,6 +9,7 @@ use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::hub;
 
 /// Text files of a checkpoint are a few megabytes; a larger one is not what it claims to be.
 const MAX_TEXT_BYTES: u64 = 64 << 20;
@@ -22,14 +23,11 @@ pub struct ModelFiles {
 }
 
 impl ModelFiles {
-    /// Opens `dir`. If it holds a `SHA256SUMS`, every file named there must be present and match, and
-    /// only files named there are used.
-    pub fn open(dir: &Path) -> Result<Self> {
-        if !dir.is_dir() {
-            let what = if dir.exists() { "is not a directory" } else { "no such directory" };
-            return Err(Error::not_found(format!("{}: {what}", dir.display())));
-        }
-        let mut files = Self { dir: dir.to_owned(), listed: None };
+    /// Opens the directory `model`, or the snapshot of the hub id `model` in the hub's cache. If it holds a
+    /// `SHA256SUMS`, every file named there must be present and match, and only files named there are used.
+    pub fn open(model: &Path) -> Result<Self> {
+        let cache = hub::cache_dir(|name| std::env::var_os(name));
+        let mut files = Self { dir: hub::resolve(model, cache.as_deref())?, listed: None };
         if files.has(SUMS) {
             files.listed = Some(files.verify()?);
         }
@@ -141,7 +139,7 @@ fn is_plain(name: &str) -> bool {
     Path::new(name).components().all(|c| matches!(c, std::path::Component::Normal(_)))
 }
 
-fn open(path: &Path) -> Result<File> {
+pub(crate) fn open(path: &Path) -> Result<File> {
     // A pipe would block, and a device might never end.
     match path.metadata() {
         Ok(data) if !data.is_file() => Err(Error::invalid_model(format!("{}: is not a file", path.display()))),

@@ -23,6 +23,7 @@ pub mod engine;
 pub mod error;
 pub mod ffi;
 pub mod files;
+mod hub;
 pub mod image;
 #[cfg(feature = "candle")]
 mod kernels;

@@ -54,7 +54,7 @@ pub struct SmolVLMConfig {
     pub backend: BackendKind,
     pub device: DeviceKind,
     pub dtype: DTypeKind,
-    /// A checkpoint directory. `None`: `models/` and the name of the published checkpoint.
+    /// A checkpoint directory, or a hub id in the hub's local cache. `None`: `models/` and the name of the published checkpoint.
     pub model_path: Option<PathBuf>,
     /// 0: one per core.
     pub num_threads: usize,

@@ -127,3 +127,45 @@ fn help_has_examples_and_exit_codes() {
         assert!(text(&output.stdout).contains(word), "{word}");
     }
 }
+
+/// A cache as the hub's clients make it: blobs by name, a snapshot of links, a branch.
+fn hub_cache(test: &str) -> PathBuf {
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cli-{test}"));
+    let _ = std::fs::remove_dir_all(&cache);
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let repository = cache.join("models--robots--shapes");
+    let snapshot = repository.join("snapshots").join(commit);
+    for folder in [&snapshot, &repository.join("blobs"), &repository.join("refs")] {
+        std::fs::create_dir_all(folder).unwrap();
+    }
+    std::fs::write(repository.join("refs/main"), commit).unwrap();
+    for entry in Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo").read_dir().unwrap() {
+        let file = entry.unwrap();
+        // The hub has no digests in the snapshot.
+        if file.file_type().unwrap().is_file() && file.file_name() != "SHA256SUMS" {
+            std::fs::copy(file.path(), repository.join("blobs").join(file.file_name())).unwrap();
+            let target = Path::new("../../blobs").join(file.file_name());
+            std::os::unix::fs::symlink(target, snapshot.join(file.file_name())).unwrap();
+        }
+    }
+    cache
+}
+
+#[test]
+fn a_hub_id_answers_from_the_hub_s_cache() {
+    let cache = hub_cache("hub-id");
+    let ask = |id: &str| {
+        Command::new(binary())
+            .args(["--image", IMAGE, "--prompt", "Which way does the arrow point?", "--model", id])
+            .env("HF_HUB_CACHE", &cache)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .output()
+            .unwrap()
+    };
+    let answer = ask("robots/shapes");
+    assert_eq!((text(&answer.stdout), text(&answer.stderr)), ("Left.\n", ""));
+
+    let missing = ask("robots/letters");
+    assert_eq!(missing.status.code(), Some(2));
+    assert!(text(&missing.stderr).contains("\"hf download robots/letters\" fetches it"), "{}", text(&missing.stderr));
+}

@@ -24,7 +24,9 @@ fn a_picture_and_a_question_in_an_answer_out() {
 
 #[test]
 fn a_size_is_a_folder_below_models() {
-    for (size, name) in [(ModelSize::Small, "SmolVLM-256M-Instruct"), (ModelSize::Large, "SmolVLM-Instruct")] {
+    for (size, name, argument) in
+        [(ModelSize::Small, "SmolVLM-256M-Instruct", "small"), (ModelSize::Large, "SmolVLM-Instruct", "large")]
+    {
         let config = SmolVLMConfig { model_size: size, backend: BackendKind::Candle, ..Default::default() };
         if Path::new("models").join(name).exists() {
             continue; // a developer who has downloaded it
@@ -32,7 +34,10 @@ fn a_size_is_a_folder_below_models() {
         let error = SmolVLM::new(config).err().unwrap();
         assert_eq!(
             (error.kind(), error.message()),
-            (ErrorKind::NotFound, &*format!("models/{name}: no such directory"))
+            (
+                ErrorKind::NotFound,
+                &*format!("models/{name}: no such directory; \"./download_models.sh {argument}\" fetches it")
+            )
         );
     }
 }

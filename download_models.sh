@@ -207,9 +207,12 @@ download() {
     echo "$name/$path ($bytes bytes)"
     if [ "$(size "$part")" -gt "$bytes" ]; then rm -f "$part"; fi
     if [ "$bytes" = 0 ]; then : >"$part"; fi
-    while [ "$(size "$part")" -lt "$bytes" ]; do
-      fetch "HuggingFaceTB/$name" "$name/$path" "$endpoint/HuggingFaceTB/$name/resolve/${revision//\//%2F}/$path" "$part" --continue-at - $bar
-    done
+    if [ "$(size "$part")" -lt "$bytes" ]; then
+      fetch "HuggingFaceTB/$name" "$name/$path" "$endpoint/HuggingFaceTB/$name/resolve/${revision//\//%2F}/$path" "$part" \
+        --continue-at - $bar
+    fi
+    found=$(size "$part")
+    [ "$found" -ge "$bytes" ] || die "$name/$path: $found bytes came, the hub's list says $bytes; to go on: $again"
     found=$(digest "$kind" "$part")
     if [ "$found" != "$expected" ]; then
       rm -f "$part"

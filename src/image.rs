@@ -15,6 +15,9 @@ pub const MAX_EDGE: u32 = 32_768;
 /// Most pixels accepted in one picture: 100 megapixels decode to at most 800 MB (16-bit RGBA).
 pub const MAX_PIXELS: u64 = 100_000_000;
 
+/// Most memory for what a file holds besides its pixels: a compressed colour profile of a megabyte may unpack to a gigabyte.
+pub const METADATA_BYTES: u64 = 16 << 20;
+
 /// The memory layout of one raw pixel, 8 bits per channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PixelFormat {
@@ -141,7 +144,7 @@ fn raw_to_rgb(data: &[u8], stride: usize, width: u32, height: u32, format: Pixel
 
 fn decode(data: &[u8], orient: bool) -> Result<DynamicImage> {
     let invalid = |e: image::ImageError| Error::invalid_argument(format!("image: {e}"));
-    let reader = ImageReader::new(Cursor::new(data)).with_guessed_format().map_err(|e| invalid(e.into()))?;
+    let mut reader = ImageReader::new(Cursor::new(data)).with_guessed_format().map_err(|e| invalid(e.into()))?;
     match reader.format() {
         Some(ImageFormat::Jpeg | ImageFormat::Png | ImageFormat::WebP | ImageFormat::Bmp) => {}
         _ => {
@@ -152,12 +155,18 @@ fn decode(data: &[u8], orient: bool) -> Result<DynamicImage> {
             )));
         }
     }
+    if reader.format() == Some(ImageFormat::Jpeg) && !jpeg_is_whole(data) {
+        let len = data.len();
+        return Err(Error::invalid_argument(format!("image: a JPEG of {len} bytes that ends before its end marker")));
+    }
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(METADATA_BYTES);
+    reader.limits(limits.clone());
     let mut decoder = reader.into_decoder().map_err(invalid)?;
     // A header's numbers are checked before anything is allocated by them.
     let (width, height) = decoder.dimensions();
     check_size(width, height)?;
-    let mut limits = Limits::default();
-    limits.max_alloc = Some(MAX_PIXELS * 8 + (64 << 20));
+    limits.max_alloc = Some(MAX_PIXELS * 8 + METADATA_BYTES);
     decoder.set_limits(limits).map_err(invalid)?;
     // Damaged metadata is no reason to refuse whole pixels.
     let orientation =
@@ -167,6 +176,33 @@ fn decode(data: &[u8], orient: bool) -> Result<DynamicImage> {
     Ok(image)
 }
 
+/// Whether the end marker comes; the decoder would make gray of what is missing, and the model an answer of that.
+fn jpeg_is_whole(file: &[u8]) -> bool {
+    const RESTARTS: std::ops::RangeInclusive<u8> = 0xd0..=0xd7;
+    const END: u8 = 0xd9;
+    const SCAN: u8 = 0xda;
+    // After the start marker, and at each marker from there on.
+    let mut rest = file.get(2..).unwrap_or_default();
+    while let [0xff, marker, after @ ..] = rest {
+        match *marker {
+            END => return true,
+            // Markers may be padded with 0xff.
+            0xff => rest = &rest[1..],
+            marker => {
+                let [high, low, ..] = *after else { return false };
+                let length = usize::from(u16::from_be_bytes([high, low]));
+                rest = after.get(length..).unwrap_or_default();
+                if marker == SCAN {
+                    // In a scan 0xff is a byte where 0x00 follows, or a restart.
+                    let is_marker = |pair: &[u8]| pair[0] == 0xff && pair[1] != 0 && !RESTARTS.contains(&pair[1]);
+                    rest = rest.windows(2).position(is_marker).map_or(&[], |at| &rest[at..]);
+                }
+            }
+        }
+    }
+    false
+}
+
 fn flatten(image: DynamicImage) -> RgbImage {
     if image.color().has_alpha() { composite_on_white(&image.into_rgba8()) } else { image.into_rgb8() }
 }
@@ -174,6 +210,21 @@ fn flatten(image: DynamicImage) -> RgbImage {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_jpeg_that_ends_early_is_no_picture() {
+        let mut file = Vec::new();
+        RgbImage::from_fn(40, 30, |x, y| image::Rgb([x as u8 * 6, y as u8 * 8, 7]))
+            .write_to(&mut Cursor::new(&mut file), ImageFormat::Jpeg)
+            .unwrap();
+        assert!(ImageView::encoded(&file).to_rgb().is_ok());
+        file.extend(b"a camera's own data");
+        assert!(ImageView::encoded(&file).to_rgb().is_ok());
+        let end = file.len() - b"a camera's own data".len();
+        for len in (2..end).step_by(7).chain([end - 1]) {
+            assert!(ImageView::encoded(&file[..len]).to_rgb().is_err(), "{len} of {end}");
+        }
+    }
     use crate::error::ErrorKind;
 
     #[test]

@@ -16,6 +16,9 @@ const TILE_ROWS: usize = 6;
 /// The same where a product takes more registers on its way.
 const SMALL_TILE_ROWS: usize = 4;
 
+/// What an exclusive or takes off the bytes of a word that is offset.
+const OFFSETS: u32 = u32::from_ne_bytes([OFFSET as u8; QUAD]);
+
 /// Calls `$kernel::<ROWS, PANELS>` for all tiles of a block, with a tile's activations as `$activations` makes them of its rows.
 /// The fewer rows a tile has, the more panels, so that enough accumulators are under way.
 macro_rules! tiles {
@@ -30,7 +33,6 @@ macro_rules! tiles {
                     (1, _) => { $kernel::<1, 1>($block, row, panel, activations, $($argument),*); 1 }
                     (2, 2..) => { $kernel::<2, 2>($block, row, panel, activations, $($argument),*); 2 }
                     (2, _) => { $kernel::<2, 1>($block, row, panel, activations, $($argument),*); 1 }
-                    (3, 2..) => { $kernel::<3, 2>($block, row, panel, activations, $($argument),*); 2 }
                     (3, _) => { $kernel::<3, 1>($block, row, panel, activations, $($argument),*); 1 }
                     (4, _) => { $kernel::<4, 1>($block, row, panel, activations, $($argument),*); 1 }
                     (5, _) => { $kernel::<5, 1>($block, row, panel, activations, $($argument),*); 1 }
@@ -130,8 +132,8 @@ unsafe fn bf16_tile<const ROWS: usize, const PANELS: usize>(
     }
 }
 
-/// An int8 block and its tiles, for the processors that have `$features`. `$step` adds the products of a word of unsigned activations
-/// and a register of signed weights; `$offset` is what was added to the activations in what it adds.
+/// An int8 block and its tiles, for the processors that have `$features`. `$step` adds the products of a word of activations and a
+/// panel's vector; `$offset` is what it wants to be added to the activations, OFFSET or 0.
 macro_rules! int8 {
     ($block:ident, $tile:ident, $tile_rows:expr, $features:literal, $offset:expr, $step:ident) => {
         /// # Safety
@@ -148,7 +150,16 @@ macro_rules! int8 {
             assert!(scales.len().min(corrections.len()) >= block.panel_count * LANES);
             assert!(block.rows.scales.len() >= block.first_row + block.row_count);
             let groups = block.rows.groups;
-            let words = |row, rows| block.rows.words[(block.first_row + row) * groups..][..rows * groups].as_ptr();
+            // A tile's activations, with the offset that `$step` wants, so that one instruction loads them into all lanes.
+            let mut shifted = vec![0; if $offset == 0 { $tile_rows.min(block.row_count) * groups } else { 0 }];
+            let mut words = |row: usize, rows: usize| {
+                let words = &block.rows.words[(block.first_row + row) * groups..][..rows * groups];
+                if $offset != 0 {
+                    return words.as_ptr();
+                }
+                shifted.iter_mut().zip(words).for_each(|(shifted, word)| *shifted = word ^ OFFSETS);
+                shifted.as_ptr()
+            };
             // SAFETY: as this function; the tiles lie in the block.
             unsafe { tiles!($tile, $tile_rows, block, words, values.as_ptr(), scales, corrections, out) };
         }
@@ -203,15 +214,14 @@ macro_rules! int8 {
 int8!(int8_block, int8_tile, SMALL_TILE_ROWS, "avx2", 0, step_in_pairs);
 int8!(int8_vnni_block, int8_vnni_tile, TILE_ROWS, "avx2,avxvnni", OFFSET, step_vnni);
 
-/// Products are added in 16 bits first, where two of 7 bits and sign fit, but not of 8 bits: so the activations lose their offset,
-/// and give their sign to the weights.
+/// Products are added in 16 bits first, where two of 7 bits and sign fit, but not of 8 bits: so the activations come without
+/// offset, and give their sign to the weights.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn step_in_pairs(sums: [__m256i; 2], word: __m256i, weights: [__m256i; 2]) -> [__m256i; 2] {
-    let signed = _mm256_xor_si256(word, _mm256_set1_epi8(OFFSET as u8 as i8));
-    let magnitude = _mm256_abs_epi8(signed);
+    let magnitude = _mm256_abs_epi8(word);
     let step = |sum, weights| {
-        let pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(weights, signed));
+        let pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(weights, word));
         _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
     };
     [step(sums[0], weights[0]), step(sums[1], weights[1])]

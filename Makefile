@@ -15,7 +15,7 @@ ORT_LIBRARY := $(ORT)/$(ORT_PINNED)/libonnxruntime.so
 # The web page is tested in this browser, under any of its names.
 CHROMIUM := chromium chromium-browser google-chrome
 
-.PHONY: help demo test test-rust test-features test-c test-download test-web build tools web-tools onnxruntime bench bench-onnx clean
+.PHONY: help demo test test-rust test-features test-c test-download test-web build tools web-tools onnxruntime bench bench-onnx bench-kernels clean
 
 help:
 	@echo "make demo       build, then a C program asks the bundled model about the bundled picture"
@@ -27,6 +27,7 @@ help:
 	@echo "make test-web   the web server with OpenAI's client, and its page in Chromium"
 	@echo "make bench      our engines and their peers, as ratios"
 	@echo "make bench-onnx what our engine adds to ONNX Runtime, as a ratio"
+	@echo "make bench-kernels  each CPU kernel beside the measured roof of this machine"
 	@echo "make build      libsmolvlm.so, libsmolvlm.a, C examples and C tests"
 
 # Root may install what is missing; everybody else is told.
@@ -110,6 +111,9 @@ bench: build $(VENV)/done
 
 bench-onnx: build $(VENV)/done
 	ORT_DYLIB_PATH=$(ORT_LIBRARY) $(VENV)/bin/python benches/onnx_overhead.py
+
+bench-kernels:
+	cargo bench --locked --bench kernels --features bench-internals
 
 clean:
 	rm -rf build target

@@ -25,8 +25,11 @@ pub mod ffi;
 pub mod files;
 mod hub;
 pub mod image;
-#[cfg(feature = "candle")]
+#[cfg(all(feature = "candle", not(feature = "bench-internals")))]
 mod kernels;
+#[cfg(feature = "bench-internals")]
+#[doc(hidden)]
+pub mod kernels;
 pub mod log;
 pub mod metrics;
 #[cfg(feature = "candle")]

@@ -1,0 +1,130 @@
+//! Each CPU kernel at the shapes of SmolVLM-256M, beside what this machine's two cores reach with the same instructions, or read.
+//!
+//! `make bench-kernels`; the environment variable `SMOLVLM_CPU` chooses the kernels.
+
+mod roofs;
+
+use std::cell::Cell;
+use std::time::Instant;
+
+use criterion::Criterion;
+use smolvlm::kernels::{self, Activation, Attend, Columns, Cpu, KeyValueCache, PackedLinear, Precision};
+
+const THREADS: usize = 2;
+const HEAD_DIM: usize = 64;
+
+/// What a kernel is measured by.
+#[derive(Clone, Copy)]
+enum Work {
+    /// Multiplications and additions, in this precision.
+    Products(usize, Precision),
+    /// Bytes that it has to read.
+    Bytes(usize),
+}
+
+fn measure(criterion: &mut Criterion, name: &str, work: Work, mut run: impl FnMut()) {
+    let best = Cell::new(f64::INFINITY);
+    criterion.bench_function(name, |bencher| {
+        bencher.iter_custom(|times| {
+            let start = Instant::now();
+            (0..times).for_each(|_| run());
+            let elapsed = start.elapsed();
+            best.set(best.get().min(elapsed.as_secs_f64() / times as f64));
+            elapsed
+        });
+    });
+    if best.get().is_infinite() {
+        return; // left out by the command line
+    }
+    let (amount, unit, roof, what) = match work {
+        Work::Products(count, precision) => {
+            let (roof, what) = roofs::products(Cpu::detect(), precision, THREADS);
+            (count, "GFLOP/s", roof, what.to_owned())
+        }
+        Work::Bytes(count) => {
+            (count, "GB/s", roofs::reading(count, THREADS), format!("reading {:.1} MB", count as f64 / 1e6))
+        }
+    };
+    let reached = amount as f64 / best.get() / 1e9;
+    println!("{name:<32} {reached:8.1} {unit}, {:3.0} % of {roof:.1}: {what}\n", 100.0 * reached / roof);
+}
+
+fn numbers(count: usize) -> Vec<f32> {
+    (0..count as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / 8_388_608.0 - 1.0).collect()
+}
+
+/// rows x inputs x outputs.
+const MATRICES: [(usize, usize, usize); 8] = [
+    (1024, 768, 768),
+    (1024, 768, 2304),
+    (1024, 768, 3072),
+    (1024, 3072, 768),
+    (128, 576, 576),
+    (128, 576, 960),
+    (128, 576, 3072),
+    (128, 1536, 576),
+];
+/// inputs x outputs, times one row.
+const VECTORS: [(usize, usize); 5] = [(576, 576), (576, 960), (576, 3072), (1536, 576), (576, 49_280)];
+
+fn products(criterion: &mut Criterion) {
+    for (precision, bytes) in [(Precision::Bf16, 2), (Precision::Int8, 1)] {
+        let shapes = MATRICES.into_iter().chain(VECTORS.map(|(inputs, outputs)| (1, inputs, outputs)));
+        for (rows, inputs, outputs) in shapes {
+            let packed = PackedLinear::new(&numbers(inputs * outputs), Vec::new(), inputs, precision, Cpu::detect());
+            let x = numbers(rows * inputs);
+            let work = match rows {
+                1 => Work::Bytes(inputs * outputs * bytes),
+                _ => Work::Products(2 * rows * inputs * outputs, precision),
+            };
+            measure(criterion, &format!("{precision:?} {rows} x {inputs} x {outputs}"), work, || {
+                std::hint::black_box(packed.multiply(&x, Activation::None));
+            });
+        }
+    }
+}
+
+/// `tokens` of `heads.0` query heads look at as many positions in `heads.1` heads.
+fn attention(criterion: &mut Criterion, name: &str, heads: (usize, usize), tokens: usize, positions: usize) {
+    let (width, cached) = (heads.0 * HEAD_DIM, heads.1 * HEAD_DIM);
+    let (queries, values) = (numbers(tokens * width), numbers(positions * cached));
+    let mut cache = KeyValueCache::new(heads.1, HEAD_DIM, Cpu::detect());
+    cache.append(Columns::new(&values, cached, 0, cached), Columns::new(&values, cached, 0, cached));
+    let attend = if heads.0 == heads.1 { Attend::Everywhere } else { Attend::Causally };
+    let seen = if attend == Attend::Causally { positions - tokens / 2 } else { positions };
+    let work = match tokens {
+        1 => Work::Bytes(2 * positions * cached * 2),
+        _ => Work::Products(4 * width * tokens * seen, Precision::Bf16),
+    };
+    measure(criterion, &format!("attention {name}"), work, || {
+        std::hint::black_box(cache.attend(Columns::new(&queries, width, 0, width), 0.125, attend));
+    });
+}
+
+fn norms(criterion: &mut Criterion) {
+    for (rows, width) in [(1024, 768), (128, 576), (1, 576)] {
+        let weight = numbers(width);
+        let mut x = numbers(rows * width);
+        let work = Work::Bytes(4 * rows * width);
+        measure(criterion, &format!("layer norm {rows} x {width}"), work, || {
+            kernels::layer_norm(&mut x, &weight, &weight, 1e-6, Cpu::detect());
+        });
+        measure(criterion, &format!("rms norm {rows} x {width}"), work, || {
+            kernels::rms_norm(&mut x, &weight, 1e-6, Cpu::detect());
+        });
+    }
+}
+
+fn main() {
+    println!("kernels: {}; {THREADS} threads", Cpu::detect().name());
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(THREADS).build_global();
+    pool.expect("nothing has used rayon before");
+    let mut criterion = Criterion::default().sample_size(10).configure_from_args();
+    products(&mut criterion);
+    attention(&mut criterion, "vision, 1024", (12, 12), 1024, 1024);
+    attention(&mut criterion, "prefill, 128", (9, 3), 128, 128);
+    attention(&mut criterion, "prefill, 1100", (9, 3), 1100, 1100);
+    attention(&mut criterion, "decode at 128", (9, 3), 1, 128);
+    attention(&mut criterion, "decode at 1100", (9, 3), 1, 1100);
+    norms(&mut criterion);
+}

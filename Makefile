@@ -2,7 +2,7 @@
 
 CMAKE_BUILD := build/cmake
 CARGO_OUT := $(CURDIR)/target/release
-PACKAGES := build-essential cmake curl pkg-config python3 python3-pip shellcheck valgrind
+PACKAGES := build-essential cmake curl pkg-config python3 python3-pip python3-venv shellcheck valgrind
 TOOLS := cc c++ cmake curl pip3 pkg-config python3 shellcheck valgrind
 
 # ONNX Runtime's versions: the one that is used here, the oldest that the library accepts, and one that it must refuse.
@@ -15,16 +15,18 @@ ORT_LIBRARY := $(ORT)/$(ORT_PINNED)/libonnxruntime.so
 # The web page is tested in this browser, under any of its names.
 CHROMIUM := chromium chromium-browser google-chrome
 
-.PHONY: help demo test test-rust test-features test-c test-download test-web build tools web-tools onnxruntime bench bench-onnx bench-kernels clean
+.PHONY: help demo test test-rust test-features test-c test-download test-web build python-package test-python test-ray tools web-tools onnxruntime bench bench-onnx bench-kernels clean
 
 help:
 	@echo "make demo       build, then a C program asks the bundled model about the bundled picture"
-	@echo "make test       all tests: test-rust, test-features, test-c, test-download and test-web"
+	@echo "make test       all tests: every test-... below"
 	@echo "make test-rust  both engines, golden arrays, header"
 	@echo "make test-features  builds with one backend"
 	@echo "make test-c     ctest: C and C++, shared and static, Valgrind, the installed package"
 	@echo "make test-download  download_models.sh against a hub on this machine"
 	@echo "make test-web   the web server with OpenAI's client, and its page in Chromium"
+	@echo "make test-python  pytest: the Python package out of its wheel, smolvlm_demo.py, benchmark.py"
+	@echo "make test-ray   pytest: a folder of images on a local Ray cluster"
 	@echo "make bench      our engines and their peers, as ratios"
 	@echo "make bench-onnx what our engine adds to ONNX Runtime, as a ratio"
 	@echo "make bench-kernels  each CPU kernel beside the measured roof of this machine"
@@ -33,6 +35,7 @@ help:
 # Root may install what is missing; everybody else is told.
 tools:
 	@missing=; for tool in $(TOOLS); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	python3 -c "import ensurepip" 2>/dev/null || missing="$$missing python3-venv"; \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq $(PACKAGES); \
 	  else echo "missing:$$missing (Debian: $(PACKAGES))"; exit 1; fi; fi
@@ -56,7 +59,7 @@ demo: build
 	@echo; echo "ONNX Runtime:"
 	ORT_DYLIB_PATH=$(ORT_LIBRARY) $(ASK) --backend onnx $(QUESTIONS)
 
-test: test-rust test-features test-c test-download test-web
+test: test-rust test-features test-c test-download test-web test-python test-ray
 
 test-rust: onnxruntime
 	tools/fetch_onnxruntime.sh $(ORT_OLDEST) $(ORT)/$(ORT_OLDEST)
@@ -89,8 +92,7 @@ $(WEB_VENV)/done: tests/web/requirements.txt | web-tools
 	touch $@
 
 web-tools: tools
-	@missing=; python3 -c "import ensurepip" 2>/dev/null || missing=python3-venv; \
-	command -v $(CHROMIUM) >/dev/null || missing="$$missing chromium"; \
+	@missing=; command -v $(CHROMIUM) >/dev/null || missing=chromium; \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq $$missing; \
 	  else echo "missing: $$missing (Debian's names)"; exit 1; fi; fi
@@ -98,6 +100,27 @@ web-tools: tools
 test-web: $(WEB_VENV)/done
 	cargo build --release --locked --example web_api
 	cd tests/web && $(CURDIR)/$(WEB_VENV)/bin/python -m unittest
+
+# The package is tested as its users get it: the wheel, installed.
+PYTHON := build/venv-python
+$(PYTHON)/done: bindings/python/tests/requirements.txt | tools
+	python3 -m venv $(PYTHON)
+	$(PYTHON)/bin/python -m pip install --quiet -r $<
+	touch $@
+
+python-package: $(PYTHON)/done
+	cargo build --release --locked --lib
+	$(PYTHON)/bin/python -m pip install --quiet --no-deps --no-build-isolation --force-reinstall ./bindings/python
+
+test-python: python-package onnxruntime
+	cd bindings/python && ORT_DYLIB_PATH=$(ORT_LIBRARY) $(CURDIR)/$(PYTHON)/bin/pytest --ignore tests/test_ray.py
+
+$(PYTHON)/ray-done: bindings/python/tests/requirements-ray.txt | $(PYTHON)/done
+	$(PYTHON)/bin/python -m pip install --quiet -r $<
+	touch $@
+
+test-ray: python-package $(PYTHON)/ray-done
+	cd bindings/python && $(CURDIR)/$(PYTHON)/bin/pytest tests/test_ray.py
 
 # What the tools need: torch and transformers, gigabytes of it.
 VENV := build/venv

@@ -52,9 +52,8 @@ def arguments():
     parser.add_argument(
         "--longest-edge",
         type=int,
-        default=ONE_TILE,
         metavar="N",
-        help="of a picture before it is cut into tiles; 0: the model's own; default: %(default)s, one tile",
+        help="of a picture before it is cut into tiles; 0: the model's own; default: one tile of a published one",
     )
     parser.add_argument(
         "--out",
@@ -125,6 +124,10 @@ def run(job, progress):
     return lines
 
 
+def longest_edge(size, options):
+    return options.longest_edge if options.longest_edge is not None else 0 if size == "demo" else ONE_TILE
+
+
 def measure(options, models):
     from tqdm import tqdm
 
@@ -137,7 +140,7 @@ def measure(options, models):
                 name, _, dtype = backend.partition(":")
                 job = {"backend": name, "dtype": dtype or "auto", "model": str(models[size][0]), "threads": options.threads}
                 job.update(images=[str(path) for path in options.image], tasks={task: TASKS[task] for task in options.task})
-                job.update(max_new_tokens=options.max_new_tokens, longest_edge=options.longest_edge)
+                job.update(max_new_tokens=options.max_new_tokens, longest_edge=longest_edge(size, options))
                 results.add(size, backend, run(job, progress))
     return results
 
@@ -164,7 +167,7 @@ def main():
     )
     tiles = sorted({answer["tiles"] for answer in results.answers.values()})
     machine = f"{processor()}, {os.cpu_count()} cores, {options.threads} threads"
-    how = f"{options.rounds} rounds, bars and figures are medians, whiskers the least and the most; {'/'.join(map(str, tiles))} tiles, up to {options.max_new_tokens} tokens"
+    how = f"{options.rounds} rounds, bars and figures are medians, whiskers the least and the most; {'/'.join(map(str, tiles))} tile{'s' if tiles != [1] else ''}, up to {options.max_new_tokens} tokens"
     print(f"{machine}\n{how}\n{weights}\n\n{results.table()}\n")
     for size in options.size:
         for task in options.task:
@@ -174,6 +177,7 @@ def main():
                     + "; ".join(f"{b}: {results.answers[size, b, task]['text']!r}" for b in options.backend)
                 )
 
+    print(*results.disturbed(), sep="\n")
     options.out.mkdir(parents=True, exist_ok=True)
     paths = [options.out / f"benchmark.{kind}" for kind in ("json", "png", "svg")]
     about = {
@@ -185,7 +189,7 @@ def main():
     settings = {
         "rounds": options.rounds,
         "max_new_tokens": options.max_new_tokens,
-        "longest_edge": options.longest_edge,
+        "longest_edge": {size: longest_edge(size, options) for size in options.size},
         "synthetic": random,
     }
     paths[0].write_text(json.dumps({**about, **settings, "results": results.json()}, indent=1) + "\n")

@@ -11,6 +11,10 @@ MEASURES = {
 }
 
 
+#: The most over the least, above which something else must have run on the machine.
+DISTURBED = 1.5
+
+
 class Results:
     """Measured values by (size, backend, task, measure); a process's own count for each of its tasks."""
 
@@ -45,6 +49,16 @@ class Results:
 
     def same_answers(self, size, task):
         return len({self.answers[size, backend, task]["text"] for backend in self.backends}) == 1
+
+    def disturbed(self):
+        """A line for each figure that is not to be trusted."""
+        lines = []
+        for (size, backend, task, measure), values in self.values.items():
+            if max(values) > DISTURBED * min(values) and measure != "load":  # loading depends on what files are in memory
+                lines.append(
+                    f"{size}, {backend}, {task}: {measure} spread from {min(values):.4g} to {max(values):.4g}: repeat it on a quiet machine"
+                )
+        return lines
 
     def table(self):
         """Medians, in brackets the least and the most, and how many times as good as the first backend."""

@@ -64,8 +64,8 @@ COPIED = {
     "mirrored": lambda f: f[:, ::-1].copy()[:, ::-1],
     "planes": lambda f: f.transpose(2, 0, 1).copy().transpose(1, 2, 0),
     "every second pixel": lambda f: np.repeat(f, 2, axis=1)[:, ::2],
-    "three of four channels, the fourth elsewhere": lambda f: np.lib.stride_tricks.as_strided(
-        np.frombuffer(with_fourth(f).tobytes()[:-1], np.uint8), f.shape, (f.shape[1] * 4, 4, 1)
+    "three of four channels, the last fourth missing": lambda f: np.ndarray(
+        f.shape, np.uint8, np.frombuffer(with_fourth(f).tobytes()[:-1], np.uint8), 0, (f.shape[1] * 4, 4, 1)
     ),
 }
 
@@ -103,6 +103,12 @@ def test_no_byte_beyond_the_view_is_lent(received, model):
         model.ask(view, QUESTION, max_new_tokens=1, split=False)
         assert received[0] == view.ctypes.data
         assert received[0] + received[1] == buffer.ctypes.data + buffer.nbytes
+
+
+def test_an_axis_of_one_has_no_step(received, model):
+    for view in (np.zeros((1, 5, 3), np.uint8)[::-1], np.zeros((5, 1, 3), np.uint8)[:, ::-1], np.zeros((1, 5, 4), np.uint8)[::-1, :, :3]):
+        model.ask(view, QUESTION, max_new_tokens=1, split=False)
+        assert received[0] == view.ctypes.data
 
 
 def test_gray(model, received, frame):

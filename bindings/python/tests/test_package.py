@@ -13,7 +13,7 @@ from conftest import ANSWER, DEMO, PICTURE, QUESTION, ROOT
 import smolvlm
 
 PACKAGE = ROOT / "bindings" / "python"
-PROGRAMS = [*PACKAGE.glob("*/*.py"), *PACKAGE.glob("*.py"), *ROOT.glob("*.py")]
+PROGRAMS = [*PACKAGE.glob("*/*.py"), *PACKAGE.glob("*.py"), *ROOT.glob("*.py"), *ROOT.glob("tools/side_by_side/*.py")]
 
 
 def run(*command, **options):

@@ -210,10 +210,12 @@ def test_what_a_reader_raises_comes_out(model):
 def test_interrupt_ends_a_question(model):
     """Ctrl-C in the main thread, during an answer that would take long."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    timer = threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT])
+    timer, session = threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]), model.session()
     timer.start()
     with pytest.raises(KeyboardInterrupt):
-        model.ask(*[PICTURE] * 10, QUESTION, **ENDLESS)
+        session.ask(*[PICTURE] * 10, QUESTION, **ENDLESS)
+    # A question that was cancelled before its first token leaves no trace in the conversation.
+    assert session.ask(QUESTION, max_new_tokens=1).prompt_tokens == model.ask(QUESTION, max_new_tokens=1).prompt_tokens
     timer.join()
     signal.signal(signal.SIGINT, before)
     assert not workers()

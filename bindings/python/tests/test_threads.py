@@ -2,11 +2,13 @@
 
 import random
 import threading
+from ctypes import c_void_p
 
 import pytest
 from conftest import ANSWER, DEMO, PICTURE, QUESTION
 
 import smolvlm
+from smolvlm._handle import Handle
 
 
 def together(count, work):
@@ -98,6 +100,21 @@ def test_closing_while_others_ask():
                 assert "closed already" in str(error)
 
         together(5, work)
+
+
+def test_the_last_user_frees():
+    freed, visited = [], []
+    handle = Handle("thing", c_void_p(1), freed.append)
+    with handle as pointer:
+        with handle:
+            handle.close()
+        assert not freed
+        with pytest.raises(smolvlm.InvalidArgumentError, match="thing: closed already"), handle:
+            pass
+        handle.visit(visited.append)
+    handle.close()
+    handle.visit(visited.append)
+    assert freed == visited == [pointer]
 
 
 def test_any_order_of_freeing():

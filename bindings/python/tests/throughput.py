@@ -39,7 +39,9 @@ def main():
             if number > 0:  # the first is for warming up
                 ratios.append(one / many)
         spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        print(f"{dtype}: {QUESTIONS / one:.1f} answers a second on one thread, {THREADS} threads {statistics.median(ratios):.2f} times that ({spread})")
+        print(
+            f"{dtype}: {QUESTIONS / one:.1f} answers a second on one thread, {THREADS} threads {statistics.median(ratios):.2f} times that ({spread})"
+        )
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
-//! The Candle engine: the model in candle tensors or on the kernels, on a thread pool of the caller's size.
+//! The Candle engine: the model in candle tensors or on the kernels, on thread pools of the caller's size.
+
+mod pools;
 
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
-use rayon::ThreadPool;
 
+use self::pools::Pools;
 use super::{
     Backend, BackendKind, DTypeKind, Decoder, DeviceKind, Halt, ImageRows, PREFILL_CHUNK, Placement, Run, Stop,
     VISION_PATCHES, check_memory,
 };
 use crate::config::{ImageConfig, ModelConfig};
 use crate::engine::EngineOptions;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::files::ModelFiles;
 use crate::kernels::{Cpu, Precision};
 use crate::model::{Arithmetic, Cache, Model, Weights};
@@ -28,7 +30,7 @@ pub struct CandleBackend {
 struct Shared {
     model: Model,
     image_token_id: u32,
-    pool: ThreadPool,
+    pools: Pools,
 }
 
 impl CandleBackend {
@@ -55,14 +57,10 @@ impl CandleBackend {
         let weights = Arc::new(Weights::open(files)?);
         check_memory(weights.elements().saturating_mul(weight_bytes), cache_bytes, model, options)?;
 
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(options.num_threads)
-            .thread_name(|i| format!("smolvlm-{i}"))
-            .build()
-            .map_err(|e| Error::new(ErrorKind::Backend, format!("num_threads: {}: {e}", options.num_threads)))?;
-        let loaded = pool.install(|| Model::load(&weights, &arithmetic, model, images))?;
+        let pools = Pools::new(options.num_threads);
+        let loaded = pools.take()?.install(|| Model::load(&weights, &arithmetic, model, images))?;
         Ok(Self {
-            shared: Arc::new(Shared { model: loaded, image_token_id: model.image_token_id, pool }),
+            shared: Arc::new(Shared { model: loaded, image_token_id: model.image_token_id, pools }),
             tiles_at_once: (VISION_PATCHES / model.vision.patches()).max(1),
             placement: Placement { backend: BackendKind::Candle, device: device_kind, dtype: kind },
         })
@@ -122,8 +120,8 @@ fn choose(asked: DTypeKind, device: Device, device_kind: DeviceKind) -> Result<C
 
 impl Backend for CandleBackend {
     fn encode_images(&self, tiles: &Tiles, stop: &Stop) -> Run<ImageRows> {
-        let Shared { model, pool, .. } = &*self.shared;
-        let values = pool.install(|| model.image_rows(tiles, self.tiles_at_once, &mut || stop.check()))?;
+        let Shared { model, pools, .. } = &*self.shared;
+        let values = pools.take()?.install(|| model.image_rows(tiles, self.tiles_at_once, &mut || stop.check()))?;
         Ok(ImageRows { values, width: model.hidden_size() })
     }
 
@@ -179,7 +177,7 @@ impl CandleDecoder {
 impl Decoder for CandleDecoder {
     fn prefill(&mut self, ids: &[u32], image_rows: &[f32], stop: &Stop) -> Run<&[f32]> {
         let shared = self.shared.clone();
-        shared.pool.install(|| {
+        shared.pools.take()?.install(|| {
             let mut rest = image_rows;
             let mut chunks = ids.chunks(PREFILL_CHUNK).peekable();
             while let Some(chunk) = chunks.next() {
@@ -197,7 +195,7 @@ impl Decoder for CandleDecoder {
     fn step(&mut self, id: u32) -> Result<&[f32]> {
         let Self { shared, cache, embeddings, logits } = self;
         // What the model says is text: an image token that it chose has no picture, only its embedding.
-        shared.pool.install(|| {
+        shared.pools.take()?.install(|| {
             embeddings.clear();
             shared.model.embed(&[id], embeddings)?;
             shared.model.forward(embeddings, cache, Some(logits), &mut || Result::<()>::Ok(()))

@@ -35,9 +35,11 @@ pub fn products(cpu: Cpu, precision: Precision, threads: usize) -> (f64, &'stati
     let (work, operations, what): (fn(), u64, _) = match (cpu, precision) {
         (Cpu::Portable, _) => (x86::mul_add_sse, 12 * 8, "MULPS and ADDPS, 128 bits"),
         (Cpu::Avx512, Precision::Bf16) => (x86::dpbf16, 24 * 64, "VDPBF16PS, 512 bits"),
-        (Cpu::Avx512, Precision::Int8) => (x86::dpbusd, 24 * 128, "VPDPBUSD, 512 bits"),
-        (Cpu::AvxVnni, Precision::Int8) => (x86::dpbusd_vex, 12 * 64, "VPDPBUSD, 256 bits"),
-        (Cpu::Avx2, Precision::Int8) => (x86::maddubs, 4 * 64, "VPSIGNB, VPMADDUBSW, VPMADDWD and VPADDD, 256 bits"),
+        (Cpu::Avx512, _) => (x86::dpbusd, 24 * 128, "VPDPBUSD, 512 bits"),
+        (Cpu::AvxVnni, Precision::Int8 | Precision::Int4) => (x86::dpbusd_vex, 12 * 64, "VPDPBUSD, 256 bits"),
+        (Cpu::Avx2, Precision::Int8 | Precision::Int4) => {
+            (x86::maddubs, 4 * 64, "VPSIGNB, VPMADDUBSW, VPMADDWD and VPADDD, 256 bits")
+        }
         (Cpu::Avx2 | Cpu::AvxVnni, Precision::Bf16) => (x86::fma, 12 * 16, "VFMADD231PS, 256 bits"),
     };
     let total = (threads as u64 * LOOPS * operations) as f64;

@@ -1,32 +1,87 @@
-"""What the benchmarks share: a synthetic checkpoint of the true geometry, made once, and a picture of one tile."""
+"""What the benchmarks share: synthetic checkpoints of the true geometries, made once, and what each engine needs beside them."""
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
-MODEL = ROOT / "build" / "bench" / "smolvlm-256m"
-LIBRARY = ROOT / "target" / "release" / "libsmolvlm.so"
+BUILD = ROOT / "build" / "bench"
+MODELS = {"small": BUILD / "smolvlm-256m", "medium": BUILD / "smolvlm-500m"}
+MODEL = MODELS["small"]
+LIBRARY = Path(os.environ.setdefault("SMOLVLM_LIBRARY", str(ROOT / "target" / "release" / "libsmolvlm.so")))  # as the Python package has it
 TILE = 512
 
+LLAMACPP_VERSION = "0.3.36"  # of llama-cpp-python, whose source has llama.cpp's
+LLAMACPP = ROOT / "build" / f"llama.cpp-{LLAMACPP_VERSION}"
 
-def make_model():
-    """Random weights of SmolVLM-256M's geometry, and their graphs in f32 and int8."""
-    if not MODEL.exists():
-        print(f"making {MODEL}", flush=True)
-        subprocess.run([sys.executable, ROOT / "tools" / "make_synthetic.py", MODEL], check=True)
-    if not (MODEL / "onnx" / "decoder_model_merged_int8.onnx").exists():
-        subprocess.run([sys.executable, ROOT / "tools" / "export_onnx.py", MODEL, "--precisions", "fp32,int8"], check=True)
+
+def run(*command):
+    print("+", *map(str, command), flush=True)
+    subprocess.run([str(word) for word in command], check=True)
+
+
+def make_model(size="small", precisions=("fp32", "int8")):
+    """Random weights of a geometry, and their graphs."""
+    folder = MODELS[size]
+    if not folder.exists():
+        run(sys.executable, ROOT / "tools" / "make_synthetic.py", folder, *([] if size == "small" else ["--size", size]))
+    suffixes = {precision: "" if precision == "fp32" else f"_{precision}" for precision in precisions}
+    missing = [precision for precision, suffix in suffixes.items() if not (folder / "onnx" / f"decoder_model_merged{suffix}.onnx").exists()]
+    if missing:
+        run(sys.executable, ROOT / "tools" / "export_onnx.py", folder, "--precisions", ",".join(missing))
+    return folder
+
+
+def make_last_token_decoder(folder, suffix):
+    """The decoder's graph with the logits of the last token alone: the whole prompt's cost more than a short prompt itself."""
+    import onnx
+
+    source, target = (folder / "onnx" / f"{name}{suffix}.onnx" for name in ("decoder_model_merged", "decoder_model_last"))
+    if target.exists():
+        return
+    model = onnx.load(source)
+    graph = model.graph
+    norm = [node for node in graph.node if node.op_type == "SimplifiedLayerNormalization"][-1]
+    bounds = {"last_start": [-1], "last_end": [2**62], "last_axis": [1]}
+    graph.initializer.extend(onnx.helper.make_tensor(name, onnx.TensorProto.INT64, [1], value) for name, value in bounds.items())
+    graph.node.insert(list(graph.node).index(norm), onnx.helper.make_node("Slice", [norm.input[0], *bounds], ["last_row"]))
+    norm.input[0] = "last_row"
+    onnx.save_model(model, target)
+
+
+def make_openvino(folder):
+    if not (folder / "openvino" / "decoder.xml").exists():
+        run(sys.executable, ROOT / "benches" / "make_openvino.py", folder, folder / "openvino" / "decoder.xml")
+
+
+def make_llamacpp():
+    """Builds llama.cpp and our program that drives it."""
+    run(ROOT / "benches" / "fetch_llamacpp.sh", LLAMACPP_VERSION, LLAMACPP)
+    source, built, program = LLAMACPP / "source", LLAMACPP / "cmake" / "bin", LLAMACPP / "llamacpp"
+    includes = [f"-I{source / part}" for part in ("include", "ggml/include", "tools/mtmd")]
+    libraries = [f"-L{built}", f"-Wl,-rpath,{built}", "-lmtmd", "-lllama", "-lggml", "-lggml-base"]
+    run("cc", "-O2", "-Wall", "-o", program, ROOT / "benches" / "llamacpp.c", *includes, *libraries)
+    return program
+
+
+def make_gguf(folder, program):
+    out = folder / "gguf"
+    if not (out / "mmproj-q8_0.gguf").exists():
+        run(sys.executable, ROOT / "benches" / "make_gguf.py", LLAMACPP / "source", folder, out)
+    for kind in ("q8_0", "q4_0"):
+        if not (out / f"model-{kind}.gguf").exists():
+            run(program, "quantize", out / "model-f16.gguf", out / f"model-{kind}.gguf", kind)
 
 
 def picture():
     """The bytes of a PNG file that becomes one tile."""
+    import numpy as np
+    from PIL import Image
+
     out = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (TILE, TILE, 3), np.uint8)).save(out, "PNG")
     return out.getvalue()

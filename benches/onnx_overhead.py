@@ -41,14 +41,14 @@ def main():
     print(f"onnxruntime {onnxruntime.__version__}, {options.threads} threads, {options.rounds} rounds, medians\n")
     print(f"{'':24}{'ours ms':>12}{'Python ms':>12}{'ratio':>10}{'of pairs':>20}")
     for dtype in ("f32", "int8"):
-        ours, python = Library(LIBRARY, MODEL, "onnx", dtype, options.threads), OnnxRuntime(MODEL, dtype, options.threads)
+        ours, python = Library(LIBRARY, MODEL, "onnx", dtype, options.threads), OnnxRuntime(MODEL, dtype, options.threads, "decoder_model_merged")
         prompt_tokens = ask(ours, image, WORDS, 1).prompt_tokens
         # Our first token comes from the prefill.
         measures = {
-            "tile": (lambda: ask(ours, image, 1, 1).vision_ms, lambda: python.tile() * 1e3),
+            "tile": (lambda: ask(ours, image, 1, 1).vision_ms, lambda: python.tiles(1)[0] * 1e3),
             "decode step": (
                 lambda: ask(ours, image, WORDS, STEPS).decode_ms / (STEPS - 1),
-                lambda: statistics.fmean(python.generate(prompt_tokens, STEPS)[1]) * 1e3,
+                lambda: statistics.fmean(python.generate(prompt_tokens, STEPS - 1)[1:]) * 1e3,
             ),
         }
         for name, (mine, theirs) in measures.items():

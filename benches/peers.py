@@ -1,17 +1,57 @@
-"""What others make of the same weights: the pieces of an answer, timed one by one."""
+"""What others make of the same weights. Each peer has three measures, in seconds:
+
+    tiles(n)                 n tiles through vision encoder and connector
+    generate(p, s)           a prompt of p tokens, and each of s greedy steps after it
+    answer(n, p, s)          n tiles and p tokens of prompt, 64 a tile among them, then s tokens: the first one, and all
+"""
 
 import time
 from pathlib import Path
 
 import numpy as np
 
-SUFFIX = {"f32": "", "int8": "_int8"}
+SUFFIX = {"f32": "", "int8": "_int8", "q4": "_q4"}
 
 
-class OnnxRuntime:
+class Peer:
+    """The measures, of what a peer can do: `encode` tiles, `embed` ids, `start` a conversation, `read` embeddings and say the likeliest token."""
+
+    def tiles(self, count):
+        start = time.perf_counter()
+        self.encode(count)
+        return [time.perf_counter() - start]
+
+    def generate(self, prompt_tokens, steps):
+        self.start()
+        ids, seconds = np.arange(prompt_tokens)[None] % 400, []
+        for _ in range(steps + 1):
+            start = time.perf_counter()
+            ids = np.array([[self.read(self.embed(ids))]])
+            seconds.append(time.perf_counter() - start)
+        return seconds
+
+    def answer(self, tiles, prompt_tokens, steps):
+        self.start()
+        start = time.perf_counter()
+        images = self.encode(tiles).reshape(1, -1, self.width)
+        text = self.embed(np.arange(prompt_tokens - images.shape[1])[None] % 400)
+        token = self.read(self.concatenate([images, text], 1))
+        first = time.perf_counter() - start
+        for _ in range(steps - 1):
+            token = self.read(self.embed(np.array([[token]])))
+        return [first, time.perf_counter() - start]
+
+    concatenate = staticmethod(np.concatenate)
+
+
+def pixels(count, size):
+    return np.random.default_rng(0).uniform(-1, 1, (1, count, 3, size, size)).astype(np.float32)
+
+
+class OnnxRuntime(Peer):
     """The exported graphs in Python's onnxruntime, driven as well as it can be: IO binding, and a KV cache that never leaves it."""
 
-    def __init__(self, model: Path, dtype, threads):
+    def __init__(self, model: Path, dtype, threads, decoder="decoder_model_last"):
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -21,68 +61,105 @@ class OnnxRuntime:
             return onnxruntime.InferenceSession(model / "onnx" / f"{graph}{SUFFIX[dtype]}.onnx", options, providers=["CPUExecutionProvider"])
 
         self.value = onnxruntime.OrtValue.ortvalue_from_numpy
-        self.vision, self.embed, self.decoder = session("vision_encoder"), session("embed_tokens"), session("decoder_model_merged")
+        self.vision, self.table, self.decoder = session("vision_encoder"), session("embed_tokens"), session(decoder)
         self.cache = [i for i in self.decoder.get_inputs() if i.name.startswith("past")]
-        self.size = self.vision.get_inputs()[0].shape[-1]
+        self.pixels = pixels(1, self.vision.get_inputs()[0].shape[-1])
+        self.mask = np.ones((1, 1, *self.pixels.shape[-2:]), bool)
+        self.width = self.decoder.get_inputs()[0].shape[-1]
 
-    def tile(self):
-        """Seconds for one tile through vision encoder and connector."""
-        pixels = np.random.default_rng(0).uniform(-1, 1, (1, 1, 3, self.size, self.size)).astype(np.float32)
-        mask = np.ones((1, 1, self.size, self.size), bool)
-        start = time.perf_counter()
-        self.vision.run(None, {"pixel_values": pixels, "pixel_attention_mask": mask})
-        return time.perf_counter() - start
+    def encode(self, count):
+        """One by one: a batch is no faster, and needs more memory."""
+        feed = {"pixel_values": self.pixels, "pixel_attention_mask": self.mask}
+        return np.concatenate([self.vision.run(None, feed)[0] for _ in range(count)])
 
-    def generate(self, prompt_tokens, steps):
-        """Seconds for the prompt, and for each greedy step after it."""
-        past = [self.value(np.zeros((1, i.shape[1], 0, i.shape[3]), np.float32)) for i in self.cache]
-        ids, length, seconds = np.arange(prompt_tokens)[None] % 400, 0, []
-        for _ in range(steps):
-            start = time.perf_counter()
-            (embeds,) = self.embed.run(None, {"input_ids": ids})
-            total = length + ids.shape[1]
-            binding = self.decoder.io_binding()
-            binding.bind_cpu_input("inputs_embeds", embeds)
-            binding.bind_cpu_input("attention_mask", np.ones((1, total), np.int64))
-            binding.bind_cpu_input("position_ids", np.arange(length, total)[None])
-            for i, value in zip(self.cache, past):
-                binding.bind_ortvalue_input(i.name, value)
-            for output in self.decoder.get_outputs():
-                binding.bind_output(output.name, "cpu")
-            self.decoder.run_with_iobinding(binding)
-            logits, *past = binding.get_outputs()
-            ids, length = np.array([[logits.numpy()[0, -1].argmax()]]), total
-            seconds.append(time.perf_counter() - start)
-        return seconds[0], seconds[1:]
+    def embed(self, ids):
+        return self.table.run(None, {"input_ids": ids})[0]
+
+    def start(self):
+        self.past = [self.value(np.zeros((1, i.shape[1], 0, i.shape[3]), np.float32)) for i in self.cache]
+        self.length = 0
+
+    def read(self, embeds):
+        start, self.length = self.length, self.length + embeds.shape[1]
+        binding = self.decoder.io_binding()
+        binding.bind_cpu_input("inputs_embeds", embeds)
+        binding.bind_cpu_input("attention_mask", np.ones((1, self.length), np.int64))
+        binding.bind_cpu_input("position_ids", np.arange(start, self.length)[None])
+        for i, value in zip(self.cache, self.past):
+            binding.bind_ortvalue_input(i.name, value)
+        for output in self.decoder.get_outputs():
+            binding.bind_output(output.name, "cpu")
+        self.decoder.run_with_iobinding(binding)
+        logits, *self.past = binding.get_outputs()
+        return logits.numpy()[0, -1].argmax()
 
 
-class Transformers:
-    """The reference on torch, with its scaled-dot-product attention."""
+class Transformers(Peer):
+    """The reference on torch, with its scaled-dot-product attention; without the overhead of its `generate()`."""
 
     def __init__(self, model: Path, dtype, threads):
         import torch
         from transformers import AutoModelForImageTextToText
 
         torch.set_num_threads(threads)
-        self.torch = torch
-        self.dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[dtype]
+        torch.set_grad_enabled(False)
+        self.torch, self.dtype = torch, {"f32": torch.float32, "bf16": torch.bfloat16}[dtype]
         self.model = AutoModelForImageTextToText.from_pretrained(model, dtype=self.dtype).eval()
-        self.size = self.model.config.vision_config.image_size
+        config = self.model.config
+        self.size, self.width = config.vision_config.image_size, config.text_config.hidden_size
+        self.concatenate = torch.cat
 
-    def tile(self):
-        pixels = self.torch.rand(1, 1, 3, self.size, self.size).to(self.dtype)
-        with self.torch.inference_mode():
-            start = time.perf_counter()
-            self.model.model.get_image_features(pixels)
-            return time.perf_counter() - start
+    def encode(self, count):
+        features = self.model.model.get_image_features(self.torch.from_numpy(pixels(count, self.size)).to(self.dtype))
+        return self.torch.cat(list(getattr(features, "pooler_output", features)))
 
-    def generate(self, prompt_tokens, steps):
-        text, head, seconds, past = self.model.model.text_model, self.model.lm_head, [], None
-        ids = self.torch.arange(prompt_tokens)[None] % 400
-        with self.torch.inference_mode():
-            for _ in range(steps):
-                start = time.perf_counter()
-                out = text(input_ids=ids, past_key_values=past, use_cache=True)
-                past, ids = out.past_key_values, head(out.last_hidden_state[:, -1:]).argmax(-1)
-                seconds.append(time.perf_counter() - start)
-        return seconds[0], seconds[1:]
+    def embed(self, ids):
+        return self.model.get_input_embeddings()(self.torch.from_numpy(ids))
+
+    def start(self):
+        self.past = None
+
+    def read(self, embeds):
+        out = self.model.model.text_model(inputs_embeds=embeds, past_key_values=self.past, use_cache=True)
+        self.past = out.past_key_values
+        return int(self.model.lm_head(out.last_hidden_state[:, -1:]).argmax(-1))
+
+
+class OpenVino(Peer):
+    """The vision encoder from the plain ONNX graph; the decoder from torch, with the KV cache as its state (make_openvino.py)."""
+
+    def __init__(self, model: Path, dtype, threads):
+        import openvino
+
+        core = openvino.Core()
+        options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": dtype, "PERFORMANCE_HINT": "LATENCY"}
+
+        def request(path):
+            return core.compile_model(model / path, "CPU", options).create_infer_request()
+
+        self.vision, self.table = request("onnx/vision_encoder.onnx"), request("onnx/embed_tokens.onnx")
+        self.decoder = request("openvino/decoder.xml")
+        self.pixels = pixels(1, self.vision.model_inputs[0].partial_shape[-1].get_length())
+        self.mask = np.ones((1, 1, *self.pixels.shape[-2:]), bool)
+        self.width = self.decoder.model_inputs[0].partial_shape[-1].get_length()
+
+    def encode(self, count):
+        found = []
+        for _ in range(count):
+            self.vision.infer({"pixel_values": self.pixels, "pixel_attention_mask": self.mask})
+            found.append(self.vision.get_output_tensor(0).data.copy())
+        return np.concatenate(found)
+
+    def embed(self, ids):
+        self.table.infer({"input_ids": ids})
+        return self.table.get_output_tensor(0).data
+
+    def start(self):
+        self.decoder.reset_state()
+        self.length = 0
+
+    def read(self, embeds):
+        start, self.length = self.length, self.length + embeds.shape[1]
+        positions = np.arange(start, self.length)[None]
+        self.decoder.infer({"embeds": embeds, "mask": np.ones((1, self.length), np.int64), "positions": positions, "beam": np.zeros(1, np.int32)})
+        return self.decoder.get_output_tensor(0).data[0, -1].argmax()

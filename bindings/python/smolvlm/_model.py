@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Backend = Literal["auto", "candle", "onnx"]
     Device = Literal["auto", "cpu", "cuda", "metal", "tensorrt"]
-    DType = Literal["auto", "f32", "bf16", "f16", "int8", "uint8", "quantized", "q4", "q4f16", "bnb4"]
+    DType = Literal["auto", "f32", "bf16", "f16", "int8", "uint8", "quantized", "q4", "q4f16", "bnb4", "int4"]
 
 
 def _new(create: Callable[..., int], *arguments: Any) -> c_void_p:

@@ -31,7 +31,7 @@ fn json(arguments: &[&str]) -> Value {
 
 #[test]
 fn json_is_one_object_with_every_field() {
-    let answer = json(&["--prompt", "How many objects are there?"]);
+    let answer = json(&["--prompt", "How many objects are there?", "--dtype", "f32"]);
     let keys: Vec<&String> = answer.as_object().unwrap().keys().collect();
     let expected = [
         "backend",
@@ -73,7 +73,7 @@ fn the_streamed_text_is_the_json_s() {
     assert!(output.status.success());
     assert_eq!(text(&output.stdout).trim_end(), json(&question[..2])["text"].as_str().unwrap());
     assert_eq!(text(&output.stderr), "");
-    let stats = run(&[&question[..], &["--stats"]].concat());
+    let stats = run(&[&question[..], &["--stats", "--dtype", "f32"]].concat());
     for word in ["candle on cpu in f32", "vision", "prefill", "decode", "tokens/s"] {
         assert!(text(&stats.stderr).contains(word), "{word}: {}", text(&stats.stderr));
     }

@@ -134,6 +134,6 @@ fn pictures_that_would_fill_the_memory_do_not() {
         ask(&picture[..end]).error(400, "invalid_value");
     }
     let message = ask(&picture[..picture.len() / 2]).error(400, "invalid_value");
-    assert_eq!(message, "image[0]: a JPEG of 3527 bytes that ends before its end marker");
+    assert_eq!(message, "images[0]: image: a JPEG of 3527 bytes that ends before its end marker");
     assert_eq!(ask(&[&picture[..], b"a camera's own data"].concat()).json()["text"], ask(&picture).json()["text"]);
 }

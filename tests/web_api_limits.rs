@@ -47,8 +47,9 @@ fn stream_endlessly(server: &Server) -> TcpStream {
     stream
 }
 
+/// One worker whose answers are long: in f32, which takes its time, and says the same on every processor.
 fn patient(more: &[&'static str]) -> Server {
-    Server::start(&[&["--max-new-tokens", "4096", "--workers", "1"], more].concat())
+    Server::start(&[&["--max-new-tokens", "4096", "--workers", "1", "--dtype", "f32"], more].concat())
 }
 
 #[test]

@@ -167,6 +167,7 @@ macro_rules! int8 {
         /// # Safety
         /// As the block's function; the block has `ROWS` rows from `row` on, which `words` holds, and `PANELS` panels from `panel` on.
         #[target_feature(enable = $features)]
+        #[expect(clippy::too_many_arguments)]
         unsafe fn $tile<const ROWS: usize, const PANELS: usize>(
             block: &Block<'_>,
             row: usize,
@@ -266,6 +267,7 @@ unsafe fn int4_tile<const ROWS: usize, const PANELS: usize>(
     let low = _mm256_set1_epi8(0xf);
     let mut results = [[[_mm256_setzero_ps(); 2]; PANELS]; ROWS];
     for b in 0..blocks {
+        #[expect(clippy::needless_range_loop)]
         for p in 0..PANELS {
             let at = (panel + p) * blocks + b;
             // 8 times 2 products of 4 and 7 bits and a sign fit 16 bits.

@@ -10,9 +10,11 @@ use super::block::{BLOCK, BLOCK_BYTES, Block, INT4_OFFSET, LANES, OFFSET, Out, P
 use super::team::{self, Split};
 use super::{Cpu, Rows, math};
 
-/// Rows that one task takes, at most: enough to use a panel's weights again and again from cache, few enough to share out. Whole
-/// register tiles of every kernel.
+/// Rows that one task takes, at most: enough to use a panel's weights again and again from cache, few enough to share out.
 const ROWS: usize = 96;
+
+/// Rows of the largest register tile.
+const TILE_ROWS: usize = 6;
 
 /// Tasks a thread should have to choose from, so that a slower one leaves some to the others.
 const PIECES: usize = 4;
@@ -95,11 +97,9 @@ impl PackedLinear {
         let blocks = panels.div_ceil(PANELS);
         let tasks = team::size() * PIECES;
         // Chunks of rows follow each other, so that a thread finds its panels in cache again; in a decode step, panels do.
-        let (chunk, at_once) = match count {
-            1 => (1, blocks.div_ceil(tasks)),
-            2..=ROWS => (count.div_ceil(tasks.div_ceil(blocks)).next_multiple_of(SMALLEST), 1),
-            _ => (ROWS, 1),
-        };
+        let at_once = if count == 1 { blocks.div_ceil(tasks) } else { 1 };
+        let wanted = count.div_ceil(ROWS).max(tasks.div_ceil(blocks));
+        let chunk = count.div_ceil(wanted).next_multiple_of(TILE_ROWS);
         let chunks = count.div_ceil(chunk);
         team::share(blocks.div_ceil(at_once) * chunks, |task| {
             let (first, row) = (task / chunks * at_once, task % chunks * chunk);
@@ -154,9 +154,6 @@ impl PackedLinear {
         }
     }
 }
-
-/// Rows of the largest register tile.
-const SMALLEST: usize = 6;
 
 /// A matrix that is to be packed.
 struct Matrix<F> {

@@ -1,4 +1,4 @@
-"""The server under test, started as its users start it."""
+"""The server under test, started as its users start it; in f32, which answers alike on every processor."""
 
 import subprocess
 import tempfile
@@ -11,7 +11,7 @@ IMAGE = ROOT / "models/demo/test_image.jpg"
 class Server:
     def __init__(self, *options: str):
         self.log = tempfile.TemporaryFile("w+")
-        command = [ROOT / "target/release/examples/web_api", "--port", "0", *options]
+        command = [ROOT / "target/release/examples/web_api", "--port", "0", "--dtype", "f32", *options]
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=self.log, text=True)
         line = self.process.stdout.readline()
         if " on http://" not in line:

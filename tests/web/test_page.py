@@ -1,6 +1,7 @@
 """The page at /, in Chromium: its screenshots are left in build/web."""
 
 import threading
+import time
 import unittest
 import urllib.request
 
@@ -47,6 +48,12 @@ class Page(unittest.TestCase):
     def drop_picture(self):
         self.browser.drop(IMAGE, 300, 300)
         self.browser.until("picture && document.getElementById('shown').complete")
+
+    def until_metrics_say(self, text):
+        end = time.monotonic() + 60
+        while text not in urllib.request.urlopen(f"{self.server.url}/metrics").read().decode():
+            self.assertLess(time.monotonic(), end, f"/metrics never says {text}")
+            time.sleep(0.01)
 
     def test_a_conversation_about_a_dropped_picture(self):
         self.serve()
@@ -104,21 +111,17 @@ class Page(unittest.TestCase):
         busy = threading.Thread(target=endless, args=(self.server.url, stop))
         busy.start()
         try:
-            metrics = lambda: urllib.request.urlopen(f"{self.server.url}/metrics").read().decode()
-            while "smolvlm_questions_running 1" not in metrics():
-                pass
+            self.until_metrics_say("smolvlm_questions_running 1")
             self.browser.send("Input.insertText", text="Hi")
             self.browser.press("Enter", "\r")
-            while "smolvlm_questions_waiting 1" not in metrics():
-                pass
+            self.until_metrics_say("smolvlm_questions_waiting 1")
             self.browser.press("Escape")
             self.browser.until("document.querySelector('.times')?.textContent === 'stopped'")
             self.assertEqual(self.browser.run("messages.length"), 0)
         finally:
             stop.set()
             busy.join()
-        while 'finish_reason="abandoned"} 1' not in metrics():
-            pass
+        self.until_metrics_say('finish_reason="abandoned"} 1')
 
     def test_the_server_s_errors_are_shown(self):
         self.serve("--api-key", "open sesame", "--max-pixels", "1000")

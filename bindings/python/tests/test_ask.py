@@ -16,14 +16,15 @@ def test_answer(model):
     assert str(answer) == answer.text == ANSWER
     assert answer.finish_reason is FinishReason.END_OF_TEXT
     m = answer.metrics
-    assert (m.backend, m.device, m.dtype) == ("candle", "cpu", "f32")
+    assert (m.backend, m.device) == ("candle", "cpu")
+    assert m.dtype in ("f32", "int8")  # the processor decides
     assert m.generated_tokens == len(answer.tokens) and m.prompt_tokens == len(answer.prompt_tokens)
     assert m.image_tokens == 16 * m.tiles > 0 and m.cached_tokens == 0
     assert 0 < m.preprocess_ms + m.vision_ms + m.prefill_ms <= m.time_to_first_token_ms < m.total_ms
     assert m.tokens_per_second == pytest.approx(m.generated_tokens / m.decode_ms * 1000)
 
 
-@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8", "int4"])
 def test_dtype(dtype):
     with smolvlm.Model(str(DEMO), backend="candle", dtype=dtype, num_threads=1) as model:
         answer = model.ask(PICTURE, "Which way does the arrow point?")

@@ -15,7 +15,7 @@ ORT_LIBRARY := $(ORT)/$(ORT_PINNED)/libonnxruntime.so
 # The web page is tested in this browser, under any of its names.
 CHROMIUM := chromium chromium-browser google-chrome
 
-.PHONY: help demo test test-rust test-features test-c test-download test-web build python-package test-python test-ray tools web-tools onnxruntime bench bench-onnx bench-kernels clean
+.PHONY: help demo test test-rust test-features test-c test-download test-web build python-package test-python test-ray tools web-tools onnxruntime bench bench-curves bench-onnx bench-kernels clean
 
 help:
 	@echo "make demo       build, then a C program asks the bundled model about the bundled picture"
@@ -28,6 +28,7 @@ help:
 	@echo "make test-python  pytest: the Python package out of its wheel, smolvlm_demo.py, benchmark.py"
 	@echo "make test-ray   pytest: a folder of images on a local Ray cluster"
 	@echo "make bench      our engines and their peers, as ratios"
+	@echo "make bench-curves  what tiles, prompt, context and threads cost"
 	@echo "make bench-onnx what our engine adds to ONNX Runtime, as a ratio"
 	@echo "make bench-kernels  each CPU kernel beside the measured roof of this machine"
 	@echo "make build      libsmolvlm.so, libsmolvlm.a, C examples and C tests"
@@ -129,8 +130,17 @@ $(VENV)/done: tools/requirements.txt
 	$(VENV)/bin/python -m pip install --quiet -r $<
 	touch $@
 
-bench: build $(VENV)/done
-	ORT_DYLIB_PATH=$(ORT_LIBRARY) $(VENV)/bin/python benches/engines.py
+# What the peers need on top of that.
+$(VENV)/bench-done: benches/requirements.txt $(VENV)/done
+	$(VENV)/bin/python -m pip install --quiet -r $<
+	touch $@
+
+# BENCH_OPTIONS, as in `make bench BENCH_OPTIONS=--quick`: benches/engines.py --help has them all.
+bench: build $(VENV)/bench-done
+	ORT_DYLIB_PATH=$(ORT_LIBRARY) $(VENV)/bin/python benches/engines.py $(BENCH_OPTIONS)
+
+bench-curves: build $(VENV)/bench-done
+	$(VENV)/bin/python benches/curves.py $(BENCH_OPTIONS)
 
 bench-onnx: build $(VENV)/done
 	ORT_DYLIB_PATH=$(ORT_LIBRARY) $(VENV)/bin/python benches/onnx_overhead.py

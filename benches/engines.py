@@ -51,7 +51,10 @@ def rows(model, threads, llamacpp):
     found = [Row(f"candle {p}", True, bits, python("candle", p), weights) for p, bits in (("int4", 4), ("int8", 8), ("bf16", 16))]
     found.append(Row("onnx int8", True, 8, python("onnx", "int8"), onnx("_int8", "decoder_model_merged")))
     found.append(Row("candle f32 (stock)", False, 32, python("candle", "f32"), weights))
-    found += [Row(f"onnxruntime {p}", False, bits, python("onnxruntime", p), onnx(suffix[p], "decoder_model_last")) for p, bits in (("f32", 32), ("int8", 8), ("q4", 4))]
+    found += [
+        Row(f"onnxruntime {p}", False, bits, python("onnxruntime", p), onnx(suffix[p], "decoder_model_last"))
+        for p, bits in (("f32", 32), ("int8", 8), ("q4", 4))
+    ]
     found.append(Row("transformers bf16", False, 16, python("transformers", "bf16"), weights))
     found.append(Row("openvino bf16", False, 16, python("openvino", "bf16"), [*onnx(""), model / "openvino" / "decoder.bin"]))
     for kind, bits, vision in (("q8_0", 8, "f16"), ("q4_0", 4, "q8_0")):
@@ -146,7 +149,11 @@ def machine():
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
     fields = {name.strip(): value.strip() for name, value in fields.items()}
-    known = [flag for flag in ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if flag in fields.get("flags", "").split()]
+    known = [
+        flag
+        for flag in ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+        if flag in fields.get("flags", "").split()
+    ]
     return {"cpu": fields.get("model name", platform.machine()), "flags": known}
 
 
@@ -161,7 +168,9 @@ def arguments():
     parser.add_argument("--out", type=Path, help="a JSON file; default: build/bench/engines-SIZE-THREADS.json")
     options = parser.parse_args()
     options.rounds = options.rounds or (2 if options.quick else 7)
-    options.columns = [column.strip() for column in options.columns.split(",") if column] or [c for c in COLUMNS if not (options.quick and c in (*MANY_TILES, "load"))]
+    options.columns = [column.strip() for column in options.columns.split(",") if column] or [
+        c for c in COLUMNS if not (options.quick and c in (*MANY_TILES, "load"))
+    ]
     for column in options.columns:
         if column not in COLUMNS:
             parser.error(f"--columns: '{column}' is none of {', '.join(COLUMNS)}")

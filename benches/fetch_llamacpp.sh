@@ -8,9 +8,9 @@ mkdir -p "$dir"
 if [ ! -d "$dir/source" ]; then
     python3 -m pip download --quiet --no-deps --no-binary=:all: --dest "$dir" "llama-cpp-python==$version"
     name=llama_cpp_python-$version
-    tar -xzf "$dir/$name.tar.gz" -C "$dir" "$name/vendor/llama.cpp"
-    mv "$dir/$name/vendor/llama.cpp" "$dir/source"
-    rm -r "$dir/$name" "$dir/$name.tar.gz"
+    tar -xzf "$dir/$name.tar.gz" -C "$dir" --strip-components=2 "$name/vendor/llama.cpp"
+    mv "$dir/llama.cpp" "$dir/source"
+    rm "$dir/$name.tar.gz"
 fi
 # GCC 12 moves the stores to the tile configuration past the instruction that loads it.
 sed -i 's/^\( *\)_tile_loadconfig(&tc);/\1asm volatile("" ::: "memory"); _tile_loadconfig(\&tc);/' "$dir/source/ggml/src/ggml-cpu/amx/mmq.cpp"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes a checkpoint as llama.cpp's files, with its own converter: model-f16.gguf, mmproj-f16.gguf and mmproj-q8_0.gguf.
 
-    make_gguf.py LLAMACPP_SOURCE MODEL_DIR OUT_DIR
+make_gguf.py LLAMACPP_SOURCE MODEL_DIR OUT_DIR
 """
 
 import json

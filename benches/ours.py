@@ -6,7 +6,15 @@ from library import Library
 from smolvlm import Frame
 
 # What becomes so many tiles: width and height of a picture, and its longest edge where that is not the model's own.
-PICTURES = {1: (512, 512, 512), 3: (1024, 512, 1024), 5: (1024, 1024, 1024), 7: (1536, 1024, 1536), 10: (1536, 1536, 1536), 13: (640, 480), 17: (1024, 1024)}
+PICTURES = {
+    1: (512, 512, 512),
+    3: (1024, 512, 1024),
+    5: (1024, 1024, 1024),
+    7: (1536, 1024, 1536),
+    10: (1536, 1536, 1536),
+    13: (640, 480),
+    17: (1024, 1024),
+}
 
 
 class Ours:

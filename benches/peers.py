@@ -1,8 +1,8 @@
 """What others make of the same weights. Each peer has three measures, in seconds:
 
-    tiles(n)                 n tiles through vision encoder and connector
-    generate(p, s)           a prompt of p tokens, and each of s greedy steps after it
-    answer(n, p, s)          n tiles and p tokens of prompt, 64 a tile among them, then s tokens: the first one, and all
+tiles(n)                 n tiles through vision encoder and connector
+generate(p, s)           a prompt of p tokens, and each of s greedy steps after it
+answer(n, p, s)          n tiles and p tokens of prompt, 64 a tile among them, then s tokens: the first one, and all
 """
 
 import time

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -24,14 +25,17 @@ class CannotRun(Exception):
 class Process:
     def __init__(self, command):
         """Starts it and waits until its model is loaded; `load_seconds` is what it says that took."""
-        self.child = subprocess.Popen([str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.errors = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would fill up
+        command = [str(word) for word in command]
+        self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True)
         (self.load_seconds,) = self._answer(expected="ready")
 
     def _answer(self, expected=None):
         line = self.child.stdout.readline()
         if not line:
-            errors = self.child.stderr.read().strip().splitlines() or ["it ended without a word"]
-            raise CannotRun(errors[-1])
+            code = self.child.wait()
+            self.errors.seek(0)
+            raise CannotRun(f"exit code {code}: {(self.errors.read().strip().splitlines() or [''])[-1]}")
         if line.startswith("error:"):
             raise CannotRun(line.strip())
         words = line.split()
@@ -69,7 +73,7 @@ class Process:
         self.child.stdin.close()
         self.child.wait()
         self.child.stdout.close()
-        self.child.stderr.close()
+        self.errors.close()
 
     def __enter__(self):
         return self

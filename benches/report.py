@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The table and the plot of a run of engines.py: ours, the best peer, the ratio, and the bar that we hold ourselves to.
 
-    report.py build/bench/engines-small-2.json
+report.py build/bench/engines-small-2.json
 """
 
 import json
@@ -108,14 +108,18 @@ def spread(found):
 def print_report(found):
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     prompts = ", ".join(f"{name} {tokens}" for name, tokens in found["prompt_tokens"].items())
-    print(f"\n{found['machine']['cpu']} ({', '.join(found['machine']['flags'])}), {found['threads']} threads, {found['rounds']} rounds, medians, {found['model']}")
+    print(
+        f"\n{found['machine']['cpu']} ({', '.join(found['machine']['flags'])}), {found['threads']} threads, {found['rounds']} rounds, medians, {found['model']}"
+    )
     print(f"{versions}; tokens of the prompts: {prompts}\n")
     print(*summary(found), sep="\n")
     print("\nEverything; seconds, decode in tokens per second, memory in MiB; ours in bold\n")
     print(*all_rows(found), sep="\n")
     print(f"\n{spread(found)}")
     disturbed = sum(share >= DISTURBED for share in found["others"])
-    print(f"{disturbed} of {len(found['others'])} measures were disturbed: other processes took over {DISTURBED:.0%} of the processors, time and again")
+    print(
+        f"{disturbed} of {len(found['others'])} measures were disturbed: other processes took over {DISTURBED:.0%} of the processors, time and again"
+    )
     print("not run:", *(found["missing"] or ["nothing was left out"]), sep="\n  ")
 
 
@@ -124,7 +128,7 @@ def plot(found, path):
     import matplotlib
 
     matplotlib.use("Agg")
-    import matplotlib.pyplot as pyplot
+    from matplotlib import pyplot
 
     found_works = list(comparisons(found))[::-1]
     if not found_works:
@@ -133,7 +137,9 @@ def plot(found, path):
     for y, (work, ours, peer, ratio) in enumerate(found_works):
         times = ratio if work.more_is_better else 1 / ratio
         axes.barh(y, times, color="#4878a8" if times >= 1 else "#c0c0c0")
-        axes.text(times, y, f" {times:.2f}   {ours[0]} {number(ours[1])} {work.unit}, {peer[0]} {number(peer[1])} {work.unit}", va="center", fontsize=8)
+        axes.text(
+            times, y, f" {times:.2f}   {ours[0]} {number(ours[1])} {work.unit}, {peer[0]} {number(peer[1])} {work.unit}", va="center", fontsize=8
+        )
         if work.bar:
             wanted = work.bar if work.more_is_better else 1 / work.bar
             axes.plot([wanted, wanted], [y - 0.4, y + 0.4], color="#b03030", linewidth=2)

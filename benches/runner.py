@@ -28,7 +28,10 @@ def load(kind, precision, model, threads):
 def main():
     kind, precision, model, threads = sys.argv[1:]
     out, sys.stdout = sys.stdout, sys.stderr
-    say = lambda text: print(text, file=out, flush=True)  # noqa: E731
+
+    def say(text):
+        print(text, file=out, flush=True)
+
     try:
         make = load(kind, precision, Path(model), int(threads))
         start = time.perf_counter()

@@ -41,7 +41,7 @@ struct Args {
     /// cpu, cuda, metal, tensorrt or auto (the CPU)
     #[arg(long, value_name = "NAME", default_value = "auto")]
     device: DeviceKind,
-    /// f32, bf16, int8; with onnx f32, f16, int8, uint8, quantized, q4, q4f16 or bnb4; or auto
+    /// f32, bf16, int8, int4; with onnx f32, f16, int8, uint8, quantized, q4, q4f16 or bnb4; or auto
     #[arg(long, value_name = "NAME", default_value = "auto")]
     dtype: DTypeKind,
     /// Threads that compute, 0: one per core

@@ -12,7 +12,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
-use web::{ENDLESS, Response, Server, analyze, chat, picture, request};
+use web::{ENDLESS, Response, Server, analyze, chat, endless_model, picture, request};
 
 const RUNNING: &str = "smolvlm_questions_running";
 const WAITING: &str = "smolvlm_questions_waiting";
@@ -32,7 +32,8 @@ fn stream_endlessly(server: &Server) -> TcpStream {
     let url = format!("data:image/jpeg;base64,{}", STANDARD.encode(picture()));
     let content = json!([{ "type": "text", "text": "Hi" }, { "type": "image_url", "image_url": { "url": url } }]);
     let messages = [json!({ "role": "user", "content": content })];
-    let body = json!({ "messages": messages, "stream": true, "temperature": 100, "seed": 2, "max_tokens": 4096 });
+    let body =
+        json!({ "messages": messages, "stream": true, "temperature": 100, "top_k": 50, "seed": 2, "max_tokens": 4096 });
     let mut stream = server.connect();
     stream.write_all(&chat(&body)).unwrap();
     // The first tokens are there.
@@ -47,14 +48,16 @@ fn stream_endlessly(server: &Server) -> TcpStream {
     stream
 }
 
-/// One worker whose answers are long: in f32, which takes its time, and says the same on every processor.
-fn patient(more: &[&'static str]) -> Server {
-    Server::start(&[&["--max-new-tokens", "4096", "--workers", "1", "--dtype", "f32"], more].concat())
+/// One worker whose answers do not end, in f32, which takes its time. `test` names its model.
+fn patient(test: &str, more: &[&str]) -> Server {
+    let model = endless_model(test);
+    let model = ["--model", model.to_str().unwrap()];
+    Server::start(&[&model[..], &["--max-new-tokens", "4096", "--workers", "1", "--dtype", "f32"], more].concat())
 }
 
 #[test]
 fn a_full_queue_says_when_to_come_back() {
-    let server = patient(&["--queue", "1"]);
+    let server = patient("queue", &["--queue", "1"]);
     let running = stream_endlessly(&server);
     let waiting = ask_endlessly(&server);
     server.until(WAITING, 1.0);
@@ -72,7 +75,7 @@ fn a_full_queue_says_when_to_come_back() {
 
 #[test]
 fn a_client_that_leaves_stops_the_generation() {
-    let server = patient(&[]);
+    let server = patient("left", &[]);
     let stream = stream_endlessly(&server);
     server.until(RUNNING, 1.0);
     drop(stream);
@@ -97,7 +100,7 @@ fn a_client_that_leaves_stops_the_generation() {
 
 #[test]
 fn a_deadline_holds_in_the_queue_and_in_the_answer() {
-    let server = patient(&[]);
+    let server = patient("deadline", &[]);
     let picture = picture();
     let ask =
         |ms: &'static [u8]| server.analyze(&[&[("image", &picture[..]), ("timeout_ms", ms)], &ENDLESS[..]].concat());
@@ -165,7 +168,7 @@ fn connections_are_counted() {
 
 #[test]
 fn a_shutdown_lets_what_runs_finish() {
-    let mut server = patient(&["--grace-s", "50"]);
+    let mut server = patient("grace", &["--grace-s", "50"]);
     let mut running = stream_endlessly(&server);
     // Open before the signal, and its request after it.
     let mut late = server.connect();
@@ -183,7 +186,7 @@ fn a_shutdown_lets_what_runs_finish() {
 
 #[test]
 fn a_shutdown_ends_what_does_not_finish() {
-    let mut server = patient(&["--grace-s", "0.1"]);
+    let mut server = patient("no-grace", &["--grace-s", "0.1"]);
     let mut running = stream_endlessly(&server);
     let mut waiting = ask_endlessly(&server);
     server.until(WAITING, 1.0);
@@ -196,7 +199,7 @@ fn a_shutdown_ends_what_does_not_finish() {
     let mut idle = Server::start(&[]);
     idle.terminate();
     assert!(idle.process.wait().unwrap().success());
-    let mut impatient = patient(&["--grace-s", "50"]);
+    let mut impatient = patient("second-signal", &["--grace-s", "50"]);
     let _running = stream_endlessly(&impatient);
     impatient.terminate();
     while TcpStream::connect(impatient.address).is_ok() {

@@ -184,6 +184,33 @@ pub fn form(fields: &[(&str, &[u8])]) -> Vec<u8> {
     body
 }
 
-/// Fields of a question whose answer goes on for thousands of tokens, unless somebody stops it.
-pub const ENDLESS: [(&str, &[u8]); 4] =
-    [("prompt", b"Hi"), ("temperature", b"100"), ("seed", b"2"), ("max_new_tokens", b"4096")];
+/// Fields of a question to [`endless_model`]: varied, and of likely tokens only.
+pub const ENDLESS: [(&str, &[u8]); 5] =
+    [("prompt", b"Hi"), ("temperature", b"100"), ("top_k", b"50"), ("seed", b"2"), ("max_new_tokens", b"4096")];
+
+/// The demo model with another end of its answers, which is never among the likely tokens: they go on until somebody stops them, on
+/// every processor. `test` names the copy.
+pub fn endless_model(test: &str) -> PathBuf {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+    let model = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("endless-{test}"));
+    std::fs::create_dir_all(&model).unwrap();
+    let edit = |name: &str, from: &str, to: &str| {
+        let text = std::fs::read_to_string(demo.join(name)).unwrap();
+        assert!(text.contains(from), "{name} has no {from}");
+        std::fs::write(model.join(name), text.replace(from, to)).unwrap();
+    };
+    for name in ["config.json", "generation_config.json"] {
+        edit(name, "\"eos_token_id\": 639", "\"eos_token_id\": 2");
+    }
+    edit("tokenizer.json", "<end_of_utterance>", "<end_of_nothing>");
+    for name in [
+        "chat_template.jinja",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "tokenizer_config.json",
+    ] {
+        std::fs::copy(demo.join(name), model.join(name)).unwrap();
+    }
+    model
+}

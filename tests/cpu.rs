@@ -47,6 +47,6 @@ fn the_answers_are_right_with_every_set_of_kernels() {
         assert!(said("avx2").contains("Info: kernels: avx2\n"));
     }
     let ignored = said("avx3");
-    let warning = "Warn: SMOLVLM_CPU: \"avx3\" is none of portable, avx2, avxvnni, avx512; it is ignored\n";
+    let warning = "Warn: SMOLVLM_CPU: \"avx3\" is none of portable, avx2, avxvnni, avx512, avx512bf16; it is ignored\n";
     assert!(ignored.contains(warning), "{ignored}");
 }

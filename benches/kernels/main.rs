@@ -96,10 +96,17 @@ fn products(criterion: &mut Criterion) {
 }
 
 /// `tokens` of `heads.0` query heads look at as many positions in `heads.1` heads.
-fn attention(criterion: &mut Criterion, name: &str, heads: (usize, usize), tokens: usize, positions: usize) {
+fn attention(
+    criterion: &mut Criterion,
+    name: &str,
+    keys_in: Precision,
+    heads: (usize, usize),
+    tokens: usize,
+    positions: usize,
+) {
     let (width, cached) = (heads.0 * HEAD_DIM, heads.1 * HEAD_DIM);
     let (queries, values) = (numbers(tokens * width), numbers(positions * cached));
-    let mut cache = KeyValueCache::new(heads.1, HEAD_DIM, Cpu::detect());
+    let mut cache = KeyValueCache::new(heads.1, HEAD_DIM, keys_in, Cpu::detect());
     cache.append(Columns::new(&values, cached, 0, cached), Columns::new(&values, cached, 0, cached));
     let attend = if heads.0 == heads.1 { Attend::Everywhere } else { Attend::Causally };
     let seen = if attend == Attend::Causally { positions - tokens / 2 } else { positions };
@@ -131,10 +138,11 @@ fn main() {
     println!("kernels: {}; {THREADS} threads", Cpu::detect().name());
     let mut criterion = Criterion::default().sample_size(10).configure_from_args();
     products(&mut criterion);
-    attention(&mut criterion, "vision, 1024", (12, 12), 1024, 1024);
-    attention(&mut criterion, "prefill, 128", (9, 3), 128, 128);
-    attention(&mut criterion, "prefill, 1100", (9, 3), 1100, 1100);
-    attention(&mut criterion, "decode at 128", (9, 3), 1, 128);
-    attention(&mut criterion, "decode at 1100", (9, 3), 1, 1100);
+    attention(&mut criterion, "vision, 1024, int8 keys", Precision::Int8, (12, 12), 1024, 1024);
+    attention(&mut criterion, "vision, 1024", Precision::Bf16, (12, 12), 1024, 1024);
+    attention(&mut criterion, "prefill, 128", Precision::Bf16, (9, 3), 128, 128);
+    attention(&mut criterion, "prefill, 1100", Precision::Bf16, (9, 3), 1100, 1100);
+    attention(&mut criterion, "decode at 128", Precision::Bf16, (9, 3), 1, 128);
+    attention(&mut criterion, "decode at 1100", Precision::Bf16, (9, 3), 1, 1100);
     norms(&mut criterion);
 }

@@ -1,13 +1,17 @@
-//! Attention over packed keys and values in bf16, a few query rows at a time: the score matrix is never whole.
+//! Attention over packed keys and values, a few query rows at a time: the score matrix is never whole.
 //!
 //! Keys are the weights of one packed product (inputs: head_dim, outputs: positions), values of a second one (inputs:
-//! positions, outputs: head_dim). Both grow by a position without moving the others. Softmax and sums are f32.
+//! positions, outputs: head_dim). Both grow by a position without moving the others. Values are bf16; softmax and sums are f32.
+//!
+//! Keys are bf16, or 8 bits with a scale per position, as the queries then are. Those come all at once and are stored less their mean,
+//! which takes the same off all of a query's scores, and so changes no weight; what is left is smaller, and so is its rounding
+//! (SageAttention, arXiv 2410.02367, section 4.2).
 
 use std::cell::RefCell;
 
 use half::bf16;
 
-use super::block::{Block, LANES, Out, PAIR, PANELS, Panels, Strides};
+use super::block::{BLOCK, Block, LANES, OFFSET, Out, PAIR, PANELS, Panels, QUAD, Strides};
 use super::rows::{grow, scratch};
 use super::team::{self, Split};
 use super::{Cpu, Precision, Rows, math};
@@ -25,11 +29,15 @@ pub struct KeyValueCache {
     /// Positions that fit; a multiple of [`LANES`].
     capacity: usize,
     len: usize,
-    /// A word is two bf16 numbers, the first one low.
-    /// [heads, position panels, head_dim / PAIR, LANES] of them, pairs of a key's numbers,
+    /// [heads, position panels, key_groups, LANES] words, each a group of a key's numbers, the first one lowest.
     keys: Vec<u32>,
-    /// [heads, positions / PAIR, head_dim panels * LANES], pairs of positions.
+    key_groups: usize,
+    /// [heads, positions / PAIR, head_dim panels * LANES] words, each two positions' bf16 numbers.
     values: Vec<u32>,
+    /// Of keys in 8 bits, [heads, positions]: as a packed product has them.
+    scales: Vec<f32>,
+    corrections: Vec<i32>,
+    keys_in: Precision,
     cpu: Cpu,
 }
 
@@ -69,10 +77,22 @@ pub enum Attend {
 }
 
 impl KeyValueCache {
-    /// An empty cache of `heads` times `head_dim`, which must be even.
-    pub fn new(heads: usize, head_dim: usize, cpu: Cpu) -> Self {
-        assert!(heads > 0 && head_dim > 0 && head_dim.is_multiple_of(PAIR));
-        Self { heads, head_dim, capacity: 0, len: 0, keys: Vec::new(), values: Vec::new(), cpu }
+    /// An empty cache of `heads` times `head_dim`, which must be even; `keys_in` is bf16 or int8.
+    pub fn new(heads: usize, head_dim: usize, keys_in: Precision, cpu: Cpu) -> Self {
+        assert!(heads > 0 && head_dim > 0 && head_dim.is_multiple_of(PAIR) && keys_in != Precision::Int4);
+        Self {
+            heads,
+            head_dim,
+            capacity: 0,
+            len: 0,
+            keys: Vec::new(),
+            key_groups: head_dim.div_ceil(if keys_in == Precision::Bf16 { PAIR } else { QUAD }),
+            values: Vec::new(),
+            scales: Vec::new(),
+            corrections: Vec::new(),
+            keys_in,
+            cpu,
+        }
     }
 
     /// Forgets all from position `len` on.
@@ -87,8 +107,9 @@ impl KeyValueCache {
         }
         let capacity = positions.next_multiple_of(LANES);
         let padded = self.head_dim.next_multiple_of(LANES);
-        for (memory, head) in [(&mut self.keys, self.head_dim), (&mut self.values, padded)] {
-            let (old, new) = (self.capacity / PAIR * head, capacity / PAIR * head);
+        // Words of two positions: capacities are even.
+        for (memory, words) in [(&mut self.keys, self.key_groups * PAIR), (&mut self.values, padded)] {
+            let (old, new) = (self.capacity / PAIR * words, capacity / PAIR * words);
             let mut grown = vec![0; self.heads * new];
             // Within a head, further positions come behind the others, in keys and in values.
             for (to, from) in grown.chunks_exact_mut(new).zip(memory.chunks_exact(old.max(1))) {
@@ -96,32 +117,64 @@ impl KeyValueCache {
             }
             *memory = grown;
         }
+        if self.keys_in == Precision::Int8 {
+            // All keys come at once: there are none yet.
+            self.scales = vec![0.0; self.heads * capacity];
+            self.corrections = vec![0; self.heads * capacity];
+        }
         self.capacity = capacity;
     }
 
-    /// Appends `keys` and `values`, each [tokens, heads * head_dim].
+    /// Appends `keys` and `values`, each [tokens, heads * head_dim]. Keys in 8 bits come into an empty cache.
     pub fn append(&mut self, keys: Columns<'_>, values: Columns<'_>) {
         let tokens = keys.rows();
         assert!(values.rows() == tokens && [keys.width, values.width] == [self.heads * self.head_dim; 2]);
+        assert!(self.keys_in == Precision::Bf16 || self.len == 0);
         if self.len + tokens > self.capacity {
             self.reserve((self.len + tokens).next_power_of_two());
         }
         let (head_dim, padded, first, cpu) = (self.head_dim, self.head_dim.next_multiple_of(LANES), self.len, self.cpu);
-        let (key_words, value_words) = (self.capacity / PAIR * head_dim, self.capacity / PAIR * padded);
+        let (groups, capacity, keys_in) = (self.key_groups, self.capacity, self.keys_in);
+        let (key_words, value_words) = (capacity * groups, capacity / PAIR * padded);
         let (all_keys, all_values) = (Split::new(&mut self.keys), Split::new(&mut self.values));
+        let (all_scales, all_corrections) = (Split::new(&mut self.scales), Split::new(&mut self.corrections));
         team::share(self.heads, |head| {
             // SAFETY: no other task has this head.
             let packed_keys = unsafe { all_keys.part(head * key_words, key_words) };
             // SAFETY: as above.
             let packed_values = unsafe { all_values.part(head * value_words, value_words) };
-            let mut key = vec![0; head_dim / PAIR];
+            let mut key = vec![0; groups];
+            let mut store = |position: usize, key: &[u32]| {
+                let panel = &mut packed_keys[position / LANES * LANES * groups..];
+                for (to, word) in panel.iter_mut().skip(position % LANES).step_by(LANES).zip(key) {
+                    *to = *word;
+                }
+            };
+            let head_keys = (0..tokens).map(|token| keys.part(token, head * head_dim, head_dim));
+            if keys_in == Precision::Bf16 {
+                for (token, numbers) in head_keys.enumerate() {
+                    math::to_bf16(numbers, &mut key, cpu);
+                    store(first + token, &key);
+                }
+            } else {
+                // SAFETY: as above.
+                let scales = unsafe { all_scales.part(head * capacity, tokens) };
+                // SAFETY: as above.
+                let corrections = unsafe { all_corrections.part(head * capacity, tokens) };
+                let mut mean = vec![0.0; head_dim];
+                head_keys.clone().for_each(|numbers| mean.iter_mut().zip(numbers).for_each(|(m, x)| *m += x));
+                mean.iter_mut().for_each(|m| *m /= tokens as f32);
+                let (mut centred, mut sums) = (vec![0.0; head_dim], vec![0; groups.div_ceil(BLOCK / QUAD)]);
+                for (token, numbers) in head_keys.enumerate() {
+                    centred.iter_mut().zip(numbers).zip(&mean).for_each(|((c, x), m)| *c = x - m);
+                    scales[token] = math::to_int8(&centred, &mut key, cpu);
+                    math::sign_and_sum(&mut key, &mut sums, cpu);
+                    corrections[token] = OFFSET * sums.iter().sum::<i32>();
+                    store(token, &key);
+                }
+            }
             for token in 0..tokens {
                 let position = first + token;
-                math::to_bf16(keys.part(token, head * head_dim, head_dim), &mut key, cpu);
-                let panel = &mut packed_keys[position / LANES * LANES * key.len()..];
-                for (to, pair) in panel.iter_mut().skip(position % LANES).step_by(LANES).zip(&key) {
-                    *to = *pair;
-                }
                 let pairs = &mut packed_values[position / PAIR * padded..][..head_dim];
                 let value = values.part(token, head * head_dim, head_dim);
                 // The first of a pair takes what a forgotten position left beside it: multiplied by 0, infinity is none.
@@ -170,6 +223,22 @@ impl KeyValueCache {
                 out.iter_mut().zip(mixed).for_each(|(out, x)| *out = x / sum);
             });
         });
+    }
+
+    /// The keys of a head, from a panel of positions on.
+    fn key_panels(&self, head: usize, panel: usize) -> Panels<'_> {
+        let first = panel * LANES;
+        let words = &self.keys[head * self.capacity * self.key_groups..][..self.capacity * self.key_groups];
+        let words = &words[first * self.key_groups..];
+        if self.keys_in == Precision::Bf16 {
+            return Panels::Bf16(as_bf16(words));
+        }
+        let of_head = head * self.capacity + first..(head + 1) * self.capacity;
+        Panels::Int8 {
+            values: as_int8(words),
+            scales: &self.scales[of_head.clone()],
+            corrections: &self.corrections[of_head],
+        }
     }
 
     /// The same for one token, whose `group` rows a head are too few to share out: its positions are.
@@ -259,21 +328,19 @@ impl Work<'_> {
     }
 
     fn run_in(&self, buffers: &mut Buffers, mut take: impl FnMut(usize, &[f32], f32, f32)) {
-        let KeyValueCache { head_dim, capacity, cpu, .. } = *self.cache;
+        let KeyValueCache { head_dim, capacity, cpu, keys_in, .. } = *self.cache;
         let Buffers { queries, weights, scores, mixed } = buffers;
         let rows = self.count * self.group;
         let positions = self.seen(rows - 1);
 
-        queries.set(Precision::Bf16, (rows, head_dim), cpu, |row, out| {
+        queries.set(keys_in, (rows, head_dim), cpu, |row, out| {
             let (token, at) = self.place(row);
             let query = self.queries.part(token, at, head_dim);
             out.iter_mut().zip(query).for_each(|(out, q)| *out = q * self.scale);
         });
 
-        let words = capacity / PAIR * head_dim;
-        let keys = &self.cache.keys[self.head * words..][..words];
-        let keys = &keys[self.positions.0 / PAIR * head_dim..];
         let scores = grow(scores, rows * positions);
+        let keys = |panel| self.cache.key_panels(self.head, self.positions.0 / LANES + panel);
         product(queries, keys, Strides { panel: queries.groups, group: 1 }, positions, cpu, scores);
 
         // A row's weights, in place of its scores' rows; what it does not see has none.
@@ -287,19 +354,35 @@ impl Work<'_> {
         let padded = head_dim.next_multiple_of(LANES);
         let words = capacity / PAIR * padded;
         let values = &self.cache.values[self.head * words..][..words];
+        let values = &values[self.positions.0 / PAIR * padded..];
         let strides = Strides { panel: 1, group: padded / LANES };
         let mixed = grow(mixed, rows * head_dim);
-        product(weights, &values[self.positions.0 / PAIR * padded..], strides, head_dim, cpu, mixed);
+        product(weights, |panel| Panels::Bf16(as_bf16(&values[panel * LANES..])), strides, head_dim, cpu, mixed);
         for ((row, mixed), (largest, sum)) in mixed.chunks_exact(head_dim).enumerate().zip(tops) {
             take(row, mixed, largest, sum);
         }
     }
 }
 
-/// `out` [rows, outputs] = `rows` times `panels`, on this thread.
-fn product(rows: &Rows, panels: &[u32], strides: Strides, outputs: usize, cpu: Cpu, out: &mut [f32]) {
+fn as_bf16(words: &[u32]) -> &[bf16] {
     // SAFETY: a word is two bf16 numbers, on the little-endian machines that this crate is for; their alignment is less.
-    let panels = unsafe { std::slice::from_raw_parts(panels.as_ptr().cast::<bf16>(), panels.len() * PAIR) };
+    unsafe { std::slice::from_raw_parts(words.as_ptr().cast::<bf16>(), words.len() * PAIR) }
+}
+
+fn as_int8(words: &[u32]) -> &[i8] {
+    // SAFETY: a word is four of them; their alignment is less.
+    unsafe { std::slice::from_raw_parts(words.as_ptr().cast::<i8>(), words.len() * QUAD) }
+}
+
+/// `out` [rows, outputs] = `rows` times `panels`, which are given from one on, on this thread.
+fn product<'a>(
+    rows: &Rows,
+    panels: impl Fn(usize) -> Panels<'a>,
+    strides: Strides,
+    outputs: usize,
+    cpu: Cpu,
+    out: &mut [f32],
+) {
     let row_count = rows.count();
     assert_eq!(out.len(), row_count * outputs);
     let panel_count = outputs.div_ceil(LANES);
@@ -308,7 +391,7 @@ fn product(rows: &Rows, panels: &[u32], strides: Strides, outputs: usize, cpu: C
             rows,
             first_row: 0,
             row_count,
-            panels: Panels::Bf16(&panels[strides.at(panel, 0) * LANES * PAIR..]),
+            panels: panels(panel),
             panel_count: PANELS.min(panel_count - panel),
             strides,
         };
@@ -365,8 +448,11 @@ mod tests {
                 for attend in [Attend::Causally, Attend::Everywhere] {
                     let causal = attend == Attend::Causally;
                     let expected = exact(&queries, &keys, &values, (query_heads, kv_heads), head_dim, causal);
-                    for (cpu, piece) in Cpu::available().into_iter().flat_map(|cpu| [(cpu, positions), (cpu, 3)]) {
-                        let mut cache = KeyValueCache::new(kv_heads, head_dim, cpu);
+                    let ways = [(Precision::Bf16, positions), (Precision::Bf16, 3), (Precision::Int8, positions)];
+                    for (cpu, (keys_in, piece)) in
+                        Cpu::available().into_iter().flat_map(|cpu| ways.map(|way| (cpu, way)))
+                    {
+                        let mut cache = KeyValueCache::new(kv_heads, head_dim, keys_in, cpu);
                         // Something that is forgotten again must leave no trace.
                         let forgotten = vec![f32::INFINITY; width * positions.next_multiple_of(2)];
                         let all = |rows| Columns::new(rows, width, 0, width);
@@ -383,7 +469,7 @@ mod tests {
                         // Numbers from -1 to 1, rounded to 8 bits three times.
                         assert!(
                             difference < 0.02,
-                            "{query_heads} {kv_heads} {head_dim} {positions} {tokens} {attend:?} {cpu:?}: {difference}"
+                            "{query_heads} {kv_heads} {head_dim} {positions} {tokens} {attend:?} {cpu:?} {keys_in:?}: {difference}"
                         );
                     }
                 }

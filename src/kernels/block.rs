@@ -126,18 +126,23 @@ impl Block<'_> {
         assert!(out.columns <= self.panel_count * LANES && out.columns > (self.panel_count - 1) * LANES);
         match (self.panels, cpu) {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `Cpu::Avx512` exists only where the processor has these instructions.
-            (Panels::Bf16(values), Cpu::Avx512) => unsafe { x86::bf16_block(values, self, out) },
+            // SAFETY: a set exists only where the processor has its instructions.
+            (Panels::Bf16(values), Cpu::Avx512Bf16) => unsafe { x86::bf16_block(values, self, out) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            (Panels::Int8 { values, scales, corrections }, Cpu::Avx512) => unsafe {
+            (Panels::Bf16(values), Cpu::Avx512) => unsafe { x86::bf16_block_in_f32(values, self, out) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            (Panels::Int8 { values, scales, corrections }, Cpu::Avx512 | Cpu::Avx512Bf16) => unsafe {
                 x86::int8_block(values, scales, corrections, self, out);
             },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            (Panels::Int4 { values, scales }, Cpu::Avx512) => unsafe { x86::int4_block(values, scales, self, out) },
+            (Panels::Int4 { values, scales }, Cpu::Avx512 | Cpu::Avx512Bf16) => unsafe {
+                x86::int4_block(values, scales, self, out);
+            },
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: these exist only where the processor has AVX2 and FMA.
+            // SAFETY: as above.
             (Panels::Bf16(values), Cpu::Avx2 | Cpu::AvxVnni) => unsafe { avx2::bf16_block(values, self, out) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
@@ -145,7 +150,7 @@ impl Block<'_> {
                 avx2::int8_block(values, scales, corrections, self, out);
             },
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `Cpu::AvxVnni` exists only where the processor has AVX-VNNI.
+            // SAFETY: as above.
             (Panels::Int8 { values, scales, corrections }, Cpu::AvxVnni) => unsafe {
                 avx2::int8_vnni_block(values, scales, corrections, self, out);
             },

@@ -34,8 +34,8 @@ macro_rules! vectorised {
 
             match cpu {
                 #[cfg(target_arch = "x86_64")]
-                // SAFETY: `Cpu::Avx512` exists only where the processor has these instructions.
-                Cpu::Avx512 => unsafe { wide($($argument),*) },
+                // SAFETY: these sets exist only where the processor has these instructions.
+                Cpu::Avx512 | Cpu::Avx512Bf16 => unsafe { wide($($argument),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: these exist only where the processor has AVX2 and FMA.
                 Cpu::Avx2 | Cpu::AvxVnni => unsafe { half_as_wide($($argument),*) },
@@ -207,9 +207,21 @@ vectorised! {
     }
 }
 
+/// e to the power of each score less the largest, rounded to bf16, two to a word; the largest, and the sum of the powers.
+pub(super) fn exp_row(scores: &[f32], words: &mut [u32], cpu: Cpu) -> (f32, f32) {
+    match cpu {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the set exists only where the processor has AVX-512 F and BW, and its BF16 was asked for.
+        Cpu::Avx512 | Cpu::Avx512Bf16 if is_x86_feature_detected!("avx512bf16") => unsafe {
+            super::x86::exp_row(scores, words)
+        },
+        _ => exp_row_vectorised(scores, words, cpu),
+    }
+}
+
 vectorised! {
-    /// e to the power of each score less the largest, rounded to bf16, two to a word; the largest, and the sum of the powers.
-    exp_row(scores: &[f32], words: &mut [u32]) -> (f32, f32) {
+    /// [`exp_row`] where nothing but compilers helps.
+    exp_row_vectorised(scores: &[f32], words: &mut [u32]) -> (f32, f32) {
         const PAIRS: usize = LANES;
         let largest = largest(scores, f32::NEG_INFINITY, |x| x);
         let power = |x: f32| bf16_bits(exp::<FUSED>(x - largest)) << 16;

@@ -5,26 +5,31 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::block::{BLOCK, BLOCK_BYTES, Block, INT4_OFFSET, LANES, Out, PAIR, QUAD};
+use super::math;
+use super::rows::scratch;
 
 /// Rows of a register tile: 6 rows by 4 panels are 24 accumulators of the 32 registers.
 const TILE_ROWS: usize = 6;
 
-/// Calls `$kernel::<ROWS, PANELS>` for the constants that fit.
+/// Rows of a tile of bf16 in f32, by 2 panels: what is read of a panel has to be taken apart, and more rows share that.
+const TALL_ROWS: usize = 12;
+const TALL_PANELS: usize = 2;
+
+/// Calls `$kernel::<ROWS, PANELS>` for the constants out of the lists that `$rows` and `$panels` are.
 macro_rules! dispatch {
-    ($kernel:ident, $rows:expr, $panels:expr, $($argument:expr),*) => {
-        match ($rows, $panels) {
-            (1, 1) => $kernel::<1, 1>($($argument),*), (1, 2) => $kernel::<1, 2>($($argument),*),
-            (1, 3) => $kernel::<1, 3>($($argument),*), (1, _) => $kernel::<1, 4>($($argument),*),
-            (2, 1) => $kernel::<2, 1>($($argument),*), (2, 2) => $kernel::<2, 2>($($argument),*),
-            (2, 3) => $kernel::<2, 3>($($argument),*), (2, _) => $kernel::<2, 4>($($argument),*),
-            (3, 1) => $kernel::<3, 1>($($argument),*), (3, 2) => $kernel::<3, 2>($($argument),*),
-            (3, 3) => $kernel::<3, 3>($($argument),*), (3, _) => $kernel::<3, 4>($($argument),*),
-            (4, 1) => $kernel::<4, 1>($($argument),*), (4, 2) => $kernel::<4, 2>($($argument),*),
-            (4, 3) => $kernel::<4, 3>($($argument),*), (4, _) => $kernel::<4, 4>($($argument),*),
-            (5, 1) => $kernel::<5, 1>($($argument),*), (5, 2) => $kernel::<5, 2>($($argument),*),
-            (5, 3) => $kernel::<5, 3>($($argument),*), (5, _) => $kernel::<5, 4>($($argument),*),
-            (_, 1) => $kernel::<6, 1>($($argument),*), (_, 2) => $kernel::<6, 2>($($argument),*),
-            (_, 3) => $kernel::<6, 3>($($argument),*), (_, _) => $kernel::<6, 4>($($argument),*),
+    ($kernel:ident, [$($count:literal)*] $list:tt, ($rows:expr, $panels:expr), $arguments:tt) => {
+        match $rows {
+            $($count => by_panels!($kernel, $count, $list, $panels, $arguments),)*
+            rows => unreachable!("{rows} rows of a tile"),
+        }
+    };
+}
+
+macro_rules! by_panels {
+    ($kernel:ident, $rows:literal, [$($count:literal)*], $panels:expr, $arguments:tt) => {
+        match $panels {
+            $($count => $kernel::<$rows, $count> $arguments,)*
+            panels => unreachable!("{panels} panels of a tile"),
         }
     };
 }
@@ -37,7 +42,9 @@ pub(super) unsafe fn bf16_block(values: &[bf16], block: &Block<'_>, out: &mut Ou
     for row in (0..block.row_count).step_by(TILE_ROWS) {
         let rows = TILE_ROWS.min(block.row_count - row);
         // SAFETY: as this function; the tile lies in the block.
-        unsafe { dispatch!(bf16_tile, rows, block.panel_count, values.as_ptr(), block, row, out) };
+        unsafe {
+            dispatch!(bf16_tile, [1 2 3 4 5 6] [1 2 3 4], (rows, block.panel_count), (values.as_ptr(), block, row, out))
+        };
     }
 }
 
@@ -96,6 +103,79 @@ unsafe fn bf16_tile<const ROWS: usize, const PANELS: usize>(
     }
 }
 
+/// [`bf16_block`] without its instruction: bf16 is the upper half of f32.
+///
+/// # Safety
+/// The processor has AVX-512 F and BW. `values` starts at the block's first panel.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) unsafe fn bf16_block_in_f32(values: &[bf16], block: &Block<'_>, out: &mut Out) {
+    assert!(values.len() >= block.vectors() * LANES * PAIR);
+    let groups = block.rows.groups;
+    for row in (0..block.row_count).step_by(TALL_ROWS) {
+        let rows = TALL_ROWS.min(block.row_count - row);
+        let words = &block.rows.words[(block.first_row + row) * groups..][..rows * groups];
+        scratch(words.len() * PAIR, |numbers| {
+            for (numbers, words) in numbers.chunks_exact_mut(groups * PAIR).zip(words.chunks_exact(groups)) {
+                let (low, high) = numbers.split_at_mut(groups);
+                low.iter_mut().zip(words).for_each(|(x, &word)| *x = math::low_half(word));
+                high.iter_mut().zip(words).for_each(|(x, &word)| *x = math::high_half(word));
+            }
+            for panel in (0..block.panel_count).step_by(TALL_PANELS) {
+                let panels = TALL_PANELS.min(block.panel_count - panel);
+                // SAFETY: as this function; the tile lies in the block, and has as many numbers.
+                unsafe {
+                    dispatch!(f32_tile, [1 2 3 4 5 6 7 8 9 10 11 12] [1 2], (rows, panels), (values.as_ptr(), numbers, block, (row, panel), out));
+                }
+            }
+        });
+    }
+}
+
+/// # Safety
+/// As [`bf16_block_in_f32`]; the block has `ROWS` rows and `PANELS` panels from `first` on. `numbers` are the rows' lower halves and upper
+/// halves, in turn.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn f32_tile<const ROWS: usize, const PANELS: usize>(
+    values: *const bf16,
+    numbers: &[f32],
+    block: &Block<'_>,
+    first: (usize, usize),
+    out: &mut Out,
+) {
+    let groups = block.rows.groups;
+    assert!(numbers.len() == ROWS * groups * PAIR);
+    let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+    let mut sums = [[_mm512_setzero_ps(); PANELS]; ROWS];
+    for group in 0..groups {
+        // SAFETY: the block's panels lie in the slice, as the caller has checked.
+        let pairs: [_; PANELS] = std::array::from_fn(|p| unsafe {
+            _mm512_loadu_si512(values.add(block.strides.at(first.1 + p, group) * LANES * PAIR).cast())
+        });
+        for half in 0..PAIR {
+            let panels = pairs.map(|pair| {
+                _mm512_castsi512_ps(if half == 0 {
+                    _mm512_slli_epi32::<16>(pair)
+                } else {
+                    _mm512_and_si512(pair, upper)
+                })
+            });
+            for (r, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: each row has `groups` numbers of either half.
+                let x = _mm512_set1_ps(unsafe { *numbers.get_unchecked((r * PAIR + half) * groups + group) });
+                for (sum, panel) in sums.iter_mut().zip(panels) {
+                    *sum = _mm512_fmadd_ps(x, panel, *sum);
+                }
+            }
+        }
+    }
+    for (r, sums) in sums.iter().enumerate() {
+        for (p, sum) in sums.iter().enumerate() {
+            // SAFETY: row and panel are the block's.
+            unsafe { store(out, first.0 + r, first.1 + p, *sum) };
+        }
+    }
+}
+
 /// # Safety
 /// The processor has AVX-512 F, BW and VNNI. `values`, `scales` and `corrections` start at the block's first panel.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
@@ -106,7 +186,9 @@ pub(super) unsafe fn int8_block(values: &[i8], scales: &[f32], corrections: &[i3
     for row in (0..block.row_count).step_by(TILE_ROWS) {
         let rows = TILE_ROWS.min(block.row_count - row);
         // SAFETY: as this function; the tile lies in the block.
-        unsafe { dispatch!(int8_tile, rows, block.panel_count, values.as_ptr(), scales, corrections, block, row, out) };
+        unsafe {
+            dispatch!(int8_tile, [1 2 3 4 5 6] [1 2 3 4], (rows, block.panel_count), (values.as_ptr(), scales, corrections, block, row, out))
+        };
     }
 }
 
@@ -159,19 +241,21 @@ unsafe fn int8_tile<const ROWS: usize, const PANELS: usize>(
 pub(super) unsafe fn int4_block(values: &[u8], scales: &[f16], block: &Block<'_>, out: &mut Out) {
     let blocks = block.panel_count * block.rows.blocks();
     assert!(values.len() >= blocks * BLOCK_BYTES && scales.len() >= blocks * LANES);
-    // Sums of a block's integers and sums of all share the registers: fewer panels at once.
     for row in (0..block.row_count).step_by(TILE_ROWS) {
         let rows = TILE_ROWS.min(block.row_count - row);
-        for panel in (0..block.panel_count).step_by(INT4_PANELS) {
-            let panels = INT4_PANELS.min(block.panel_count - panel);
+        let at_once = INT4_SUMS / rows;
+        for panel in (0..block.panel_count).step_by(at_once) {
+            let panels = at_once.min(block.panel_count - panel);
             // SAFETY: as this function; the tile lies in the block.
-            unsafe { dispatch!(int4_tile, rows, panels, values, scales, block, (row, panel), out) };
+            unsafe {
+                dispatch!(int4_tile, [1 2 3 4 5 6] [1 2 3 4], (rows, panels), (values, scales, block, (row, panel), out))
+            };
         }
     }
 }
 
-/// Panels of a register tile in int4.
-const INT4_PANELS: usize = 2;
+/// Rows times panels of a register tile in int4: the sums of a block's integers and the sums of all blocks share the registers.
+const INT4_SUMS: usize = 12;
 
 /// # Safety
 /// As [`int4_block`]; the block has `ROWS` rows and `PANELS` panels from `first` on.
@@ -236,4 +320,72 @@ unsafe fn int4_tile<const ROWS: usize, const PANELS: usize>(
             unsafe { store(out, first.0 + r, first.1 + p, _mm512_mul_ps(*result, scale)) };
         }
     }
+}
+
+/// 2 to the power of -0.5 to 0.5, within 2e-7 of it relatively: the polynomial through 2^x at six Chebyshev nodes, highest power first.
+const EXP2: [f32; 6] = [1.339_086_3e-3, 9.676_032e-3, 5.550_357e-2, 0.240_221_07, std::f32::consts::LN_2, 1.0];
+
+/// What [`super::math::exp_row`] says.
+///
+/// # Safety
+/// The processor has AVX-512 F, BW and BF16.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(super) unsafe fn exp_row(scores: &[f32], words: &mut [u32]) -> (f32, f32) {
+    const PAIRS: usize = LANES;
+    assert!(words.len() == scores.len().div_ceil(PAIR));
+    let largest = largest(scores);
+    let log2_e = _mm512_set1_ps(std::f32::consts::LOG2_E);
+    let offset = _mm512_set1_ps(-largest * std::f32::consts::LOG2_E);
+    let power = |x: __m512| {
+        // Without a floor, minus infinity less its nearest integer is no number.
+        let x = _mm512_max_ps(_mm512_fmadd_ps(x, log2_e, offset), _mm512_set1_ps(-127.0));
+        let n = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
+        let r = _mm512_sub_ps(x, n);
+        let mut p = _mm512_set1_ps(EXP2[0]);
+        for coefficient in &EXP2[1..] {
+            p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(*coefficient));
+        }
+        _mm512_scalef_ps(p, n)
+    };
+    let ones = as_bf16(_mm512_set1_epi16(bf16::ONE.to_bits() as i16));
+    let mut sum = _mm512_setzero_ps();
+    for (words, scores) in words.chunks_mut(PAIRS).zip(scores.chunks(2 * PAIRS)) {
+        let all = u32::MAX >> (2 * PAIRS - scores.len());
+        let half = |first: usize| {
+            let lanes = (all >> first) as __mmask16;
+            // SAFETY: the mask leaves out what lies beyond the scores, also where they end before `first`.
+            let x = unsafe { _mm512_maskz_loadu_ps(lanes, scores.as_ptr().wrapping_add(first)) };
+            _mm512_maskz_mov_ps(lanes, power(x))
+        };
+        let (low, high) = (half(0), half(LANES));
+        let powers = _mm512_cvtne2ps_pbh(high, low);
+        sum = _mm512_dpbf16_ps(sum, powers, ones);
+        // SAFETY: 512 bits either way.
+        let bits = unsafe { std::mem::transmute::<__m512bh, __m512i>(powers) };
+        let lanes = ((1u32 << words.len()) - 1) as __mmask16;
+        // SAFETY: the mask leaves out what lies beyond the words.
+        unsafe { _mm512_mask_storeu_epi32(words.as_mut_ptr().cast(), lanes, bits) };
+    }
+    (largest, _mm512_reduce_add_ps(sum))
+}
+
+/// The largest number, or minus infinity of none.
+#[target_feature(enable = "avx512f")]
+fn largest(x: &[f32]) -> f32 {
+    const AT_ONCE: usize = 4;
+    let least = _mm512_set1_ps(f32::NEG_INFINITY);
+    let mut largest = [least; AT_ONCE];
+    let chunks = x.chunks_exact(AT_ONCE * LANES);
+    for rest in chunks.remainder().chunks(LANES) {
+        let lanes = ((1u32 << rest.len()) - 1) as __mmask16;
+        // SAFETY: the mask leaves out what lies beyond the numbers.
+        largest[0] = _mm512_max_ps(largest[0], unsafe { _mm512_mask_loadu_ps(least, lanes, rest.as_ptr()) });
+    }
+    for chunk in chunks {
+        for (largest, x) in largest.iter_mut().zip(chunk.chunks_exact(LANES)) {
+            // SAFETY: it has LANES numbers.
+            *largest = _mm512_max_ps(*largest, unsafe { _mm512_loadu_ps(x.as_ptr()) });
+        }
+    }
+    _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(largest[0], largest[1]), _mm512_max_ps(largest[2], largest[3])))
 }

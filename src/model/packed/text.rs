@@ -59,7 +59,8 @@ impl TextModel {
 
     /// An empty cache for one sequence.
     pub fn cache(&self) -> Cache {
-        let layer = |_| KeyValueCache::new(self.config.num_key_value_heads, self.config.head_dim, Cpu::detect());
+        let (heads, head_dim) = (self.config.num_key_value_heads, self.config.head_dim);
+        let layer = |_| KeyValueCache::new(heads, head_dim, Precision::Bf16, Cpu::detect());
         Cache { layers: (0..self.layers.len()).map(layer).collect(), len: 0, buffers: Buffers::default() }
     }
 

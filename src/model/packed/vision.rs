@@ -173,7 +173,7 @@ impl Layer {
         rows.layer_norm(precision, x, (weight, bias), *eps, cpu);
         self.qkv_proj.multiply(rows, qkv, Then::Store);
         // Attention over all patches of a tile. All tiles are full: no mask.
-        let cache = cache.get_or_insert_with(|| KeyValueCache::new(self.heads, self.head_dim, cpu));
+        let cache = cache.get_or_insert_with(|| KeyValueCache::new(self.heads, self.head_dim, precision, cpu));
         let part = |part| Columns::new(qkv, 3 * hidden, part * hidden, hidden);
         cache.truncate(0);
         cache.reserve(patches);

@@ -11,6 +11,7 @@ unmeasured, then each task. The table has medians, the least and the most, and h
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -63,6 +64,9 @@ def arguments():
         help="for benchmark.json, .png and .svg; default: build/benchmark",
     )
     options = parser.parse_args()
+    missing = [name for name in ("matplotlib", "tqdm") if importlib.util.find_spec(name) is None]
+    if missing:
+        parser.error(f"{' and '.join(missing)} not installed; python3 -m pip install -r tools/requirements.txt brings all that it needs")
     options.image = [picture(name) for name in options.image]
     for path in options.image:
         if not path.is_file():

@@ -10,6 +10,7 @@ is null. What failed is tried again by the next run.
 """
 
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -93,7 +94,8 @@ def main():
     print(f"{len(found)} images, {len(found) - len(left)} answered before, {len(left)} to do", flush=True)
     if not left:
         return
-    ray.init(address=options.address, log_to_driver=False)
+    # By itself it would look for a cluster that was once started here, and wait for it if that is gone.
+    ray.init(address=options.address or os.environ.get("RAY_ADDRESS") or "local", log_to_driver=False)
     names = ("backend", "dtype", "threads", "prompt", "max_new_tokens")
     job = {"model": str(options.model.resolve()), **{name: getattr(options, name) for name in names}}
     batches = [pyarrow.table({"path": left[start : start + options.batch]}) for start in range(0, len(left), options.batch)]

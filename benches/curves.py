@@ -17,7 +17,7 @@ from processes import Process, python_runner
 
 TILES = [1, 3, 5, 7, 10, 13, 17]
 STEPS = 16
-LENGTHS = [64, 128, 256, 512, 1024, 2048, 4096, 8192 - STEPS]  # the context ends at 8192
+LENGTHS = [64, 128, 256, 512, 1024, 2048, 4096, 8191 - STEPS]  # the context ends at 8192, and prefill gives a token too
 LONGEST_PROMPT = 4096
 THREADS = [1, 2]
 

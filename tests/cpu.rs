@@ -46,6 +46,10 @@ fn the_answers_are_right_with_every_set_of_kernels() {
     if std::is_x86_feature_detected!("avx2") {
         assert!(said("avx2").contains("Info: kernels: avx2\n"));
     }
+    for name in ["avxvnni", "avx512", "avx512bf16"] {
+        // That one, or the best before it that this processor has.
+        assert!(said(name).contains("Info: kernels: "), "{name}");
+    }
     let ignored = said("avx3");
     let warning = "Warn: SMOLVLM_CPU: \"avx3\" is none of portable, avx2, avxvnni, avx512, avx512bf16; it is ignored\n";
     assert!(ignored.contains(warning), "{ignored}");

@@ -213,7 +213,7 @@ pub(super) fn exp_row(scores: &[f32], words: &mut [u32], cpu: Cpu) -> (f32, f32)
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the set exists only where the processor has AVX-512 F and BW, and its BF16 was asked for.
         Cpu::Avx512 | Cpu::Avx512Bf16 if is_x86_feature_detected!("avx512bf16") => unsafe {
-            super::x86::exp_row(scores, words)
+            super::x86_exp::exp_row(scores, words)
         },
         _ => exp_row_vectorised(scores, words, cpu),
     }

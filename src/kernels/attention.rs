@@ -105,6 +105,8 @@ impl KeyValueCache {
         if positions <= self.capacity {
             return;
         }
+        // Keys in 8 bits come all at once: their scales need not move.
+        assert!(self.keys_in == Precision::Bf16 || self.len == 0);
         let capacity = positions.next_multiple_of(LANES);
         let padded = self.head_dim.next_multiple_of(LANES);
         // Words of two positions: capacities are even.
@@ -118,7 +120,6 @@ impl KeyValueCache {
             *memory = grown;
         }
         if self.keys_in == Precision::Int8 {
-            // All keys come at once: there are none yet.
             self.scales = vec![0.0; self.heads * capacity];
             self.corrections = vec![0; self.heads * capacity];
         }

@@ -18,6 +18,8 @@ const HEAD_DIM: usize = 64;
 enum Work {
     /// Multiplications and additions, in this precision.
     Products(usize, Precision),
+    /// The same, half of them in this precision and half in bf16.
+    Attention(usize, Precision),
     /// Bytes that it has to read.
     Bytes(usize),
 }
@@ -46,6 +48,11 @@ fn measure(criterion: &mut Criterion, name: &str, work: Work, mut run: impl FnMu
         Work::Products(count, precision) => {
             let (roof, what) = roofs::products(Cpu::detect(), precision, THREADS);
             (count, "GFLOP/s", roof, what.to_owned())
+        }
+        Work::Attention(count, keys_in) => {
+            let [(keys, of_keys), (values, of_values)] =
+                [keys_in, Precision::Bf16].map(|precision| roofs::products(Cpu::detect(), precision, THREADS));
+            (count, "GFLOP/s", 2.0 / (1.0 / keys + 1.0 / values), format!("half {of_keys}, half {of_values}"))
         }
         Work::Bytes(count) => {
             (count, "GB/s", roofs::reading(count, THREADS), format!("reading {:.1} MB", count as f64 / 1e6))
@@ -112,7 +119,7 @@ fn attention(
     let seen = if attend == Attend::Causally { positions - tokens / 2 } else { positions };
     let work = match tokens {
         1 => Work::Bytes(2 * positions * cached * 2),
-        _ => Work::Products(4 * width * tokens * seen, Precision::Bf16),
+        _ => Work::Attention(4 * width * tokens * seen, keys_in),
     };
     let mut out = vec![0.0; tokens * width];
     measure(criterion, &format!("attention {name}"), work, || {

@@ -13,7 +13,7 @@ use super::{Cpu, Rows, math};
 /// Rows that one task takes, at most: enough to use a panel's weights again and again from cache, few enough to share out.
 const ROWS: usize = 96;
 
-/// Rows of the largest register tile.
+/// Chunks of rows are multiples of it: the rows of a register tile, or half of a tall one.
 const TILE_ROWS: usize = 6;
 
 /// Tasks a thread should have to choose from, so that a slower one leaves some to the others.

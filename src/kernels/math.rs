@@ -321,7 +321,7 @@ pub(super) mod tests {
 
     #[test]
     fn functions_are_what_they_say_on_every_processor() {
-        for count in [1, 15, 16, 17, 100] {
+        for count in [1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100] {
             let x: Vec<f32> = numbers(count, 3).iter().map(|x| x * 6.0).collect();
             for cpu in Cpu::available() {
                 let mut ours = x.clone();
@@ -336,13 +336,17 @@ pub(super) mod tests {
                     largest_difference(&ours, &x.iter().zip(numbers(count, 9)).map(silu).collect::<Vec<_>>()) < 2e-6
                 );
 
-                let mut words = vec![0; count.div_ceil(2)];
-                let (largest, sum) = exp_row(&x, &mut words, cpu);
-                assert_eq!(largest, x.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-                let ours: Vec<f32> = words.iter().flat_map(|&w| [low_half(w), high_half(w)]).collect();
-                let exact: Vec<f32> = x.iter().map(|x| (x - largest).exp()).collect();
-                assert!(largest_difference(&ours[..count], &exact) < 2f32.powi(-9));
-                assert!((sum - ours.iter().sum::<f32>()).abs() < 1e-5 * count as f32);
+                let mut far = x.clone();
+                far.iter_mut().skip(1).step_by(3).zip([-90.0, -1e4, f32::NEG_INFINITY]).for_each(|(x, y)| *x = y);
+                for (exp_row, x) in [exp_row, exp_row_vectorised].into_iter().flat_map(|f| [(f, &x), (f, &far)]) {
+                    let mut words = vec![0; count.div_ceil(2)];
+                    let (largest, sum) = exp_row(x, &mut words, cpu);
+                    assert_eq!(largest, x.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+                    let ours: Vec<f32> = words.iter().flat_map(|&w| [low_half(w), high_half(w)]).collect();
+                    let exact: Vec<f32> = x.iter().map(|x| (x - largest).exp()).collect();
+                    assert!(largest_difference(&ours[..count], &exact) < 2f32.powi(-9));
+                    assert!((sum - ours.iter().sum::<f32>()).abs() < 1e-5 * count as f32);
+                }
 
                 let (weight, bias) = (numbers(count, 11), numbers(count, 12));
                 let mean = |x: &[f32]| x.iter().map(|&x| f64::from(x)).sum::<f64>() / count as f64;

@@ -440,6 +440,27 @@ mod tests {
     }
 
     #[test]
+    fn what_all_keys_have_in_common_costs_keys_in_8_bits_no_precision() {
+        let (heads, head_dim, positions) = (2, 64, 70);
+        let width = heads * head_dim;
+        let (queries, values) = (numbers(positions * width, 3), numbers(positions * width, 2));
+        // A hundred times as large as the differences, and not the same in all of a head's numbers.
+        let common = numbers(width, 7);
+        let keys = numbers(positions * width, 1);
+        let keys: Vec<f32> = keys.iter().enumerate().map(|(i, x)| x + 100.0 * common[i % width]).collect();
+        let expected = exact(&queries, &keys, &values, (heads, heads), head_dim, false);
+        let all = |rows| Columns::new(rows, width, 0, width);
+        for cpu in Cpu::available() {
+            let mut cache = KeyValueCache::new(heads, head_dim, Precision::Int8, cpu);
+            cache.append(all(&keys), all(&values));
+            let mut ours = vec![f32::NAN; positions * width];
+            cache.attend(all(&queries), 0.3, Attend::Everywhere, &mut ours);
+            let difference = largest_difference(&ours, &expected);
+            assert!(difference < 0.02, "{cpu:?}: {difference}");
+        }
+    }
+
+    #[test]
     fn attention_is_attention_however_the_tokens_come() {
         for (query_heads, kv_heads, head_dim) in [(1, 1, 2), (3, 1, 64), (6, 2, 24), (4, 4, 72)] {
             for (positions, tokens) in [(1, 1), (17, 17), (70, 70), (70, 5), (131, 1), (700, 1), (513, 1)] {

@@ -15,8 +15,6 @@ mod rows;
 mod team;
 #[cfg(target_arch = "x86_64")]
 mod x86;
-#[cfg(target_arch = "x86_64")]
-mod x86_exp;
 
 pub use attention::{Attend, Columns, KeyValueCache};
 pub use cpu::Cpu;

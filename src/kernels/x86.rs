@@ -64,7 +64,7 @@ unsafe fn store(out: &mut Out, row: usize, panel: usize, values: __m512) {
     }
 }
 
-pub(super) fn as_bf16(vector: __m512i) -> __m512bh {
+fn as_bf16(vector: __m512i) -> __m512bh {
     // SAFETY: 512 bits either way.
     unsafe { std::mem::transmute::<__m512i, __m512bh>(vector) }
 }
@@ -253,19 +253,18 @@ pub(super) unsafe fn int4_block(values: &[u8], scales: &[f16], block: &Block<'_>
     assert!(values.len() >= blocks * BLOCK_BYTES && scales.len() >= blocks * LANES);
     for row in (0..block.row_count).step_by(TILE_ROWS) {
         let rows = TILE_ROWS.min(block.row_count - row);
-        let at_once = INT4_SUMS / rows;
-        for panel in (0..block.panel_count).step_by(at_once) {
-            let panels = at_once.min(block.panel_count - panel);
+        for panel in (0..block.panel_count).step_by(INT4_PANELS) {
+            let panels = INT4_PANELS.min(block.panel_count - panel);
             // SAFETY: as this function; the tile lies in the block.
             unsafe {
-                dispatch!(int4_tile, [1 2 3 4 5 6] [1 2 3 4], (rows, panels), (values, scales, block, (row, panel), out))
+                dispatch!(int4_tile, [1 2 3 4 5 6] [1 2], (rows, panels), (values, scales, block, (row, panel), out))
             };
         }
     }
 }
 
-/// Rows times panels of a register tile in int4: the sums of a block's integers and the sums of all blocks share the registers.
-const INT4_SUMS: usize = 12;
+/// Panels of a register tile in int4: the sums of a block's integers and the sums of all blocks share the registers.
+const INT4_PANELS: usize = 2;
 
 /// # Safety
 /// As [`int4_block`]; the block has `ROWS` rows and `PANELS` panels from `first` on.

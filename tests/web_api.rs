@@ -134,15 +134,18 @@ fn a_conversation_goes_on_as_in_a_session() {
     let engine = Engine::load(&dir, &EngineOptions::default()).unwrap();
     let (file, second) = (picture(), "Which way does the arrow point?");
     let images = [ImageView::encoded(&file)];
-    let drawn = Sampling { temperature: 5.0, seed: 11, ..Default::default() };
-    let mut session = Session::new(&engine).unwrap();
     let mut go_on = |_: &str| ControlFlow::Continue(());
-    let first =
-        session.process(&Request { system_prompt: Some("Look."), ..Request::new(LIST, &images) }, &mut go_on).unwrap();
-    let expected = session
-        .process(&Request { sampling: drawn, max_new_tokens: 40, ..Request::new(second, &[]) }, &mut go_on)
-        .unwrap();
-    assert!(expected.token_ids.len() > 20, "{}", expected.text);
+    let mut converse = |seed| {
+        let mut session = Session::new(&engine).unwrap();
+        let first = Request { system_prompt: Some("Look."), ..Request::new(LIST, &images) };
+        let first = session.process(&first, &mut go_on).unwrap();
+        let sampling = Sampling { temperature: 5.0, seed, ..Default::default() };
+        let drawn = Request { sampling, max_new_tokens: 40, ..Request::new(second, &[]) };
+        (seed, first, session.process(&drawn, &mut go_on).unwrap())
+    };
+    // Which draws go on for so long is the last bits' business, and so the processor's.
+    let long = (11..40).map(&mut converse).find(|(_, _, drawn)| drawn.token_ids.len() > 20);
+    let (seed, first, expected) = long.expect("an answer of more than twenty tokens");
 
     let ask = |answer: &str| {
         let history = [
@@ -151,7 +154,7 @@ fn a_conversation_goes_on_as_in_a_session() {
             json!({ "role": "assistant", "content": answer }),
             json!({ "role": "user", "content": second }),
         ];
-        server.chat(&json!({ "messages": history, "temperature": 5, "seed": 11, "max_tokens": 40 })).json()
+        server.chat(&json!({ "messages": history, "temperature": 5, "seed": seed, "max_tokens": 40 })).json()
     };
     let answer = ask(&first.text);
     assert_eq!(answer["choices"][0]["message"]["content"], expected.text.as_str());

@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::time::Instant;
 
 use criterion::Criterion;
-use smolvlm::kernels::{self, Attend, Columns, Cpu, KeyValueCache, PackedLinear, Precision, Rows, Then};
+use smolvlm::kernels::{self, Attend, Columns, Cpu, Int8KeysValues, KeyValueCache, PackedLinear, Precision, Rows, Then};
 
 const THREADS: usize = 2;
 const HEAD_DIM: usize = 64;
@@ -18,8 +18,6 @@ const HEAD_DIM: usize = 64;
 enum Work {
     /// Multiplications and additions, in this precision.
     Products(usize, Precision),
-    /// The same, half of them in this precision and half in bf16.
-    Attention(usize, Precision),
     /// Bytes that it has to read.
     Bytes(usize),
 }
@@ -48,11 +46,6 @@ fn measure(criterion: &mut Criterion, name: &str, work: Work, mut run: impl FnMu
         Work::Products(count, precision) => {
             let (roof, what) = roofs::products(Cpu::detect(), precision, THREADS);
             (count, "GFLOP/s", roof, what.to_owned())
-        }
-        Work::Attention(count, keys_in) => {
-            let [(keys, of_keys), (values, of_values)] =
-                [keys_in, Precision::Bf16].map(|precision| roofs::products(Cpu::detect(), precision, THREADS));
-            (count, "GFLOP/s", 2.0 / (1.0 / keys + 1.0 / values), format!("half {of_keys}, half {of_values}"))
         }
         Work::Bytes(count) => {
             (count, "GB/s", roofs::reading(count, THREADS), format!("reading {:.1} MB", count as f64 / 1e6))
@@ -106,24 +99,32 @@ fn products(criterion: &mut Criterion) {
 fn attention(
     criterion: &mut Criterion,
     name: &str,
-    keys_in: Precision,
+    precision: Precision,
     heads: (usize, usize),
     tokens: usize,
     positions: usize,
 ) {
     let (width, cached) = (heads.0 * HEAD_DIM, heads.1 * HEAD_DIM);
     let (queries, values) = (numbers(tokens * width), numbers(positions * cached));
-    let mut cache = KeyValueCache::new(heads.1, HEAD_DIM, keys_in, Cpu::detect());
-    cache.append(Columns::new(&values, cached, 0, cached), Columns::new(&values, cached, 0, cached));
+    let all = Columns::new(&values, cached, 0, cached);
+    let mut cache = KeyValueCache::new(heads.1, HEAD_DIM, Cpu::detect());
+    let mut tile = Int8KeysValues::new(heads.1, HEAD_DIM, Cpu::detect());
+    let stored = if precision == Precision::Bf16 {
+        cache.append(all, all);
+        cache.stored()
+    } else {
+        tile.set(all, all);
+        tile.stored()
+    };
     let attend = if heads.0 == heads.1 { Attend::Everywhere } else { Attend::Causally };
     let seen = if attend == Attend::Causally { positions - tokens / 2 } else { positions };
     let work = match tokens {
         1 => Work::Bytes(2 * positions * cached * 2),
-        _ => Work::Attention(4 * width * tokens * seen, keys_in),
+        _ => Work::Products(4 * width * tokens * seen, precision),
     };
     let mut out = vec![0.0; tokens * width];
     measure(criterion, &format!("attention {name}"), work, || {
-        cache.attend(Columns::new(&queries, width, 0, width), 0.125, attend, std::hint::black_box(&mut out));
+        stored.attend(Columns::new(&queries, width, 0, width), 0.125, attend, std::hint::black_box(&mut out));
     });
 }
 
@@ -145,7 +146,7 @@ fn main() {
     println!("kernels: {}; {THREADS} threads", Cpu::detect().name());
     let mut criterion = Criterion::default().sample_size(10).configure_from_args();
     products(&mut criterion);
-    attention(&mut criterion, "vision, 1024, int8 keys", Precision::Int8, (12, 12), 1024, 1024);
+    attention(&mut criterion, "vision, 1024, int8", Precision::Int8, (12, 12), 1024, 1024);
     attention(&mut criterion, "vision, 1024", Precision::Bf16, (12, 12), 1024, 1024);
     attention(&mut criterion, "prefill, 128", Precision::Bf16, (9, 3), 128, 128);
     attention(&mut criterion, "prefill, 1100", Precision::Bf16, (9, 3), 1100, 1100);

@@ -142,12 +142,13 @@ macro_rules! int8 {
         pub(super) unsafe fn $block(
             values: &[i8],
             scales: &[f32],
-            corrections: &[i32],
+            corrections: Option<&[i32]>,
             block: &Block<'_>,
             out: &mut Out,
         ) {
             assert!(values.len() >= block.vectors() * LANES * QUAD);
-            assert!(scales.len().min(corrections.len()) >= block.panel_count * LANES);
+            assert!(scales.len() >= block.panel_count * LANES);
+            assert!(corrections.is_none_or(|corrections| corrections.len() >= block.panel_count * LANES));
             assert!(block.rows.scales.len() >= block.first_row + block.row_count);
             let groups = block.rows.groups;
             // A tile's activations, with the offset that `$step` wants, so that one instruction loads them into all lanes.
@@ -175,7 +176,7 @@ macro_rules! int8 {
             words: *const u32,
             values: *const i8,
             scales: &[f32],
-            corrections: &[i32],
+            corrections: Option<&[i32]>,
             out: &mut Out,
         ) {
             let groups = block.rows.groups;
@@ -192,16 +193,34 @@ macro_rules! int8 {
                     }
                 }
             }
+            // What is too much in a panel's sums.
+            let mut excess = [[_mm256_setzero_si256(); 2]; PANELS];
+            for (p, excess) in excess.iter_mut().enumerate() {
+                match corrections {
+                    Some(corrections) if $offset != 0 => {
+                        // SAFETY: the slice holds LANES values of each panel.
+                        let halves = unsafe { corrections.as_ptr().add((panel + p) * LANES).cast::<__m256i>() };
+                        // SAFETY: as above.
+                        *excess = unsafe { [_mm256_loadu_si256(halves), _mm256_loadu_si256(halves.add(1))] };
+                    }
+                    None if $offset == 0 => {
+                        // Activations without offset lack it here, where it has been taken off all: in two steps, for it is no signed byte.
+                        let minus_half = _mm256_set1_epi8((-OFFSET / 2) as i8);
+                        for group in (0..groups).chain(0..groups) {
+                            let at = block.strides.at(panel + p, group) * LANES * QUAD;
+                            // SAFETY: the block's panels lie in the slice, as the caller has checked.
+                            *excess = $step(*excess, minus_half, unsafe { load(values.add(at).cast()) });
+                        }
+                    }
+                    _ => {}
+                }
+            }
             for (r, sums) in sums.iter().enumerate() {
                 for (p, sums) in sums.iter().enumerate() {
-                    let at = (panel + p) * LANES;
                     let half = |h: usize| {
-                        // SAFETY: the slices hold LANES values of each panel.
-                        let (correction, scale) = unsafe {
-                            let correction = _mm256_loadu_si256(corrections.as_ptr().add(at + h * HALF).cast());
-                            (correction, _mm256_loadu_ps(scales.as_ptr().add(at + h * HALF)))
-                        };
-                        let sum = if $offset == 0 { sums[h] } else { _mm256_sub_epi32(sums[h], correction) };
+                        // SAFETY: the slice holds LANES values of each panel.
+                        let scale = unsafe { _mm256_loadu_ps(scales.as_ptr().add((panel + p) * LANES + h * HALF)) };
+                        let sum = _mm256_sub_epi32(sums[h], excess[p][h]);
                         _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(scale, _mm256_set1_ps(row_scales[r])))
                     };
                     // SAFETY: row and panel are the block's.
@@ -330,7 +349,7 @@ mod tests {
         }
         for (rows, panels) in (1..=7).flat_map(|rows| (1..=4).map(move |panels| (rows, panels))) {
             // SAFETY: AVX-512's set has these features.
-            let evex = |values: &[i8], scales: &[f32], corrections: &[i32], block: &Block<'_>, out: &mut Out| unsafe {
+            let evex = |values: &[i8], scales: &[f32], corrections: Option<&[i32]>, block: &Block<'_>, out: &mut Out| unsafe {
                 int8_evex_block(values, scales, corrections, block, out);
             };
             let ours = int8_product(rows, panels, |block, out| match block.panels {

@@ -6,7 +6,7 @@
 
 use half::{bf16, f16};
 
-use super::{Cpu, Rows, math};
+use super::{Cpu, Precision, Rows, math};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, x86};
 
@@ -29,17 +29,42 @@ pub(super) const OFFSET: i32 = 128;
 #[derive(Clone, Copy)]
 pub(super) enum Panels<'a> {
     Bf16(&'a [bf16]),
-    /// `scales` and `corrections` (the sum of an output's weights, times OFFSET) have LANES values a panel.
+    /// `scales` and `corrections` (the sum of an output's weights, times OFFSET) have LANES values a panel. There are no corrections where
+    /// activations have no offset.
     Int8 {
         values: &'a [i8],
         scales: &'a [f32],
-        corrections: &'a [i32],
+        corrections: Option<&'a [i32]>,
     },
     /// [panels, blocks, BLOCK_BYTES] and [panels, blocks, LANES].
     Int4 {
         values: &'a [u8],
         scales: &'a [f16],
     },
+}
+
+impl Panels<'_> {
+    /// What rows must be in.
+    pub(super) fn precision(&self) -> Precision {
+        match self {
+            Panels::Bf16(_) => Precision::Bf16,
+            Panels::Int8 { .. } => Precision::Int8,
+            Panels::Int4 { .. } => Precision::Int4,
+        }
+    }
+
+    /// Those that are left without the first so many vectors and outputs; not in int4.
+    pub(super) fn skip(self, vectors: usize, outputs: usize) -> Self {
+        match self {
+            Panels::Bf16(values) => Panels::Bf16(&values[vectors * LANES * PAIR..]),
+            Panels::Int8 { values, scales, corrections } => Panels::Int8 {
+                values: &values[vectors * LANES * QUAD..],
+                scales: &scales[outputs..],
+                corrections: corrections.map(|corrections| &corrections[outputs..]),
+            },
+            Panels::Int4 { .. } => unreachable!("attention has no int4"),
+        }
+    }
 }
 
 /// Where the vectors of [`Panels`] lie: from a panel's to the next one's, and from a group's to the next one's, in vectors. In int4 all
@@ -191,7 +216,7 @@ impl Block<'_> {
     }
 
     /// The reference of every int8 kernel.
-    fn int8(&self, values: &[i8], scales: &[f32], corrections: &[i32], out: &mut Out) {
+    fn int8(&self, values: &[i8], scales: &[f32], corrections: Option<&[i32]>, out: &mut Out) {
         for row in 0..self.row_count {
             let row_scale = self.rows.scales[self.first_row + row];
             for panel in 0..self.panel_count {
@@ -204,7 +229,8 @@ impl Block<'_> {
                     }
                 }
                 let at = panel * LANES;
-                let result = |i| (sums[i] - corrections[at + i]) as f32 * (row_scale * scales[at + i]);
+                let correction = |i| corrections.map_or(0, |corrections| corrections[at + i]);
+                let result = |i| (sums[i] - correction(i)) as f32 * (row_scale * scales[at + i]);
                 // SAFETY: both counts are the block's.
                 unsafe { out.store(row, panel, &std::array::from_fn(result)) };
             }
@@ -271,7 +297,7 @@ pub(super) mod tests {
             rows: &rows_of,
             first_row: 0,
             row_count: rows,
-            panels: Panels::Int8 { values: &values, scales: &vec![1.0; panels * LANES], corrections: &corrections },
+            panels: Panels::Int8 { values: &values, scales: &vec![1.0; panels * LANES], corrections: Some(&corrections) },
             panel_count: panels,
             strides: Strides { panel: groups, group: 1 },
         };

@@ -145,7 +145,7 @@ impl PackedLinear {
             Weights::Int8 { values, scales, corrections } => Panels::Int8 {
                 values: &values[first * rows.groups * LANES * QUAD..],
                 scales: &scales[first * LANES..],
-                corrections: &corrections[first * LANES..],
+                corrections: Some(&corrections[first * LANES..]),
             },
             Weights::Int4 { values, scales } => Panels::Int4 {
                 values: &values[first * rows.blocks() * BLOCK_BYTES..],

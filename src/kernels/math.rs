@@ -53,6 +53,12 @@ pub(super) fn high_half(word: u32) -> f32 {
     f32::from_bits(word & 0xffff_0000)
 }
 
+/// Four to a word, the first one lowest.
+pub(super) fn as_bytes(words: &mut [u32]) -> &mut [u8] {
+    // SAFETY: a word is four bytes, in this order on the little-endian machines that this crate is for; their alignment is less.
+    unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), size_of_val(words)) }
+}
+
 /// The nearest bf16, ties to even. Infinities and NaN, which no activation should be, stay what they are or become NaN.
 #[inline(always)]
 fn bf16_bits(x: f32) -> u32 {
@@ -66,20 +72,34 @@ fn larger(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 
+/// All lanes as one, in a few steps of halves.
+#[inline(always)]
+fn fold(mut lanes: [f32; LANES], of: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        let (low, high) = lanes.split_at_mut(half);
+        low.iter_mut().zip(high).for_each(|(low, high)| *low = of(*low, *high));
+        half /= 2;
+    }
+    lanes[0]
+}
+
 /// The largest, at least `least`.
 #[inline(always)]
 fn largest(x: &[f32], least: f32, of: impl Fn(f32) -> f32) -> f32 {
     let mut largest = [least; LANES];
     let chunks = x.chunks_exact(LANES);
-    for (m, x) in largest.iter_mut().zip(chunks.remainder()) {
-        *m = larger(of(*x), *m);
-    }
+    let mut last = [least; LANES];
+    last.iter_mut().zip(chunks.remainder()).for_each(|(last, x)| *last = of(*x));
     for chunk in chunks {
         for (m, x) in largest.iter_mut().zip(chunk) {
             *m = larger(of(*x), *m);
         }
     }
-    largest.iter().fold(least, |m, &x| larger(x, m))
+    for (m, x) in largest.iter_mut().zip(last) {
+        *m = larger(x, *m);
+    }
+    fold(largest, larger)
 }
 
 /// e to the power of `x`, within 3e-7 of it relatively; of what lies outside -87 to 88, of the nearest of them.
@@ -165,14 +185,10 @@ vectorised! {
     to_int8(x: &[f32], words: &mut [u32]) -> f32 {
         let largest = largest(x, 0.0, f32::abs);
         let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-        let byte = |x: f32| ((x * inverse + ROUND).to_bits().wrapping_add(OFFSET as u32)) & 0xff;
-        for (word, quad) in words.iter_mut().zip(x.chunks_exact(4)) {
-            *word = byte(quad[0]) | byte(quad[1]) << 8 | byte(quad[2]) << 16 | byte(quad[3]) << 24;
-        }
-        let rest = x.chunks_exact(4).remainder();
-        if let (Some(last), false) = (words.get_mut(x.len() / 4), rest.is_empty()) {
-            let at = |i: usize| byte(rest.get(i).copied().unwrap_or(0.0)) << (8 * i);
-            *last = at(0) | at(1) | at(2) | at(3);
+        let bytes = as_bytes(words);
+        bytes[x.len()..].fill(OFFSET as u8);
+        for (byte, x) in bytes.iter_mut().zip(x) {
+            *byte = (x * inverse + ROUND).to_bits().wrapping_add(OFFSET as u32) as u8;
         }
         largest / 127.0
     }
@@ -207,12 +223,33 @@ vectorised! {
     }
 }
 
+/// 2 to the power of `x`, which is not above 0, times `by`, within 8e-5 of it relatively; of what lies below -126, of that.
+///
+/// 2^n times a polynomial on an octave, whose coefficients make the largest relative error smallest (by reweighted least squares).
+#[inline(always)]
+fn exp2<const FUSED: bool>(x: f32, by: f32) -> f32 {
+    let x = larger(x, -126.0);
+    let rounded = x + ROUND;
+    let r = x - (rounded - ROUND);
+    let mut p = 0.055_171_67 * by;
+    for coefficient in [0.242_611_13, 0.693_261, 0.999_928_06] {
+        p = fma::<FUSED>(p, r, coefficient * by);
+    }
+    f32::from_bits(p.to_bits().wrapping_add(rounded.to_bits() << 23))
+}
+
+/// The same for one number; of what lies below -126, 0.
+#[inline]
+pub(super) fn power_of_two(x: f32) -> f32 {
+    if x > -126.0 { exp2::<false>(x, 1.0) } else { 0.0 }
+}
+
 vectorised! {
-    /// e to the power of each score less the largest, rounded to bf16, two to a word; the largest, and the sum of the powers.
-    exp_row(scores: &[f32], words: &mut [u32]) -> (f32, f32) {
+    /// 2 to the power of each score less the largest one, or `least`, rounded to bf16, two to a word; the largest, and the sum of the powers.
+    exp2_row(scores: &[f32], least: f32, words: &mut [u32]) -> (f32, f32) {
         const PAIRS: usize = LANES;
-        let largest = largest(scores, f32::NEG_INFINITY, |x| x);
-        let power = |x: f32| bf16_bits(exp::<FUSED>(x - largest)) << 16;
+        let largest = largest(scores, least, |x| x);
+        let power = |x: f32| bf16_bits(exp2::<FUSED>(x - largest, 1.0)) << 16;
         let mut sums = [0f32; 2 * PAIRS];
         let whole = scores.len() / (2 * PAIRS);
         for (words, scores) in words.chunks_exact_mut(PAIRS).zip(scores.chunks_exact(2 * PAIRS)) {
@@ -235,20 +272,91 @@ vectorised! {
     }
 }
 
+vectorised! {
+    /// The same in unsigned numbers of 8 bits, of which 255 is 1, and the sum of these; `bytes` has as many as there are scores.
+    exp2_row_int8(scores: &[f32], bytes: &mut [u8]) -> (f32, u32) {
+        let largest = largest(scores, f32::NEG_INFINITY, |x| x);
+        let power = |x: f32| (exp2::<FUSED>(x - largest, 255.0) + ROUND).to_bits() & 0xff;
+        let mut sums = [0u32; LANES];
+        let (chunks, mut rest) = (scores.chunks_exact(LANES), bytes.chunks_exact_mut(LANES));
+        let last = chunks.remainder();
+        for (bytes, scores) in rest.by_ref().zip(chunks) {
+            for ((byte, sum), &x) in bytes.iter_mut().zip(&mut sums).zip(scores) {
+                let power = power(x);
+                *byte = power as u8;
+                *sum += power;
+            }
+        }
+        for ((byte, sum), &x) in rest.into_remainder().iter_mut().zip(&mut sums).zip(last) {
+            let power = power(x);
+            *byte = power as u8;
+            *sum += power;
+        }
+        (largest, sums.iter().sum())
+    }
+}
+
+vectorised! {
+    /// `sums` plus `x`.
+    add(sums: &mut [f32], x: &[f32]) {
+        sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += x);
+    }
+}
+
+vectorised! {
+    /// `x` less `y`.
+    subtract(x: &[f32], y: &[f32], out: &mut [f32]) {
+        out.iter_mut().zip(x).zip(y).for_each(|((out, x), y)| *out = x - y);
+    }
+}
+
+vectorised! {
+    /// `x` times `by`, plus `rest`, as far as there is any.
+    scale_and_add(x: &[f32], by: f32, rest: &[f32], out: &mut [f32]) {
+        out.iter_mut().zip(x).for_each(|(out, x)| *out = x * by);
+        out.iter_mut().zip(rest).for_each(|(out, rest)| *out += rest);
+    }
+}
+
+vectorised! {
+    /// `x` times `by`.
+    scale(x: &mut [f32], by: f32) {
+        x.iter_mut().for_each(|x| *x *= by);
+    }
+}
+
+vectorised! {
+    /// `reach` becomes the distance of `x` from `mean`, where that is larger.
+    reach(x: &[f32], mean: &[f32], reach: &mut [f32]) {
+        for ((reach, x), mean) in reach.iter_mut().zip(x).zip(mean) {
+            *reach = larger((x - mean).abs(), *reach);
+        }
+    }
+}
+
+vectorised! {
+    /// `x` less `mean` times `inverse`, rounded to 8 bits, to byte `byte` of each word, which must be 0.
+    set_byte(x: &[f32], mean: &[f32], inverse: &[f32], byte: usize, words: &mut [u32]) {
+        for (((word, x), mean), inverse) in words.iter_mut().zip(x).zip(mean).zip(inverse) {
+            *word |= (((x - mean) * inverse + ROUND).to_bits() & 0xff) << (8 * byte);
+        }
+    }
+}
+
 /// Sums of what `term` makes of each number.
 #[inline(always)]
 fn sum(x: &[f32], term: impl Fn(f32) -> f32) -> f32 {
     let mut sums = [0f32; LANES];
     let chunks = x.chunks_exact(LANES);
-    for (sum, x) in sums.iter_mut().zip(chunks.remainder()) {
-        *sum += term(*x);
-    }
+    let mut last = [0f32; LANES];
+    last.iter_mut().zip(chunks.remainder()).for_each(|(last, x)| *last = term(*x));
     for chunk in chunks {
         for (sum, x) in sums.iter_mut().zip(chunk) {
             *sum += term(*x);
         }
     }
-    sums.iter().sum()
+    sums.iter_mut().zip(last).for_each(|(sum, x)| *sum += x);
+    fold(sums, |a, b| a + b)
 }
 
 vectorised! {
@@ -328,12 +436,20 @@ pub(super) mod tests {
                 far.iter_mut().skip(1).step_by(3).zip([-90.0, -1e4, f32::NEG_INFINITY]).for_each(|(x, y)| *x = y);
                 for x in [&x, &far] {
                     let mut words = vec![0; count.div_ceil(2)];
-                    let (largest, sum) = exp_row(x, &mut words, cpu);
+                    let (largest, sum) = exp2_row(x, f32::NEG_INFINITY, &mut words, cpu);
                     assert_eq!(largest, x.iter().copied().fold(f32::NEG_INFINITY, f32::max));
                     let ours: Vec<f32> = words.iter().flat_map(|&w| [low_half(w), high_half(w)]).collect();
-                    let exact: Vec<f32> = x.iter().map(|x| (x - largest).exp()).collect();
-                    assert!(largest_difference(&ours[..count], &exact) < 2f32.powi(-9));
+                    let exact: Vec<f32> = x.iter().map(|x| (x - largest).exp2()).collect();
+                    assert!(largest_difference(&ours[..count], &exact) < 2f32.powi(-9) + 8e-5);
                     assert!((sum - ours.iter().sum::<f32>()).abs() < 1e-5 * count as f32);
+                    let (above, less) = exp2_row(x, largest + 1.0, &mut words, cpu);
+                    assert!(above == largest + 1.0 && (less - sum / 2.0).abs() < 1e-5 * count as f32);
+
+                    let mut bytes = vec![0; count];
+                    let (same, sum) = exp2_row_int8(x, &mut bytes, cpu);
+                    assert!(same == largest && sum == bytes.iter().map(|&byte| u32::from(byte)).sum::<u32>());
+                    let ours: Vec<f32> = bytes.iter().map(|&byte| f32::from(byte) / 255.0).collect();
+                    assert!(largest_difference(&ours, &exact) < 0.5 / 255.0 + 8e-5);
                 }
 
                 let (weight, bias) = (numbers(count, 11), numbers(count, 12));

@@ -16,7 +16,7 @@ mod team;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use attention::{Attend, Columns, KeyValueCache};
+pub use attention::{Attend, Columns, Int8KeysValues, KeyValueCache};
 pub use cpu::Cpu;
 pub use linear::{PackedLinear, Precision, Then};
 pub use rotary::rotate;

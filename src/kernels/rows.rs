@@ -15,7 +15,7 @@ pub struct Rows {
     /// [rows, groups]: a 32-bit word has the numbers of a group.
     pub(super) words: Vec<u32>,
     pub(super) groups: usize,
-    /// [rows] in 8 bits. Like the others it may be longer than it is used.
+    /// [rows], of no use in bf16. Like the others it may be longer than it is used.
     pub(super) scales: Vec<f32>,
     /// [rows, blocks] for int4 weights, else empty: the sum of a block's 8-bit numbers, which are signed there.
     pub(super) sums: Vec<i32>,
@@ -33,13 +33,8 @@ impl Rows {
         cpu: Cpu,
         make: impl Fn(usize, &mut [f32]) + Sync,
     ) {
-        (self.precision, self.count, self.width) = (precision, count, width);
-        self.groups = width.div_ceil(if precision == Precision::Bf16 { PAIR } else { QUAD });
-        let blocks = width.div_ceil(BLOCK);
-        grow(&mut self.words, count * self.groups);
-        grow(&mut self.scales, if precision == Precision::Bf16 { 0 } else { count });
-        grow(&mut self.sums, if precision == Precision::Int4 { count * blocks } else { 0 });
-        let groups = self.groups;
+        self.shape(precision, (count, width));
+        let (groups, blocks) = (self.groups, self.blocks());
         let (words, scales, sums) =
             (Split::new(&mut self.words), Split::new(&mut self.scales), Split::new(&mut self.sums));
         team::share(count.div_ceil(TASK), |task| {
@@ -65,15 +60,26 @@ impl Rows {
         });
     }
 
-    /// Becomes `count` rows of `width` in bf16, whose words `make` writes; what it says of each row. On this thread.
-    pub(super) fn set_words<R>(
+    /// Becomes `count` rows of `width` in bf16 or 8 bits without offset, whose words `make` writes; it says what 8-bit numbers have to be
+    /// multiplied by. On this thread.
+    pub(super) fn set_words(
         &mut self,
+        precision: Precision,
         (count, width): (usize, usize),
-        make: impl Fn(usize, &mut [u32]) -> R,
-    ) -> Vec<R> {
-        (self.precision, self.count, self.width, self.groups) = (Precision::Bf16, count, width, width.div_ceil(PAIR));
+        mut make: impl FnMut(usize, &mut [u32]) -> f32,
+    ) {
+        self.shape(precision, (count, width));
+        for (row, words) in self.words.chunks_exact_mut(self.groups).take(count).enumerate() {
+            self.scales[row] = make(row, words);
+        }
+    }
+
+    fn shape(&mut self, precision: Precision, (count, width): (usize, usize)) {
+        (self.precision, self.count, self.width) = (precision, count, width);
+        self.groups = width.div_ceil(if precision == Precision::Bf16 { PAIR } else { QUAD });
         grow(&mut self.words, count * self.groups);
-        self.words.chunks_exact_mut(self.groups).take(count).enumerate().map(|(row, words)| make(row, words)).collect()
+        grow(&mut self.scales, count);
+        grow(&mut self.sums, if precision == Precision::Int4 { count * width.div_ceil(BLOCK) } else { 0 });
     }
 
     /// Becomes the rows of `x`, each `width` long.

@@ -184,9 +184,16 @@ unsafe fn f32_tile<const ROWS: usize, const PANELS: usize>(
 /// # Safety
 /// The processor has AVX-512 F, BW and VNNI. `values`, `scales` and `corrections` start at the block's first panel.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub(super) unsafe fn int8_block(values: &[i8], scales: &[f32], corrections: &[i32], block: &Block<'_>, out: &mut Out) {
+pub(super) unsafe fn int8_block(
+    values: &[i8],
+    scales: &[f32],
+    corrections: Option<&[i32]>,
+    block: &Block<'_>,
+    out: &mut Out,
+) {
     assert!(values.len() >= block.vectors() * LANES * QUAD);
-    assert!(scales.len().min(corrections.len()) >= block.panel_count * LANES);
+    assert!(scales.len() >= block.panel_count * LANES);
+    assert!(corrections.is_none_or(|corrections| corrections.len() >= block.panel_count * LANES));
     assert!(block.rows.scales.len() >= block.first_row + block.row_count);
     for row in (0..block.row_count).step_by(TILE_ROWS) {
         let rows = TILE_ROWS.min(block.row_count - row);
@@ -208,7 +215,7 @@ pub(super) unsafe fn int8_block(values: &[i8], scales: &[f32], corrections: &[i3
 unsafe fn int8_tile<const ROWS: usize, const PANELS: usize>(
     values: *const i8,
     scales: &[f32],
-    corrections: &[i32],
+    corrections: Option<&[i32]>,
     block: &Block<'_>,
     row: usize,
     out: &mut Out,
@@ -235,7 +242,10 @@ unsafe fn int8_tile<const ROWS: usize, const PANELS: usize>(
         for (p, sum) in sums.iter().enumerate() {
             // SAFETY: the slices hold PANELS * LANES values; the row is the block's.
             unsafe {
-                let correction = _mm512_loadu_si512(corrections.as_ptr().add(p * LANES).cast());
+                let correction = corrections.map_or_else(
+                    || _mm512_setzero_si512(),
+                    |corrections| _mm512_loadu_si512(corrections.as_ptr().add(p * LANES).cast()),
+                );
                 let scale =
                     _mm512_mul_ps(_mm512_loadu_ps(scales.as_ptr().add(p * LANES)), _mm512_set1_ps(row_scales[r]));
                 let result = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(*sum, correction)), scale);

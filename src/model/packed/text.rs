@@ -60,7 +60,7 @@ impl TextModel {
     /// An empty cache for one sequence.
     pub fn cache(&self) -> Cache {
         let (heads, head_dim) = (self.config.num_key_value_heads, self.config.head_dim);
-        let layer = |_| KeyValueCache::new(heads, head_dim, Precision::Bf16, Cpu::detect());
+        let layer = |_| KeyValueCache::new(heads, head_dim, Cpu::detect());
         Cache { layers: (0..self.layers.len()).map(layer).collect(), len: 0, buffers: Buffers::default() }
     }
 
@@ -202,7 +202,7 @@ impl Layer {
         kernels::rotate(qkv, stride, self.heads + self.kv_heads, self.head_dim, (cos, sin));
         cache.append(Columns::new(qkv, stride, queries, keys), Columns::new(qkv, stride, queries + keys, keys));
         let scale = (self.head_dim as f32).powf(-0.5);
-        cache.attend(Columns::new(qkv, stride, 0, queries), scale, Attend::Causally, mixed);
+        cache.stored().attend(Columns::new(qkv, stride, 0, queries), scale, Attend::Causally, mixed);
         rows.convert(precision, mixed, queries, cpu);
         self.o_proj.multiply(rows, x, Then::Add);
 

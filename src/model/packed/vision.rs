@@ -3,7 +3,9 @@
 use super::super::Loader;
 use crate::config::{ModelConfig, VisionConfig};
 use crate::error::Result;
-use crate::kernels::{self, Attend, Columns, Cpu, KeyValueCache, PackedLinear, Precision, Rows, Then, grow};
+use crate::kernels::{
+    self, Attend, Columns, Cpu, Int8KeysValues, KeyValueCache, PackedLinear, Precision, Rows, Then, grow,
+};
 use crate::preprocess::Normalise;
 
 /// Patches whose inner activations are held at once: these and the layer's weights stay in the second-level cache.
@@ -127,8 +129,9 @@ pub struct VisionBuffers {
     mixed: Vec<f32>,
     /// [MLP_ROWS, intermediate]
     inner: Vec<f32>,
-    /// Of the layer at work.
+    /// Of the layer at work, in bf16 or 8 bits.
     cache: Option<KeyValueCache>,
+    tile: Option<Int8KeysValues>,
 }
 
 struct Layer {
@@ -161,7 +164,7 @@ impl Layer {
     }
 
     fn forward(&self, patches: usize, buffers: &mut VisionBuffers) {
-        let VisionBuffers { x, rows, qkv, mixed, inner, cache } = buffers;
+        let VisionBuffers { x, rows, qkv, mixed, inner, cache, tile } = buffers;
         let cpu = Cpu::detect();
         let precision = self.qkv_proj.precision();
         let (hidden, width) = (self.heads * self.head_dim, self.fc1.outputs());
@@ -173,12 +176,19 @@ impl Layer {
         rows.layer_norm(precision, x, (weight, bias), *eps, cpu);
         self.qkv_proj.multiply(rows, qkv, Then::Store);
         // Attention over all patches of a tile. All tiles are full: no mask.
-        let cache = cache.get_or_insert_with(|| KeyValueCache::new(self.heads, self.head_dim, precision, cpu));
         let part = |part| Columns::new(qkv, 3 * hidden, part * hidden, hidden);
-        cache.truncate(0);
-        cache.reserve(patches);
-        cache.append(part(1), part(2));
-        cache.attend(part(0), (self.head_dim as f32).powf(-0.5), Attend::Everywhere, mixed);
+        let stored = if precision == Precision::Bf16 {
+            let cache = cache.get_or_insert_with(|| KeyValueCache::new(self.heads, self.head_dim, cpu));
+            cache.truncate(0);
+            cache.reserve(patches);
+            cache.append(part(1), part(2));
+            cache.stored()
+        } else {
+            let tile = tile.get_or_insert_with(|| Int8KeysValues::new(self.heads, self.head_dim, cpu));
+            tile.set(part(1), part(2));
+            tile.stored()
+        };
+        stored.attend(part(0), (self.head_dim as f32).powf(-0.5), Attend::Everywhere, mixed);
         rows.convert(precision, mixed, hidden, cpu);
         self.out_proj.multiply(rows, x, Then::Add);
 

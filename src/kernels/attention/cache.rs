@@ -1,0 +1,99 @@
+//! Keys and values in bf16, to which positions are appended one after another.
+
+use super::super::block::{LANES, PAIR, Panels};
+use super::super::team::{self, Split};
+use super::super::{Cpu, math};
+use super::{Columns, Head, Stored, as_bf16, set_lane};
+
+/// Keys and values of one layer and sequence.
+pub struct KeyValueCache {
+    heads: usize,
+    head_dim: usize,
+    /// Positions that fit; a multiple of [`LANES`].
+    capacity: usize,
+    len: usize,
+    /// [heads, position panels, head_dim / PAIR, LANES] words, each two of a key's numbers, the first one lower.
+    keys: Vec<u32>,
+    /// [heads, positions / PAIR, head_dim panels * LANES] words, each two positions' numbers.
+    values: Vec<u32>,
+    cpu: Cpu,
+}
+
+impl KeyValueCache {
+    /// An empty cache of `heads` times `head_dim`, which must be even.
+    pub fn new(heads: usize, head_dim: usize, cpu: Cpu) -> Self {
+        assert!(heads > 0 && head_dim > 0 && head_dim.is_multiple_of(PAIR));
+        Self { heads, head_dim, capacity: 0, len: 0, keys: Vec::new(), values: Vec::new(), cpu }
+    }
+
+    /// Forgets all from position `len` on.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    /// Makes room for `positions` in all.
+    pub fn reserve(&mut self, positions: usize) {
+        if positions <= self.capacity {
+            return;
+        }
+        let capacity = positions.next_multiple_of(LANES);
+        let padded = self.head_dim.next_multiple_of(LANES);
+        // Words of two positions: capacities are even.
+        for (memory, words) in [(&mut self.keys, self.head_dim), (&mut self.values, padded)] {
+            let (old, new) = (self.capacity / PAIR * words, capacity / PAIR * words);
+            let mut grown = vec![0; self.heads * new];
+            // Within a head, further positions come behind the others, in keys and in values.
+            for (to, from) in grown.chunks_exact_mut(new).zip(memory.chunks_exact(old.max(1))) {
+                to[..old].copy_from_slice(&from[..old]);
+            }
+            *memory = grown;
+        }
+        self.capacity = capacity;
+    }
+
+    /// Appends `keys` and `values`, each [tokens, heads * head_dim].
+    pub fn append(&mut self, keys: Columns<'_>, values: Columns<'_>) {
+        let tokens = keys.rows();
+        assert!(values.rows() == tokens && [keys.width, values.width] == [self.heads * self.head_dim; 2]);
+        if self.len + tokens > self.capacity {
+            self.reserve((self.len + tokens).next_power_of_two());
+        }
+        let (head_dim, padded, first, cpu) = (self.head_dim, self.head_dim.next_multiple_of(LANES), self.len, self.cpu);
+        let groups = head_dim / PAIR;
+        let (key_words, value_words) = (self.capacity * groups, self.capacity / PAIR * padded);
+        let (all_keys, all_values) = (Split::new(&mut self.keys), Split::new(&mut self.values));
+        team::share(self.heads, |head| {
+            // SAFETY: no other task has this head.
+            let packed_keys = unsafe { all_keys.part(head * key_words, key_words) };
+            // SAFETY: as above.
+            let packed_values = unsafe { all_values.part(head * value_words, value_words) };
+            let mut key = vec![0; groups];
+            for token in 0..tokens {
+                let position = first + token;
+                math::to_bf16(keys.part(token, head * head_dim, head_dim), &mut key, cpu);
+                set_lane(packed_keys, position, &key);
+                let pairs = &mut packed_values[position / PAIR * padded..][..head_dim];
+                let value = values.part(token, head * head_dim, head_dim);
+                // The first of a pair takes what a forgotten position left beside it: multiplied by 0, infinity is none.
+                if position.is_multiple_of(PAIR) {
+                    math::set_low(value, pairs, cpu);
+                } else {
+                    math::set_high(value, pairs, cpu);
+                }
+            }
+        });
+        self.len += tokens;
+    }
+
+    /// What queries are to look at.
+    pub fn stored(&self) -> Stored<'_> {
+        let (groups, padded) = (self.head_dim / PAIR, self.head_dim.next_multiple_of(LANES));
+        let (key_words, value_words) = (self.capacity * groups, self.capacity / PAIR * padded);
+        let head = |head: usize| Head {
+            keys: Panels::Bf16(as_bf16(&self.keys[head * key_words..][..key_words])),
+            values: Panels::Bf16(as_bf16(&self.values[head * value_words..][..value_words])),
+            mean: &[],
+        };
+        Stored { heads: (0..self.heads).map(head).collect(), head_dim: self.head_dim, len: self.len, cpu: self.cpu }
+    }
+}

@@ -1,0 +1,167 @@
+//! Keys and values in 8 bits, of all positions at once.
+//!
+//! Both are stored less their mean. Of keys, that takes the same off all of a query's scores, and so changes no weight; of values, it is
+//! added again to what they become, since weights add up to one. What is left is smaller, and so is its rounding (for keys:
+//! SageAttention, arXiv 2410.02367, section 4.2).
+
+use super::super::block::{BLOCK, LANES, OFFSET, Panels, QUAD};
+use super::super::rows::grow;
+use super::super::team::{self, Split};
+use super::super::{Cpu, math};
+use super::{Columns, Head, Stored, as_int8, set_lane};
+
+/// Keys and values of one layer and tile; the memory is used again and again.
+pub struct Int8KeysValues {
+    heads: usize,
+    head_dim: usize,
+    len: usize,
+    /// [heads, position panels, key_groups, LANES] words, each four of a key's numbers, the first one lowest.
+    keys: Vec<u32>,
+    /// [heads, positions], as a packed product has them.
+    scales: Vec<f32>,
+    corrections: Vec<i32>,
+    /// [heads, positions / QUAD, head_dim panels * LANES] words, each four positions' numbers.
+    values: Vec<u32>,
+    /// [heads, head_dim panels * LANES]
+    value_scales: Vec<f32>,
+    value_means: Vec<f32>,
+    cpu: Cpu,
+}
+
+/// How many words and numbers a head has.
+#[derive(Clone, Copy)]
+struct Sizes {
+    key_groups: usize,
+    /// Positions, and a multiple of [`LANES`].
+    positions: usize,
+    /// The same of a value's numbers.
+    width: usize,
+}
+
+impl Sizes {
+    fn keys(self) -> usize {
+        self.positions * self.key_groups
+    }
+
+    fn values(self) -> usize {
+        self.positions / QUAD * self.width
+    }
+}
+
+impl Int8KeysValues {
+    /// None yet, of `heads` times `head_dim`.
+    pub fn new(heads: usize, head_dim: usize, cpu: Cpu) -> Self {
+        assert!(heads > 0 && head_dim > 0);
+        let padded = head_dim.next_multiple_of(LANES);
+        Self {
+            heads,
+            head_dim,
+            len: 0,
+            keys: Vec::new(),
+            scales: Vec::new(),
+            corrections: Vec::new(),
+            values: Vec::new(),
+            value_scales: vec![0.0; heads * padded],
+            value_means: vec![0.0; heads * padded],
+            cpu,
+        }
+    }
+
+    fn sizes(&self) -> Sizes {
+        Sizes {
+            key_groups: self.head_dim.div_ceil(QUAD),
+            positions: self.len.next_multiple_of(LANES),
+            width: self.head_dim.next_multiple_of(LANES),
+        }
+    }
+
+    /// Becomes these `keys` and `values`, each [tokens, heads * head_dim].
+    pub fn set(&mut self, keys: Columns<'_>, values: Columns<'_>) {
+        self.len = keys.rows();
+        assert!(values.rows() == self.len && [keys.width, values.width] == [self.heads * self.head_dim; 2]);
+        let (sizes, head_dim, cpu) = (self.sizes(), self.head_dim, self.cpu);
+        let all_keys = Split::new(grow(&mut self.keys, self.heads * sizes.keys()));
+        let all_scales = Split::new(grow(&mut self.scales, self.heads * sizes.positions));
+        let all_corrections = Split::new(grow(&mut self.corrections, self.heads * sizes.positions));
+        let all_values = Split::new(grow(&mut self.values, self.heads * sizes.values()));
+        let (all_value_scales, all_means) = (Split::new(&mut self.value_scales), Split::new(&mut self.value_means));
+        team::share(self.heads, |head| {
+            let [keys, values] = [keys, values].map(|all| all.narrow(head * head_dim, head_dim));
+            // SAFETY: no other task has this head.
+            let (packed, scales, corrections) = unsafe {
+                (
+                    all_keys.part(head * sizes.keys(), sizes.keys()),
+                    all_scales.part(head * sizes.positions, sizes.positions),
+                    all_corrections.part(head * sizes.positions, sizes.positions),
+                )
+            };
+            pack_keys(keys, packed, scales, corrections, cpu);
+            // SAFETY: as above.
+            let (packed, scales, means) = unsafe {
+                (
+                    all_values.part(head * sizes.values(), sizes.values()),
+                    all_value_scales.part(head * sizes.width, sizes.width),
+                    all_means.part(head * sizes.width, sizes.width),
+                )
+            };
+            pack_values(values, packed, &mut scales[..head_dim], &mut means[..head_dim], cpu);
+        });
+    }
+
+    /// What queries are to look at.
+    pub fn stored(&self) -> Stored<'_> {
+        let sizes = self.sizes();
+        let head = |head: usize| Head {
+            keys: Panels::Int8 {
+                values: as_int8(&self.keys[head * sizes.keys()..][..sizes.keys()]),
+                scales: &self.scales[head * sizes.positions..][..sizes.positions],
+                corrections: Some(&self.corrections[head * sizes.positions..][..sizes.positions]),
+            },
+            values: Panels::Int8 {
+                values: as_int8(&self.values[head * sizes.values()..][..sizes.values()]),
+                scales: &self.value_scales[head * sizes.width..][..sizes.width],
+                corrections: None,
+            },
+            mean: &self.value_means[head * sizes.width..][..self.head_dim],
+        };
+        Stored { heads: (0..self.heads).map(head).collect(), head_dim: self.head_dim, len: self.len, cpu: self.cpu }
+    }
+}
+
+/// The mean of the rows of some columns.
+fn mean_of(columns: Columns<'_>, mean: &mut [f32], cpu: Cpu) {
+    mean.fill(0.0);
+    (0..columns.rows()).for_each(|row| math::add(mean, columns.part(row, 0, mean.len()), cpu));
+    mean.iter_mut().for_each(|m| *m /= columns.rows() as f32);
+}
+
+/// One head's keys.
+fn pack_keys(keys: Columns<'_>, packed: &mut [u32], scales: &mut [f32], corrections: &mut [i32], cpu: Cpu) {
+    let (mut mean, mut centred) = (vec![0.0; keys.width], vec![0.0; keys.width]);
+    let mut key = vec![0; keys.width.div_ceil(QUAD)];
+    let mut sums = vec![0; key.len().div_ceil(BLOCK / QUAD)];
+    mean_of(keys, &mut mean, cpu);
+    for position in 0..keys.rows() {
+        math::subtract(keys.part(position, 0, keys.width), &mean, &mut centred, cpu);
+        scales[position] = math::to_int8(&centred, &mut key, cpu);
+        math::sign_and_sum(&mut key, &mut sums, cpu);
+        corrections[position] = OFFSET * sums.iter().sum::<i32>();
+        set_lane(packed, position, &key);
+    }
+}
+
+/// One head's values, with a scale for each of a value's numbers.
+fn pack_values(values: Columns<'_>, packed: &mut [u32], scales: &mut [f32], means: &mut [f32], cpu: Cpu) {
+    let (width, rows) = (values.width, values.rows());
+    mean_of(values, means, cpu);
+    scales.fill(0.0);
+    (0..rows).for_each(|row| math::reach(values.part(row, 0, width), means, scales, cpu));
+    scales.iter_mut().for_each(|scale| *scale /= 127.0);
+    let inverses: Vec<f32> = scales.iter().map(|&scale| if scale > 0.0 { scale.recip() } else { 0.0 }).collect();
+    for (quad, words) in packed.chunks_exact_mut(width.next_multiple_of(LANES)).take(rows.div_ceil(QUAD)).enumerate() {
+        words.fill(0);
+        for row in quad * QUAD..rows.min((quad + 1) * QUAD) {
+            math::set_byte(values.part(row, 0, width), means, &inverses, row % QUAD, &mut words[..width], cpu);
+        }
+    }
+}

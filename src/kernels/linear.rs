@@ -6,6 +6,7 @@
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::aligned::Aligned;
 use super::block::{BLOCK, BLOCK_BYTES, Block, INT4_OFFSET, LANES, OFFSET, Out, PAIR, PANELS, Panels, QUAD, Strides};
 use super::team::{self, Split};
 use super::{Cpu, Rows, math};
@@ -52,9 +53,9 @@ pub struct PackedLinear {
 
 /// As [`Panels`] has them, of all outputs.
 enum Weights {
-    Bf16(Vec<bf16>),
-    Int8 { values: Vec<i8>, scales: Vec<f32>, corrections: Vec<i32> },
-    Int4 { values: Vec<u8>, scales: Vec<f16> },
+    Bf16(Aligned<bf16>),
+    Int8 { values: Aligned<i8>, scales: Vec<f32>, corrections: Vec<i32> },
+    Int4 { values: Aligned<u8>, scales: Vec<f16> },
 }
 
 impl PackedLinear {
@@ -183,7 +184,7 @@ impl<F: Fn(usize, &mut [f32]) + Sync> Matrix<F> {
 
     fn bf16(&self) -> Weights {
         let panel = self.inputs.div_ceil(PAIR) * LANES * PAIR;
-        let mut packed = vec![bf16::ZERO; self.panels() * panel];
+        let mut packed = Aligned::<bf16>::zeros(self.panels() * panel);
         self.each(packed.par_chunks_exact_mut(panel), |panel, lane, row| {
             for (i, &w) in row.iter().enumerate() {
                 panel[((i / PAIR) * LANES + lane) * PAIR + i % PAIR] = math::round_bf16(w);
@@ -195,7 +196,7 @@ impl<F: Fn(usize, &mut [f32]) + Sync> Matrix<F> {
     fn int8(&self) -> Weights {
         let (groups, padded) = (self.inputs.div_ceil(QUAD), self.panels() * LANES);
         let (mut scales, mut corrections) = (vec![0.0; padded], vec![0; padded]);
-        let mut packed = vec![0i8; padded * groups * QUAD];
+        let mut packed = Aligned::<i8>::zeros(padded * groups * QUAD);
         let all = packed.par_chunks_exact_mut(LANES * groups * QUAD).zip(scales.par_chunks_exact_mut(LANES));
         let all = all.zip(corrections.par_chunks_exact_mut(LANES));
         self.each(all, |((panel, scales), corrections), lane, row| {
@@ -216,7 +217,7 @@ impl<F: Fn(usize, &mut [f32]) + Sync> Matrix<F> {
 
     fn int4(&self) -> Weights {
         let blocks = self.inputs.div_ceil(BLOCK);
-        let mut values = vec![0u8; self.panels() * blocks * BLOCK_BYTES];
+        let mut values = Aligned::<u8>::zeros(self.panels() * blocks * BLOCK_BYTES);
         let mut scales = vec![f16::ZERO; self.panels() * blocks * LANES];
         let all = values.par_chunks_exact_mut(blocks * BLOCK_BYTES).zip(scales.par_chunks_exact_mut(blocks * LANES));
         self.each(all, |(values, scales), lane, row| {

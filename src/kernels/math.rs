@@ -53,12 +53,6 @@ pub(super) fn high_half(word: u32) -> f32 {
     f32::from_bits(word & 0xffff_0000)
 }
 
-/// Four to a word, the first one lowest.
-pub(super) fn as_bytes(words: &mut [u32]) -> &mut [u8] {
-    // SAFETY: a word is four bytes, in this order on the little-endian machines that this crate is for; their alignment is less.
-    unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), size_of_val(words)) }
-}
-
 /// The nearest bf16, ties to even. Infinities and NaN, which no activation should be, stay what they are or become NaN.
 #[inline(always)]
 fn bf16_bits(x: f32) -> u32 {
@@ -185,7 +179,8 @@ vectorised! {
     to_int8(x: &[f32], words: &mut [u32]) -> f32 {
         let largest = largest(x, 0.0, f32::abs);
         let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-        let bytes = as_bytes(words);
+        // The first of a word's numbers is lowest: machines are little-endian.
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(words);
         bytes[x.len()..].fill(OFFSET as u8);
         for (byte, x) in bytes.iter_mut().zip(x) {
             *byte = (x * inverse + ROUND).to_bits().wrapping_add(OFFSET as u32) as u8;
@@ -276,7 +271,8 @@ vectorised! {
     /// The same in unsigned numbers of 8 bits, of which 255 is 1, and the sum of these; `bytes` has as many as there are scores.
     exp2_row_int8(scores: &[f32], bytes: &mut [u8]) -> (f32, u32) {
         let largest = largest(scores, f32::NEG_INFINITY, |x| x);
-        let power = |x: f32| (exp2::<FUSED>(x - largest, 255.0) + ROUND).to_bits() & 0xff;
+        let power = |x: f32| (exp2::<FUSED>(x - largest, 255.0) + ROUND).to_bits();
+        // Of all bits: those of ROUND are taken off at the end.
         let mut sums = [0u32; LANES];
         let (chunks, mut rest) = (scores.chunks_exact(LANES), bytes.chunks_exact_mut(LANES));
         let last = chunks.remainder();
@@ -284,15 +280,16 @@ vectorised! {
             for ((byte, sum), &x) in bytes.iter_mut().zip(&mut sums).zip(scores) {
                 let power = power(x);
                 *byte = power as u8;
-                *sum += power;
+                *sum = sum.wrapping_add(power);
             }
         }
         for ((byte, sum), &x) in rest.into_remainder().iter_mut().zip(&mut sums).zip(last) {
             let power = power(x);
             *byte = power as u8;
-            *sum += power;
+            *sum = sum.wrapping_add(power);
         }
-        (largest, sums.iter().sum())
+        let sum = sums.iter().fold(0, |a: u32, &b| a.wrapping_add(b));
+        (largest, sum.wrapping_sub(ROUND.to_bits().wrapping_mul(scores.len() as u32)))
     }
 }
 

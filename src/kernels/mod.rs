@@ -3,6 +3,7 @@
 //! Everything is built on one thing, the packed product of [`block`]: linear layers multiply by packed weights, attention by
 //! packed keys and values. What can be shared out goes to the [`team`] of the caller's pass.
 
+mod aligned;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;

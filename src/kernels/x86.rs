@@ -195,40 +195,55 @@ pub(super) unsafe fn int8_block(
     assert!(scales.len() >= block.panel_count * LANES);
     assert!(corrections.is_none_or(|corrections| corrections.len() >= block.panel_count * LANES));
     assert!(block.rows.scales.len() >= block.first_row + block.row_count);
-    for row in (0..block.row_count).step_by(TILE_ROWS) {
-        let rows = TILE_ROWS.min(block.row_count - row);
-        // SAFETY: as this function; the tile lies in the block.
-        unsafe {
-            dispatch!(
-                int8_tile,
-                [1 2 3 4 5 6] [1 2 3 4],
-                (rows, block.panel_count),
-                (values.as_ptr(), scales, corrections, block, row, out)
-            )
-        };
+    for row in (0..block.row_count).step_by(TALL_ROWS) {
+        let rows = TALL_ROWS.min(block.row_count - row);
+        if rows <= TILE_ROWS {
+            // SAFETY: as this function; the tile lies in the block.
+            unsafe {
+                dispatch!(
+                    int8_tile,
+                    [1 2 3 4 5 6] [1 2 3 4],
+                    (rows, block.panel_count),
+                    (values.as_ptr(), scales, corrections, block, (row, 0), out)
+                )
+            };
+            continue;
+        }
+        for panel in (0..block.panel_count).step_by(TALL_PANELS) {
+            let panels = TALL_PANELS.min(block.panel_count - panel);
+            // SAFETY: as above.
+            unsafe {
+                dispatch!(
+                    int8_tile,
+                    [7 8 9 10 11 12] [1 2],
+                    (rows, panels),
+                    (values.as_ptr(), scales, corrections, block, (row, panel), out)
+                )
+            };
+        }
     }
 }
 
 /// # Safety
-/// As [`int8_block`]; the block has `ROWS` rows from `row` on, and `PANELS` panels.
+/// As [`int8_block`]; the block has `ROWS` rows and `PANELS` panels from `first` on.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn int8_tile<const ROWS: usize, const PANELS: usize>(
     values: *const i8,
     scales: &[f32],
     corrections: Option<&[i32]>,
     block: &Block<'_>,
-    row: usize,
+    first: (usize, usize),
     out: &mut Out,
 ) {
     let groups = block.rows.groups;
-    let words = block.rows.words[(block.first_row + row) * groups..][..ROWS * groups].as_ptr();
-    let row_scales = &block.rows.scales[block.first_row + row..][..ROWS];
+    let words = block.rows.words[(block.first_row + first.0) * groups..][..ROWS * groups].as_ptr();
+    let row_scales = &block.rows.scales[block.first_row + first.0..][..ROWS];
     let mut sums = [[_mm512_setzero_si512(); PANELS]; ROWS];
     for group in 0..groups {
         let mut panels = [_mm512_setzero_si512(); PANELS];
         for (p, panel) in panels.iter_mut().enumerate() {
             // SAFETY: the block's panels lie in the slice, as the caller has checked.
-            *panel = unsafe { _mm512_loadu_si512(values.add(block.strides.at(p, group) * LANES * QUAD).cast()) };
+            *panel = unsafe { _mm512_loadu_si512(values.add(block.strides.at(first.1 + p, group) * LANES * QUAD).cast()) };
         }
         for (r, sums) in sums.iter_mut().enumerate() {
             // SAFETY: `words` holds ROWS * groups words.
@@ -240,16 +255,17 @@ unsafe fn int8_tile<const ROWS: usize, const PANELS: usize>(
     }
     for (r, sums) in sums.iter().enumerate() {
         for (p, sum) in sums.iter().enumerate() {
-            // SAFETY: the slices hold PANELS * LANES values; the row is the block's.
+            let lanes = (first.1 + p) * LANES;
+            // SAFETY: the slices hold LANES values of each panel; the row is the block's.
             unsafe {
                 let correction = corrections.map_or_else(
                     || _mm512_setzero_si512(),
-                    |corrections| _mm512_loadu_si512(corrections.as_ptr().add(p * LANES).cast()),
+                    |corrections| _mm512_loadu_si512(corrections.as_ptr().add(lanes).cast()),
                 );
                 let scale =
-                    _mm512_mul_ps(_mm512_loadu_ps(scales.as_ptr().add(p * LANES)), _mm512_set1_ps(row_scales[r]));
+                    _mm512_mul_ps(_mm512_loadu_ps(scales.as_ptr().add(lanes)), _mm512_set1_ps(row_scales[r]));
                 let result = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(*sum, correction)), scale);
-                store(out, row + r, p, result);
+                store(out, first.0 + r, first.1 + p, result);
             }
         }
     }

@@ -1,9 +1,10 @@
 //! Keys and values in bf16, to which positions are appended one after another.
 
+use super::super::aligned::Aligned;
 use super::super::block::{LANES, PAIR, Panels};
 use super::super::team::{self, Split};
 use super::super::{Cpu, math};
-use super::{Columns, Head, Stored, as_bf16, set_lane};
+use super::{Columns, Head, Stored, set_lane};
 
 /// Keys and values of one layer and sequence.
 pub struct KeyValueCache {
@@ -13,9 +14,9 @@ pub struct KeyValueCache {
     capacity: usize,
     len: usize,
     /// [heads, position panels, head_dim / PAIR, LANES] words, each two of a key's numbers, the first one lower.
-    keys: Vec<u32>,
+    keys: Aligned<u32>,
     /// [heads, positions / PAIR, head_dim panels * LANES] words, each two positions' numbers.
-    values: Vec<u32>,
+    values: Aligned<u32>,
     cpu: Cpu,
 }
 
@@ -23,7 +24,7 @@ impl KeyValueCache {
     /// An empty cache of `heads` times `head_dim`, which must be even.
     pub fn new(heads: usize, head_dim: usize, cpu: Cpu) -> Self {
         assert!(heads > 0 && head_dim > 0 && head_dim.is_multiple_of(PAIR));
-        Self { heads, head_dim, capacity: 0, len: 0, keys: Vec::new(), values: Vec::new(), cpu }
+        Self { heads, head_dim, capacity: 0, len: 0, keys: Aligned::default(), values: Aligned::default(), cpu }
     }
 
     /// Forgets all from position `len` on.
@@ -41,7 +42,7 @@ impl KeyValueCache {
         // Words of two positions: capacities are even.
         for (memory, words) in [(&mut self.keys, self.head_dim), (&mut self.values, padded)] {
             let (old, new) = (self.capacity / PAIR * words, capacity / PAIR * words);
-            let mut grown = vec![0; self.heads * new];
+            let mut grown = Aligned::zeros(self.heads * new);
             // Within a head, further positions come behind the others, in keys and in values.
             for (to, from) in grown.chunks_exact_mut(new).zip(memory.chunks_exact(old.max(1))) {
                 to[..old].copy_from_slice(&from[..old]);
@@ -90,8 +91,8 @@ impl KeyValueCache {
         let (groups, padded) = (self.head_dim / PAIR, self.head_dim.next_multiple_of(LANES));
         let (key_words, value_words) = (self.capacity * groups, self.capacity / PAIR * padded);
         let head = |head: usize| Head {
-            keys: Panels::Bf16(as_bf16(&self.keys[head * key_words..][..key_words])),
-            values: Panels::Bf16(as_bf16(&self.values[head * value_words..][..value_words])),
+            keys: Panels::Bf16(bytemuck::cast_slice(&self.keys[head * key_words..][..key_words])),
+            values: Panels::Bf16(bytemuck::cast_slice(&self.values[head * value_words..][..value_words])),
             mean: &[],
         };
         Stored { heads: (0..self.heads).map(head).collect(), head_dim: self.head_dim, len: self.len, cpu: self.cpu }

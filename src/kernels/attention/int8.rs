@@ -4,11 +4,12 @@
 //! added again to what they become, since weights add up to one. What is left is smaller, and so is its rounding (for keys:
 //! SageAttention, arXiv 2410.02367, section 4.2).
 
+use super::super::aligned::Aligned;
 use super::super::block::{BLOCK, LANES, OFFSET, Panels, QUAD};
 use super::super::rows::grow;
 use super::super::team::{self, Split};
 use super::super::{Cpu, math};
-use super::{Columns, Head, Stored, as_int8, set_lane};
+use super::{Columns, Head, Stored, set_lane};
 
 /// Keys and values of one layer and tile; the memory is used again and again.
 pub struct Int8KeysValues {
@@ -16,12 +17,12 @@ pub struct Int8KeysValues {
     head_dim: usize,
     len: usize,
     /// [heads, position panels, key_groups, LANES] words, each four of a key's numbers, the first one lowest.
-    keys: Vec<u32>,
+    keys: Aligned<u32>,
     /// [heads, positions], as a packed product has them.
     scales: Vec<f32>,
     corrections: Vec<i32>,
     /// [heads, positions / QUAD, head_dim panels * LANES] words, each four positions' numbers.
-    values: Vec<u32>,
+    values: Aligned<u32>,
     /// [heads, head_dim panels * LANES]
     value_scales: Vec<f32>,
     value_means: Vec<f32>,
@@ -57,10 +58,10 @@ impl Int8KeysValues {
             heads,
             head_dim,
             len: 0,
-            keys: Vec::new(),
+            keys: Aligned::default(),
             scales: Vec::new(),
             corrections: Vec::new(),
-            values: Vec::new(),
+            values: Aligned::default(),
             value_scales: vec![0.0; heads * padded],
             value_means: vec![0.0; heads * padded],
             cpu,
@@ -80,10 +81,10 @@ impl Int8KeysValues {
         self.len = keys.rows();
         assert!(values.rows() == self.len && [keys.width, values.width] == [self.heads * self.head_dim; 2]);
         let (sizes, head_dim, cpu) = (self.sizes(), self.head_dim, self.cpu);
-        let all_keys = Split::new(grow(&mut self.keys, self.heads * sizes.keys()));
+        let all_keys = Split::new(self.keys.grow(self.heads * sizes.keys()));
         let all_scales = Split::new(grow(&mut self.scales, self.heads * sizes.positions));
         let all_corrections = Split::new(grow(&mut self.corrections, self.heads * sizes.positions));
-        let all_values = Split::new(grow(&mut self.values, self.heads * sizes.values()));
+        let all_values = Split::new(self.values.grow(self.heads * sizes.values()));
         let (all_value_scales, all_means) = (Split::new(&mut self.value_scales), Split::new(&mut self.value_means));
         team::share(self.heads, |head| {
             let [keys, values] = [keys, values].map(|all| all.narrow(head * head_dim, head_dim));
@@ -113,12 +114,12 @@ impl Int8KeysValues {
         let sizes = self.sizes();
         let head = |head: usize| Head {
             keys: Panels::Int8 {
-                values: as_int8(&self.keys[head * sizes.keys()..][..sizes.keys()]),
+                values: bytemuck::cast_slice(&self.keys[head * sizes.keys()..][..sizes.keys()]),
                 scales: &self.scales[head * sizes.positions..][..sizes.positions],
                 corrections: Some(&self.corrections[head * sizes.positions..][..sizes.positions]),
             },
             values: Panels::Int8 {
-                values: as_int8(&self.values[head * sizes.values()..][..sizes.values()]),
+                values: bytemuck::cast_slice(&self.values[head * sizes.values()..][..sizes.values()]),
                 scales: &self.value_scales[head * sizes.width..][..sizes.width],
                 corrections: None,
             },

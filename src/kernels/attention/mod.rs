@@ -10,10 +10,9 @@ mod int8;
 
 use std::cell::RefCell;
 
-use half::bf16;
-
+use super::aligned::Aligned;
 use super::block::{Block, LANES, Out, PAIR, PANELS, Panels, QUAD, Strides};
-use super::rows::{grow, scratch};
+use super::rows::scratch;
 use super::team::{self, Split};
 use super::{Cpu, Precision, Rows, math};
 
@@ -191,10 +190,10 @@ struct Work<'a> {
 struct Buffers {
     queries: Rows,
     /// Of a block of positions.
-    scores: Vec<f32>,
+    scores: Aligned<f32>,
     weights: Rows,
     /// Of all blocks so far, relative to the row's largest score.
-    mixed: Vec<f32>,
+    mixed: Aligned<f32>,
     rows: Vec<Softmax>,
 }
 
@@ -243,14 +242,14 @@ impl Work<'_> {
             out.iter_mut().zip(query).for_each(|(out, q)| *out = q * scale);
         });
 
-        let mixed = grow(mixed, count * head_dim);
+        let mixed = mixed.grow(count * head_dim);
         mixed.fill(0.0);
         rows.clear();
         rows.resize(count, Softmax::NONE);
         let (first, end) = (self.positions.0, self.end(count - 1));
         for from in (first..end).step_by(POSITIONS) {
             let positions = POSITIONS.min(end - from);
-            let scores = grow(scores, count * positions);
+            let scores = scores.grow(count * positions);
             let strides = Strides { panel: queries.groups, group: 1 };
             product(queries, keys.skip(from / LANES * strides.panel, from), strides, positions, cpu, scores, false);
 
@@ -268,7 +267,7 @@ impl Work<'_> {
                     }
                     // A block's weights are as fine as its own largest one asks for.
                     _ => {
-                        let (used, unused) = math::as_bytes(words).split_at_mut(seen);
+                        let (used, unused) = bytemuck::cast_slice_mut::<_, u8>(words).split_at_mut(seen);
                         unused.fill(0);
                         let (of_block, sum) = math::exp2_row_int8(scores, used, cpu);
                         let largest = old.largest.max(of_block);
@@ -293,16 +292,6 @@ impl Work<'_> {
             take(row, mixed, softmax.largest, softmax.sum);
         }
     }
-}
-
-fn as_bf16(words: &[u32]) -> &[bf16] {
-    // SAFETY: a word is two bf16 numbers, on the little-endian machines that this crate is for; their alignment is less.
-    unsafe { std::slice::from_raw_parts(words.as_ptr().cast::<bf16>(), words.len() * PAIR) }
-}
-
-fn as_int8(words: &[u32]) -> &[i8] {
-    // SAFETY: a word is four of them; their alignment is less.
-    unsafe { std::slice::from_raw_parts(words.as_ptr().cast::<i8>(), words.len() * QUAD) }
 }
 
 /// Puts a key's words to its position's lane.

@@ -1,0 +1,59 @@
+//! Numbers in memory that begins with a cache line, as the vectors of packed products do: loading one across two lines takes twice as long.
+
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+
+use bytemuck::{Pod, Zeroable};
+
+/// A cache line, and the widest register.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u32; 16]);
+
+// SAFETY: words, which may be anything, and nothing between them.
+unsafe impl Zeroable for Line {}
+// SAFETY: as above.
+unsafe impl Pod for Line {}
+
+/// A slice of such numbers.
+pub(super) struct Aligned<T> {
+    lines: Vec<Line>,
+    len: usize,
+    of: PhantomData<T>,
+}
+
+impl<T: Pod> Aligned<T> {
+    /// `len` zeros.
+    pub(super) fn zeros(len: usize) -> Self {
+        let lines = bytemuck::zeroed_vec((len * size_of::<T>()).div_ceil(size_of::<Line>()));
+        Self { lines, len, of: PhantomData }
+    }
+
+    /// Makes sure of at least `len` numbers, of no particular value.
+    pub(super) fn grow(&mut self, len: usize) -> &mut [T] {
+        if self.len < len {
+            *self = Self::zeros(len);
+        }
+        &mut self[..len]
+    }
+}
+
+impl<T: Pod> Default for Aligned<T> {
+    fn default() -> Self {
+        Self::zeros(0)
+    }
+}
+
+impl<T: Pod> Deref for Aligned<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &bytemuck::cast_slice(&self.lines)[..self.len]
+    }
+}
+
+impl<T: Pod> DerefMut for Aligned<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+    }
+}

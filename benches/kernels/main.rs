@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::time::Instant;
 
 use criterion::Criterion;
-use smolvlm::kernels::{self, Attend, Columns, Cpu, Int8KeysValues, KeyValueCache, PackedLinear, Precision, Rows, Then};
+use smolvlm::kernels::{self, Attend, Cpu, Heads, Int8KeysValues, KeyValueCache, PackedLinear, Precision, Rows, Then};
 
 const THREADS: usize = 2;
 const HEAD_DIM: usize = 64;
@@ -106,7 +106,7 @@ fn attention(
 ) {
     let (width, cached) = (heads.0 * HEAD_DIM, heads.1 * HEAD_DIM);
     let (queries, values) = (numbers(tokens * width), numbers(positions * cached));
-    let all = Columns::new(&values, cached, 0, cached);
+    let all = Heads::apart(&values, (heads.1, HEAD_DIM));
     let mut cache = KeyValueCache::new(heads.1, HEAD_DIM, Cpu::detect());
     let mut tile = Int8KeysValues::new(heads.1, HEAD_DIM, Cpu::detect());
     let stored = if precision == Precision::Bf16 {
@@ -124,7 +124,7 @@ fn attention(
     };
     let mut out = vec![0.0; tokens * width];
     measure(criterion, &format!("attention {name}"), work, || {
-        stored.attend(Columns::new(&queries, width, 0, width), 0.125, attend, std::hint::black_box(&mut out));
+        stored.attend(Heads::beside(&queries, width, 0, (heads.0, HEAD_DIM)), 0.125, attend, std::hint::black_box(&mut out));
     });
 }
 

@@ -133,7 +133,7 @@ impl PackedLinear {
         for row in 0..count {
             // SAFETY: the block has this row.
             let row = unsafe { out.row(row) };
-            row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+            math::add(row, bias, self.cpu);
             if then == Then::Gelu {
                 math::gelu(row, self.cpu);
             }

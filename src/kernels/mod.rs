@@ -17,9 +17,9 @@ mod team;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use attention::{Attend, Columns, Int8KeysValues, KeyValueCache};
+pub use attention::{Attend, Heads, Int8KeysValues, KeyValueCache, Stored};
 pub use cpu::Cpu;
 pub use linear::{PackedLinear, Precision, Then};
 pub use rotary::rotate;
 pub use rows::{Rows, grow, layer_norm};
-pub use team::gather;
+pub use team::{Split, gather, share};

@@ -33,30 +33,43 @@ impl Rows {
         cpu: Cpu,
         make: impl Fn(usize, &mut [f32]) + Sync,
     ) {
+        self.pack(precision, (count, width), cpu, |row, pack| {
+            scratch(width, |numbers| {
+                make(row, numbers);
+                pack(numbers);
+            });
+        });
+    }
+
+    /// The same; `give` gives a row's numbers to the function that it is given.
+    fn pack(
+        &mut self,
+        precision: Precision,
+        (count, width): (usize, usize),
+        cpu: Cpu,
+        give: impl Fn(usize, &dyn Fn(&[f32])) + Sync,
+    ) {
         self.shape(precision, (count, width));
         let (groups, blocks) = (self.groups, self.blocks());
         let (words, scales, sums) =
             (Split::new(&mut self.words), Split::new(&mut self.scales), Split::new(&mut self.sums));
         team::share(count.div_ceil(TASK), |task| {
-            scratch(width, |numbers| {
-                for row in task * TASK..count.min((task + 1) * TASK) {
-                    make(row, numbers);
+            for row in task * TASK..count.min((task + 1) * TASK) {
+                give(row, &|numbers| {
                     // SAFETY: no other task has this row.
                     let words = unsafe { words.part(row * groups, groups) };
                     if precision == Precision::Bf16 {
-                        math::to_bf16(numbers, words, cpu);
-                        continue;
+                        return math::to_bf16(numbers, words, cpu);
                     }
-                    let scale = math::to_int8(numbers, words, cpu);
                     // SAFETY: as above.
-                    let of_row = unsafe { scales.part(row, 1) };
-                    of_row[0] = scale;
+                    let scale = unsafe { scales.part(row, 1) };
+                    scale[0] = math::to_int8(numbers, words, cpu);
                     if precision == Precision::Int4 {
                         // SAFETY: as above.
                         math::sign_and_sum(words, unsafe { sums.part(row * blocks, blocks) }, cpu);
                     }
-                }
-            });
+                });
+            }
         });
     }
 
@@ -84,7 +97,7 @@ impl Rows {
 
     /// Becomes the rows of `x`, each `width` long.
     pub fn convert(&mut self, precision: Precision, x: &[f32], width: usize, cpu: Cpu) {
-        self.set(precision, (x.len() / width, width), cpu, |row, out| out.copy_from_slice(&x[row * width..][..width]));
+        self.pack(precision, (x.len() / width, width), cpu, |row, pack| pack(&x[row * width..][..width]));
     }
 
     /// LayerNorm of rows of `x` as long as `weight` and `bias`.
@@ -99,8 +112,7 @@ impl Rows {
         let width = weight.len();
         assert_eq!(bias.len(), width);
         self.set(precision, (x.len() / width, width), cpu, |row, out| {
-            out.copy_from_slice(&x[row * width..][..width]);
-            math::layer_norm(out, weight, bias, eps, cpu);
+            math::layer_norm(&x[row * width..][..width], weight, bias, eps, out, cpu);
         });
     }
 
@@ -108,8 +120,7 @@ impl Rows {
     pub fn rms_norm(&mut self, precision: Precision, x: &[f32], weight: &[f32], eps: f32, cpu: Cpu) {
         let width = weight.len();
         self.set(precision, (x.len() / width, width), cpu, |row, out| {
-            out.copy_from_slice(&x[row * width..][..width]);
-            math::rms_norm(out, weight, eps, cpu);
+            math::rms_norm(&x[row * width..][..width], weight, eps, out, cpu);
         });
     }
 
@@ -117,8 +128,7 @@ impl Rows {
     pub fn silu_mul(&mut self, precision: Precision, x: &[f32], width: usize, cpu: Cpu) {
         self.set(precision, (x.len() / (2 * width), width), cpu, |row, out| {
             let (gates, numbers) = x[row * 2 * width..][..2 * width].split_at(width);
-            out.copy_from_slice(gates);
-            math::silu_mul(out, numbers, cpu);
+            math::silu_mul(gates, numbers, out, cpu);
         });
     }
 
@@ -153,7 +163,12 @@ pub fn layer_norm(rows: &mut [f32], (weight, bias): (&[f32], &[f32]), eps: f32, 
         let first = task * TASK;
         // SAFETY: no other task has these rows.
         let part = unsafe { rows.part(first * width, (count - first).min(TASK) * width) };
-        part.chunks_exact_mut(width).for_each(|row| math::layer_norm(row, weight, bias, eps, cpu));
+        scratch(width, |before| {
+            for row in part.chunks_exact_mut(width) {
+                before.copy_from_slice(row);
+                math::layer_norm(before, weight, bias, eps, row, cpu);
+            }
+        });
     });
 }
 

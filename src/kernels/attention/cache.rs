@@ -4,7 +4,7 @@ use super::super::aligned::Aligned;
 use super::super::block::{LANES, PAIR, Panels};
 use super::super::team::{self, Split};
 use super::super::{Cpu, math};
-use super::{Columns, Head, Stored, set_lane};
+use super::{Head, Heads, Stored, set_lane};
 
 /// Keys and values of one layer and sequence.
 pub struct KeyValueCache {
@@ -52,10 +52,12 @@ impl KeyValueCache {
         self.capacity = capacity;
     }
 
-    /// Appends `keys` and `values`, each [tokens, heads * head_dim].
-    pub fn append(&mut self, keys: Columns<'_>, values: Columns<'_>) {
-        let tokens = keys.rows();
-        assert!(values.rows() == tokens && [keys.width, values.width] == [self.heads * self.head_dim; 2]);
+    /// Appends the rows of `keys` and `values`.
+    pub fn append(&mut self, keys: Heads<'_>, values: Heads<'_>) {
+        let tokens = keys.rows;
+        for all in [keys, values] {
+            assert_eq!((all.rows, all.heads, all.head_dim), (tokens, self.heads, self.head_dim));
+        }
         if self.len + tokens > self.capacity {
             self.reserve((self.len + tokens).next_power_of_two());
         }
@@ -71,10 +73,10 @@ impl KeyValueCache {
             let mut key = vec![0; groups];
             for token in 0..tokens {
                 let position = first + token;
-                math::to_bf16(keys.part(token, head * head_dim, head_dim), &mut key, cpu);
+                math::to_bf16(keys.row(token, head), &mut key, cpu);
                 set_lane(packed_keys, position, &key);
                 let pairs = &mut packed_values[position / PAIR * padded..][..head_dim];
-                let value = values.part(token, head * head_dim, head_dim);
+                let value = values.row(token, head);
                 // The first of a pair takes what a forgotten position left beside it: multiplied by 0, infinity is none.
                 if position.is_multiple_of(PAIR) {
                     math::set_low(value, pairs, cpu);

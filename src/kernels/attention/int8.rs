@@ -9,7 +9,7 @@ use super::super::block::{BLOCK, LANES, OFFSET, Panels, QUAD};
 use super::super::rows::grow;
 use super::super::team::{self, Split};
 use super::super::{Cpu, math};
-use super::{Columns, Head, Stored, set_lane};
+use super::{Head, Heads, Stored, set_lane};
 
 /// Keys and values of one layer and tile; the memory is used again and again.
 pub struct Int8KeysValues {
@@ -76,10 +76,12 @@ impl Int8KeysValues {
         }
     }
 
-    /// Becomes these `keys` and `values`, each [tokens, heads * head_dim].
-    pub fn set(&mut self, keys: Columns<'_>, values: Columns<'_>) {
-        self.len = keys.rows();
-        assert!(values.rows() == self.len && [keys.width, values.width] == [self.heads * self.head_dim; 2]);
+    /// Becomes these `keys` and `values`.
+    pub fn set(&mut self, keys: Heads<'_>, values: Heads<'_>) {
+        self.len = keys.rows;
+        for all in [keys, values] {
+            assert_eq!((all.rows, all.heads, all.head_dim), (self.len, self.heads, self.head_dim));
+        }
         let (sizes, head_dim, cpu) = (self.sizes(), self.head_dim, self.cpu);
         let all_keys = Split::new(self.keys.grow(self.heads * sizes.keys()));
         let all_scales = Split::new(grow(&mut self.scales, self.heads * sizes.positions));
@@ -87,7 +89,6 @@ impl Int8KeysValues {
         let all_values = Split::new(self.values.grow(self.heads * sizes.values()));
         let (all_value_scales, all_means) = (Split::new(&mut self.value_scales), Split::new(&mut self.value_means));
         team::share(self.heads, |head| {
-            let [keys, values] = [keys, values].map(|all| all.narrow(head * head_dim, head_dim));
             // SAFETY: no other task has this head.
             let (packed, scales, corrections) = unsafe {
                 (
@@ -96,7 +97,7 @@ impl Int8KeysValues {
                     all_corrections.part(head * sizes.positions, sizes.positions),
                 )
             };
-            pack_keys(keys, packed, scales, corrections, cpu);
+            pack_keys((keys, head), packed, scales, corrections, cpu);
             // SAFETY: as above.
             let (packed, scales, means) = unsafe {
                 (
@@ -105,7 +106,7 @@ impl Int8KeysValues {
                     all_means.part(head * sizes.width, sizes.width),
                 )
             };
-            pack_values(values, packed, &mut scales[..head_dim], &mut means[..head_dim], cpu);
+            pack_values((values, head), packed, &mut scales[..head_dim], &mut means[..head_dim], cpu);
         });
     }
 
@@ -129,21 +130,22 @@ impl Int8KeysValues {
     }
 }
 
-/// The mean of the rows of some columns.
-fn mean_of(columns: Columns<'_>, mean: &mut [f32], cpu: Cpu) {
+/// The mean of a head's rows.
+fn mean_of((all, head): (Heads<'_>, usize), mean: &mut [f32], cpu: Cpu) {
     mean.fill(0.0);
-    (0..columns.rows()).for_each(|row| math::add(mean, columns.part(row, 0, mean.len()), cpu));
-    mean.iter_mut().for_each(|m| *m /= columns.rows() as f32);
+    (0..all.rows).for_each(|row| math::add(mean, all.row(row, head), cpu));
+    math::scale(mean, (all.rows as f32).recip(), cpu);
 }
 
 /// One head's keys.
-fn pack_keys(keys: Columns<'_>, packed: &mut [u32], scales: &mut [f32], corrections: &mut [i32], cpu: Cpu) {
-    let (mut mean, mut centred) = (vec![0.0; keys.width], vec![0.0; keys.width]);
-    let mut key = vec![0; keys.width.div_ceil(QUAD)];
+fn pack_keys(keys: (Heads<'_>, usize), packed: &mut [u32], scales: &mut [f32], corrections: &mut [i32], cpu: Cpu) {
+    let (all, head) = keys;
+    let (mut mean, mut centred) = (vec![0.0; all.head_dim], vec![0.0; all.head_dim]);
+    let mut key = vec![0; all.head_dim.div_ceil(QUAD)];
     let mut sums = vec![0; key.len().div_ceil(BLOCK / QUAD)];
     mean_of(keys, &mut mean, cpu);
-    for position in 0..keys.rows() {
-        math::subtract(keys.part(position, 0, keys.width), &mean, &mut centred, cpu);
+    for position in 0..all.rows {
+        math::subtract(all.row(position, head), &mean, &mut centred, cpu);
         scales[position] = math::to_int8(&centred, &mut key, cpu);
         math::sign_and_sum(&mut key, &mut sums, cpu);
         corrections[position] = OFFSET * sums.iter().sum::<i32>();
@@ -152,17 +154,19 @@ fn pack_keys(keys: Columns<'_>, packed: &mut [u32], scales: &mut [f32], correcti
 }
 
 /// One head's values, with a scale for each of a value's numbers.
-fn pack_values(values: Columns<'_>, packed: &mut [u32], scales: &mut [f32], means: &mut [f32], cpu: Cpu) {
-    let (width, rows) = (values.width, values.rows());
+fn pack_values(values: (Heads<'_>, usize), packed: &mut [u32], scales: &mut [f32], means: &mut [f32], cpu: Cpu) {
+    let (all, head) = values;
     mean_of(values, means, cpu);
     scales.fill(0.0);
-    (0..rows).for_each(|row| math::reach(values.part(row, 0, width), means, scales, cpu));
-    scales.iter_mut().for_each(|scale| *scale /= 127.0);
+    (0..all.rows).for_each(|row| math::reach(all.row(row, head), means, scales, cpu));
+    math::scale(scales, 1.0 / 127.0, cpu);
     let inverses: Vec<f32> = scales.iter().map(|&scale| if scale > 0.0 { scale.recip() } else { 0.0 }).collect();
-    for (quad, words) in packed.chunks_exact_mut(width.next_multiple_of(LANES)).take(rows.div_ceil(QUAD)).enumerate() {
+    let quads = packed.chunks_exact_mut(all.head_dim.next_multiple_of(LANES));
+    for (quad, words) in quads.take(all.rows.div_ceil(QUAD)).enumerate() {
         words.fill(0);
-        for row in quad * QUAD..rows.min((quad + 1) * QUAD) {
-            math::set_byte(values.part(row, 0, width), means, &inverses, row % QUAD, &mut words[..width], cpu);
+        for row in quad * QUAD..all.rows.min((quad + 1) * QUAD) {
+            let words = &mut words[..all.head_dim];
+            math::set_byte(all.row(row, head), means, &inverses, row % QUAD, words, cpu);
         }
     }
 }

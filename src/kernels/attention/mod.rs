@@ -45,34 +45,41 @@ struct Head<'a> {
     mean: &'a [f32],
 }
 
-/// Some columns of a row-major matrix.
+/// Rows of numbers of some heads.
 #[derive(Clone, Copy)]
-pub struct Columns<'a> {
+pub struct Heads<'a> {
     data: &'a [f32],
-    stride: usize,
-    first: usize,
-    width: usize,
+    rows: usize,
+    heads: usize,
+    head_dim: usize,
+    /// From a row to the next one, and from a head to the next one.
+    row_stride: usize,
+    head_stride: usize,
 }
 
-impl<'a> Columns<'a> {
-    /// `width` columns from `first` on, of rows of `stride`.
-    pub fn new(data: &'a [f32], stride: usize, first: usize, width: usize) -> Self {
-        assert!(width > 0 && first + width <= stride && data.len().is_multiple_of(stride));
-        Self { data, stride, first, width }
+impl<'a> Heads<'a> {
+    /// Heads side by side in rows of `stride`, from column `first` on.
+    pub fn beside(data: &'a [f32], stride: usize, first: usize, (heads, head_dim): (usize, usize)) -> Self {
+        assert!(heads * head_dim > 0 && first + heads * head_dim <= stride && data.len().is_multiple_of(stride));
+        let (rows, data) = (data.len() / stride, data.get(first..).unwrap_or_default());
+        Self { data, rows, heads, head_dim, row_stride: stride, head_stride: head_dim }
     }
 
-    fn rows(&self) -> usize {
-        self.data.len() / self.stride
+    /// Heads one after another [heads, rows, head_dim].
+    pub fn apart(data: &'a [f32], (heads, head_dim): (usize, usize)) -> Self {
+        let rows = data.len() / (heads * head_dim);
+        assert_eq!(data.len(), heads * rows * head_dim);
+        Self { data, rows, heads, head_dim, row_stride: head_dim, head_stride: rows * head_dim }
     }
 
-    /// `width` of these columns, from `first` on.
-    fn narrow(self, first: usize, width: usize) -> Self {
-        Self::new(self.data, self.stride, self.first + first, width)
+    /// `count` rows from `first` on.
+    pub fn rows(self, first: usize, count: usize) -> Self {
+        assert!(first + count <= self.rows);
+        Self { data: &self.data[first * self.row_stride..], rows: count, ..self }
     }
 
-    /// `count` numbers of row `row`, from `at` on.
-    fn part(&self, row: usize, at: usize, count: usize) -> &'a [f32] {
-        &self.data[row * self.stride + self.first + at..][..count]
+    fn row(&self, row: usize, head: usize) -> &'a [f32] {
+        &self.data[row * self.row_stride + head * self.head_stride..][..self.head_dim]
     }
 }
 
@@ -86,12 +93,13 @@ pub enum Attend {
 }
 
 impl Stored<'_> {
-    /// What the last tokens see: `queries` [tokens, query heads * head_dim], each multiplied by `scale`, become as many mixed
-    /// values in `out`. As many query heads in a row share a head of the cache as there are more of them.
-    pub fn attend(&self, queries: Columns<'_>, scale: f32, attend: Attend, out: &mut [f32]) {
-        let (tokens, width, heads) = (queries.rows(), queries.width, self.heads.len());
-        assert!(width.is_multiple_of(heads * self.head_dim) && tokens <= self.len && out.len() == tokens * width);
-        let group = width / self.head_dim / heads;
+    /// What the last tokens see: `queries`, each multiplied by `scale`, become mixed values [tokens, query heads * head_dim] in `out`. As
+    /// many query heads in a row share a head of the cache as there are more of them.
+    pub fn attend(&self, queries: Heads<'_>, scale: f32, attend: Attend, out: &mut [f32]) {
+        let (tokens, heads, width) = (queries.rows, self.heads.len(), queries.heads * queries.head_dim);
+        assert!(queries.heads.is_multiple_of(heads) && queries.head_dim == self.head_dim);
+        assert!(tokens <= self.len && out.len() == tokens * width);
+        let group = queries.heads / heads;
         let out = Split::new(out);
         let work = |head: usize, first, count, positions| Work {
             stored: self,
@@ -115,9 +123,10 @@ impl Stored<'_> {
             let (head, first) = (task % heads, (chunks - 1 - task / heads) * TOKENS);
             let work = work(head, first, TOKENS.min(tokens - first), (0, self.len));
             work.run(|row, mixed, _, sum| {
-                let (token, at) = work.place(row);
+                let (token, query_head) = work.place(row);
                 // SAFETY: no other task has this token and head.
-                self.finish(head, mixed, sum, unsafe { out.part(token * width + at, self.head_dim) });
+                let out = unsafe { out.part(token * width + query_head * self.head_dim, self.head_dim) };
+                self.finish(head, mixed, sum, out);
             });
         });
     }
@@ -173,7 +182,7 @@ impl Stored<'_> {
 /// One cache head, some tokens' query heads that share it, and some positions.
 struct Work<'a> {
     stored: &'a Stored<'a>,
-    queries: Columns<'a>,
+    queries: Heads<'a>,
     scale: f32,
     head: usize,
     group: usize,
@@ -209,9 +218,9 @@ impl Softmax {
 }
 
 impl Work<'_> {
-    /// The token of this task's row, and where its head begins among the token's numbers: tokens in order, and each one's heads.
+    /// The token and the query head of this task's row: tokens in order, and each one's heads.
     fn place(&self, row: usize) -> (usize, usize) {
-        (self.first + row / self.group, (self.head * self.group + row % self.group) * self.stored.head_dim)
+        (self.first + row / self.group, self.head * self.group + row % self.group)
     }
 
     /// The end of the positions of this task's that row `row` looks at.
@@ -237,8 +246,8 @@ impl Work<'_> {
         // Weights are powers of 2, not of e.
         let scale = self.scale * std::f32::consts::LOG2_E;
         queries.set(keys.precision(), (count, head_dim), cpu, |row, out| {
-            let (token, at) = self.place(row);
-            let query = self.queries.part(token, at, head_dim);
+            let (token, query_head) = self.place(row);
+            let query = self.queries.row(token, query_head);
             out.iter_mut().zip(query).for_each(|(out, q)| *out = q * scale);
         });
 
@@ -369,7 +378,7 @@ mod tests {
         let keys = numbers(positions * width, 1);
         let keys: Vec<f32> = keys.iter().enumerate().map(|(i, x)| x + 100.0 * common[i % width]).collect();
         let expected = exact(&queries, &keys, &values, (heads, heads), head_dim, false);
-        let all = |rows| Columns::new(rows, width, 0, width);
+        let all = |rows| Heads::beside(rows, width, 0, (heads, head_dim));
         for cpu in Cpu::available() {
             let mut tile = Int8KeysValues::new(heads, head_dim, cpu);
             tile.set(all(&keys), all(&values));
@@ -392,7 +401,7 @@ mod tests {
                     let expected = exact(&queries, &keys, &values, (query_heads, kv_heads), head_dim, causal);
                     let ways = [Some(positions), Some(3), None];
                     for (cpu, piece) in Cpu::available().into_iter().flat_map(|cpu| ways.map(|way| (cpu, way))) {
-                        let all = |rows| Columns::new(rows, width, 0, width);
+                        let all = |rows| Heads::beside(rows, width, 0, (kv_heads, head_dim));
                         let mut cache = KeyValueCache::new(kv_heads, head_dim, cpu);
                         let mut tile = Int8KeysValues::new(kv_heads, head_dim, cpu);
                         // Something that is forgotten again must leave no trace.
@@ -410,7 +419,7 @@ mod tests {
                             tile.stored()
                         };
                         assert_eq!(stored.len, positions);
-                        let queries = Columns::new(&queries, query_heads * head_dim, 0, query_heads * head_dim);
+                        let queries = Heads::beside(&queries, query_heads * head_dim, 0, (query_heads, head_dim));
                         let mut ours = vec![f32::NAN; tokens * query_heads * head_dim];
                         stored.attend(queries, 0.3, attend, &mut ours);
                         let difference = largest_difference(&ours, &expected);

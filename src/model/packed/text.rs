@@ -3,7 +3,7 @@
 use super::super::{Loader, Matrix};
 use crate::config::{ModelConfig, TextConfig};
 use crate::error::Result;
-use crate::kernels::{self, Attend, Columns, Cpu, KeyValueCache, PackedLinear, Precision, Rows, Then, grow};
+use crate::kernels::{self, Attend, Cpu, Heads, KeyValueCache, PackedLinear, Precision, Rows, Then, grow};
 
 /// Decoder, token embedding and head.
 pub struct TextModel {
@@ -200,9 +200,11 @@ impl Layer {
         rows.rms_norm(precision, x, &self.input_layernorm, self.eps, cpu);
         self.qkv_proj.multiply(rows, qkv, Then::Store);
         kernels::rotate(qkv, stride, self.heads + self.kv_heads, self.head_dim, (cos, sin));
-        cache.append(Columns::new(qkv, stride, queries, keys), Columns::new(qkv, stride, queries + keys, keys));
+        let of_cache = |first| Heads::beside(qkv, stride, first, (self.kv_heads, self.head_dim));
+        cache.append(of_cache(queries), of_cache(queries + keys));
         let scale = (self.head_dim as f32).powf(-0.5);
-        cache.stored().attend(Columns::new(qkv, stride, 0, queries), scale, Attend::Causally, mixed);
+        let queries_of_all = Heads::beside(qkv, stride, 0, (self.heads, self.head_dim));
+        cache.stored().attend(queries_of_all, scale, Attend::Causally, mixed);
         rows.convert(precision, mixed, queries, cpu);
         self.o_proj.multiply(rows, x, Then::Add);
 

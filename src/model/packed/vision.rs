@@ -1,15 +1,18 @@
 //! The SigLIP vision transformer and the pixel-shuffle connector on the kernels.
 
+use std::cell::RefCell;
+
 use super::super::Loader;
 use crate::config::{ModelConfig, VisionConfig};
 use crate::error::Result;
 use crate::kernels::{
-    self, Attend, Columns, Cpu, Int8KeysValues, KeyValueCache, PackedLinear, Precision, Rows, Then, grow,
+    self, Attend, Cpu, Heads, Int8KeysValues, KeyValueCache, PackedLinear, Precision, Rows, Split, Stored, Then, grow,
 };
 use crate::preprocess::Normalise;
 
-/// Patches whose inner activations are held at once: these and the layer's weights stay in the second-level cache.
-const MLP_ROWS: usize = 192;
+/// Patches that one task takes through all of a layer but the packing of keys and values: what they need stays in its core's second-level
+/// cache.
+const ROWS: usize = 64;
 
 /// Vision encoder and connector.
 pub struct VisionModel {
@@ -70,9 +73,28 @@ impl VisionModel {
         let x = grow(&mut buffers.x, patches * hidden);
         x.copy_from_slice(&self.position_embedding);
         self.patch_embedding.multiply(&buffers.rows, x, Then::Add);
-        for layer in &self.layers {
+        let VisionBuffers { x, queries, keys_values, packed, .. } = buffers;
+        let mut stream = Stream {
+            x: &mut x[..patches * hidden],
+            queries: grow(queries, patches * hidden),
+            keys_values: grow(keys_values, 2 * patches * hidden),
+            hidden,
+        };
+        if let Some(first) = self.layers.first() {
+            stream.in_chunks(|chunk, buffers| first.project(chunk, buffers));
+        }
+        for (i, layer) in self.layers.iter().enumerate() {
             check()?;
-            layer.forward(patches, buffers);
+            let (keys, values) = stream.keys_values.split_at(patches * hidden);
+            let (keys, values) = (Heads::apart(keys, layer.heads), Heads::apart(values, layer.heads));
+            let packed = packed.get_or_insert_with(|| Packed::new(layer)).set(keys, values);
+            // A task goes on with its patches into the next layer: only keys and values are for all.
+            stream.in_chunks(|chunk, buffers| {
+                layer.finish(chunk, &packed, buffers);
+                if let Some(next) = self.layers.get(i + 1) {
+                    next.project(chunk, buffers);
+                }
+            });
         }
         let x = &mut buffers.x[..patches * hidden];
         let Norm { weight, bias, eps } = &self.post_layernorm;
@@ -121,17 +143,95 @@ impl VisionModel {
 pub struct VisionBuffers {
     /// The residual stream [patches, hidden].
     x: Vec<f32>,
-    /// What goes into a product.
+    /// What goes into a product of all patches.
     rows: Rows,
-    /// Queries, keys and values [patches, 3 * hidden].
-    qkv: Vec<f32>,
     /// [patches, hidden]
+    queries: Vec<f32>,
+    /// Keys, then values [heads, patches, head_dim].
+    keys_values: Vec<f32>,
+    packed: Option<Packed>,
+}
+
+/// Keys and values of the layer at work, as attention takes them.
+enum Packed {
+    Bf16(KeyValueCache),
+    Int8(Int8KeysValues),
+}
+
+impl Packed {
+    fn new(layer: &Layer) -> Self {
+        let (heads, head_dim) = layer.heads;
+        match layer.qkv_proj.precision() {
+            Precision::Bf16 => Packed::Bf16(KeyValueCache::new(heads, head_dim, Cpu::detect())),
+            _ => Packed::Int8(Int8KeysValues::new(heads, head_dim, Cpu::detect())),
+        }
+    }
+
+    fn set(&mut self, keys: Heads<'_>, values: Heads<'_>) -> Stored<'_> {
+        match self {
+            Packed::Bf16(cache) => {
+                cache.truncate(0);
+                cache.append(keys, values);
+                cache.stored()
+            }
+            Packed::Int8(packed) => {
+                packed.set(keys, values);
+                packed.stored()
+            }
+        }
+    }
+}
+
+/// What the layers hand on to each other; see [`VisionBuffers`].
+struct Stream<'a> {
+    x: &'a mut [f32],
+    queries: &'a mut [f32],
+    keys_values: &'a mut [f32],
+    hidden: usize,
+}
+
+/// Some patches of it.
+struct Chunk<'a> {
+    first: usize,
+    count: usize,
+    /// [count, hidden]
+    x: &'a mut [f32],
+    /// [count, hidden]
+    queries: &'a mut [f32],
+    /// Of all patches; others write theirs at the same time.
+    keys_values: &'a Split<'a, f32>,
+    patches: usize,
+}
+
+/// What a task needs for a while; the memory stays with its thread.
+#[derive(Default)]
+struct ChunkBuffers {
+    rows: Rows,
+    /// Queries, keys and values [ROWS, 3 * hidden], then what the MLP has inside [ROWS, intermediate].
+    wide: Vec<f32>,
+    /// [ROWS, hidden]
     mixed: Vec<f32>,
-    /// [MLP_ROWS, intermediate]
-    inner: Vec<f32>,
-    /// Of the layer at work, in bf16 or 8 bits.
-    cache: Option<KeyValueCache>,
-    tile: Option<Int8KeysValues>,
+}
+
+impl Stream<'_> {
+    /// Calls `work` with all patches, [`ROWS`] at a time.
+    fn in_chunks(&mut self, work: impl Fn(&mut Chunk<'_>, &mut ChunkBuffers) + Sync) {
+        thread_local! {
+            static BUFFERS: RefCell<ChunkBuffers> = RefCell::default();
+        }
+        let hidden = self.hidden;
+        let patches = self.x.len() / hidden;
+        let (x, queries, keys_values) = (Split::new(self.x), Split::new(self.queries), Split::new(self.keys_values));
+        kernels::share(patches.div_ceil(ROWS), |task| {
+            let first = task * ROWS;
+            let count = ROWS.min(patches - first);
+            // SAFETY: no other task has these patches.
+            let (x, queries) =
+                unsafe { (x.part(first * hidden, count * hidden), queries.part(first * hidden, count * hidden)) };
+            let mut chunk = Chunk { first, count, x, queries, keys_values: &keys_values, patches };
+            BUFFERS.with_borrow_mut(|buffers| work(&mut chunk, buffers));
+        });
+    }
 }
 
 struct Layer {
@@ -142,8 +242,8 @@ struct Layer {
     layer_norm2: Norm,
     fc1: PackedLinear,
     fc2: PackedLinear,
-    heads: usize,
-    head_dim: usize,
+    /// How many, and head_dim.
+    heads: (usize, usize),
 }
 
 impl Layer {
@@ -158,48 +258,52 @@ impl Layer {
             layer_norm2: Norm::load(&at.at("layer_norm2"), config)?,
             fc1: mlp.packed_bias(&["fc1"], hidden, &[inner], precision)?,
             fc2: mlp.packed_bias(&["fc2"], inner, &[hidden], precision)?,
-            heads: config.num_attention_heads,
-            head_dim: config.head_dim(),
+            heads: (config.num_attention_heads, config.head_dim()),
         })
     }
 
-    fn forward(&self, patches: usize, buffers: &mut VisionBuffers) {
-        let VisionBuffers { x, rows, qkv, mixed, inner, cache, tile } = buffers;
-        let cpu = Cpu::detect();
-        let precision = self.qkv_proj.precision();
-        let (hidden, width) = (self.heads * self.head_dim, self.fc1.outputs());
-        let x = &mut x[..patches * hidden];
-        let qkv = grow(qkv, patches * 3 * hidden);
-        let mixed = grow(mixed, patches * hidden);
-
+    /// Queries, keys and values of a chunk.
+    fn project(&self, chunk: &mut Chunk<'_>, buffers: &mut ChunkBuffers) {
+        let ChunkBuffers { rows, wide, .. } = buffers;
+        let (heads, head_dim) = self.heads;
+        let hidden = heads * head_dim;
         let Norm { weight, bias, eps } = &self.layer_norm1;
-        rows.layer_norm(precision, x, (weight, bias), *eps, cpu);
+        rows.layer_norm(self.qkv_proj.precision(), chunk.x, (weight, bias), *eps, Cpu::detect());
+        let qkv = grow(wide, chunk.count * 3 * hidden);
         self.qkv_proj.multiply(rows, qkv, Then::Store);
-        // Attention over all patches of a tile. All tiles are full: no mask.
-        let part = |part| Columns::new(qkv, 3 * hidden, part * hidden, hidden);
-        let stored = if precision == Precision::Bf16 {
-            let cache = cache.get_or_insert_with(|| KeyValueCache::new(self.heads, self.head_dim, cpu));
-            cache.truncate(0);
-            cache.reserve(patches);
-            cache.append(part(1), part(2));
-            cache.stored()
-        } else {
-            let tile = tile.get_or_insert_with(|| Int8KeysValues::new(self.heads, self.head_dim, cpu));
-            tile.set(part(1), part(2));
-            tile.stored()
-        };
-        stored.attend(part(0), (self.head_dim as f32).powf(-0.5), Attend::Everywhere, mixed);
+        for (query, row) in chunk.queries.chunks_exact_mut(hidden).zip(qkv.chunks_exact(3 * hidden)) {
+            query.copy_from_slice(&row[..hidden]);
+        }
+        for head in 0..2 * heads {
+            let first = (head * chunk.patches + chunk.first) * head_dim;
+            // SAFETY: no other task has these patches.
+            let of_head = unsafe { chunk.keys_values.part(first, chunk.count * head_dim) };
+            for (out, row) in of_head.chunks_exact_mut(head_dim).zip(qkv.chunks_exact(3 * hidden)) {
+                out.copy_from_slice(&row[hidden + head * head_dim..][..head_dim]);
+            }
+        }
+    }
+
+    /// What follows when all keys and values are there.
+    fn finish(&self, chunk: &mut Chunk<'_>, all: &Stored<'_>, buffers: &mut ChunkBuffers) {
+        let ChunkBuffers { rows, wide, mixed } = buffers;
+        let (cpu, precision) = (Cpu::detect(), self.out_proj.precision());
+        let (heads, head_dim) = self.heads;
+        let (hidden, inner) = (heads * head_dim, self.fc1.outputs());
+
+        // All tiles are full: no mask.
+        let mixed = grow(mixed, chunk.count * hidden);
+        let queries = Heads::beside(chunk.queries, hidden, 0, self.heads);
+        all.attend(queries, (head_dim as f32).powf(-0.5), Attend::Everywhere, mixed);
         rows.convert(precision, mixed, hidden, cpu);
-        self.out_proj.multiply(rows, x, Then::Add);
+        self.out_proj.multiply(rows, chunk.x, Then::Add);
 
         let Norm { weight, bias, eps } = &self.layer_norm2;
-        for x in x.chunks_mut(MLP_ROWS * hidden) {
-            let inner = grow(inner, x.len() / hidden * width);
-            rows.layer_norm(precision, x, (weight, bias), *eps, cpu);
-            self.fc1.multiply(rows, inner, Then::Gelu);
-            rows.convert(precision, inner, width, cpu);
-            self.fc2.multiply(rows, x, Then::Add);
-        }
+        rows.layer_norm(precision, chunk.x, (weight, bias), *eps, cpu);
+        let inside = grow(wide, chunk.count * inner);
+        self.fc1.multiply(rows, inside, Then::Gelu);
+        rows.convert(precision, inside, inner, cpu);
+        self.fc2.multiply(rows, chunk.x, Then::Add);
     }
 }
 

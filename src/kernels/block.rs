@@ -91,6 +91,8 @@ pub(super) struct Block<'a> {
     pub(super) panels: Panels<'a>,
     pub(super) panel_count: usize,
     pub(super) strides: Strides,
+    /// Weights that are wanted next, if there are any: they are fetched meanwhile.
+    pub(super) ahead: &'a [u8],
 }
 
 /// A block's results: [row_count] rows of `columns` floats, `stride` apart.
@@ -300,6 +302,7 @@ pub(super) mod tests {
             panels: Panels::Int8 { values: &values, scales: &vec![1.0; panels * LANES], corrections: Some(&corrections) },
             panel_count: panels,
             strides: Strides { panel: groups, group: 1 },
+            ahead: &[],
         };
         let columns = panels * LANES - rows;
         let mut numbers = vec![0.0; rows * columns];

@@ -119,6 +119,7 @@ impl PackedLinear {
             panels: self.panels(panel, rows),
             panel_count: PANELS.min(self.outputs.div_ceil(LANES) - panel),
             strides: Strides { panel: rows.groups, group: 1 },
+            ahead: self.ahead(panel + PANELS, rows),
         };
         let column = panel * LANES;
         let columns = (PANELS * LANES).min(self.outputs - column);
@@ -137,6 +138,18 @@ impl PackedLinear {
             if then == Then::Gelu {
                 math::gelu(row, self.cpu);
             }
+        }
+    }
+
+    /// The weights of a block of panels from `first` on.
+    fn ahead(&self, first: usize, rows: &Rows) -> &[u8] {
+        match &self.weights {
+            Weights::Int8 { values, .. } => {
+                let panel = rows.groups * LANES * QUAD;
+                let values = values.get(first * panel..).unwrap_or_default();
+                bytemuck::cast_slice(&values[..values.len().min(PANELS * panel)])
+            }
+            _ => &[],
         }
     }
 

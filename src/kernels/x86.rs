@@ -181,6 +181,9 @@ unsafe fn f32_tile<const ROWS: usize, const PANELS: usize>(
     }
 }
 
+/// Bytes that an int8 tile fetches for each group: half a line, so that a block of a few dozen rows fetches as much as it has itself.
+const AHEAD: usize = 32;
+
 /// # Safety
 /// The processor has AVX-512 F, BW and VNNI. `values`, `scales` and `corrections` start at the block's first panel.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
@@ -195,6 +198,9 @@ pub(super) unsafe fn int8_block(
     assert!(scales.len() >= block.panel_count * LANES);
     assert!(corrections.is_none_or(|corrections| corrections.len() >= block.panel_count * LANES));
     assert!(block.rows.scales.len() >= block.first_row + block.row_count);
+    // Each tile fetches a piece of what is ahead.
+    let piece = block.rows.groups * AHEAD;
+    let mut ahead = block.ahead.chunks_exact(piece.max(1));
     for row in (0..block.row_count).step_by(TALL_ROWS) {
         let rows = TALL_ROWS.min(block.row_count - row);
         if rows <= TILE_ROWS {
@@ -204,7 +210,7 @@ pub(super) unsafe fn int8_block(
                     int8_tile,
                     [1 2 3 4 5 6] [1 2 3 4],
                     (rows, block.panel_count),
-                    (values.as_ptr(), scales, corrections, block, (row, 0), out)
+                    (values.as_ptr(), scales, corrections, block, (row, 0), ahead.next(), out)
                 )
             };
             continue;
@@ -217,7 +223,7 @@ pub(super) unsafe fn int8_block(
                     int8_tile,
                     [7 8 9 10 11 12] [1 2],
                     (rows, panels),
-                    (values.as_ptr(), scales, corrections, block, (row, panel), out)
+                    (values.as_ptr(), scales, corrections, block, (row, panel), ahead.next(), out)
                 )
             };
         }
@@ -233,13 +239,17 @@ unsafe fn int8_tile<const ROWS: usize, const PANELS: usize>(
     corrections: Option<&[i32]>,
     block: &Block<'_>,
     first: (usize, usize),
+    ahead: Option<&[u8]>,
     out: &mut Out,
 ) {
     let groups = block.rows.groups;
+    // Where nothing is ahead, what is at hand is fetched again.
+    let ahead: *const i8 = ahead.map_or(values, |ahead| ahead.as_ptr().cast());
     let words = block.rows.words[(block.first_row + first.0) * groups..][..ROWS * groups].as_ptr();
     let row_scales = &block.rows.scales[block.first_row + first.0..][..ROWS];
     let mut sums = [[_mm512_setzero_si512(); PANELS]; ROWS];
     for group in 0..groups {
+        _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(group * AHEAD));
         let mut panels = [_mm512_setzero_si512(); PANELS];
         for (p, panel) in panels.iter_mut().enumerate() {
             // SAFETY: the block's panels lie in the slice, as the caller has checked.

@@ -324,6 +324,7 @@ fn product(rows: &Rows, panels: Panels<'_>, strides: Strides, outputs: usize, cp
             panels: panels.skip(strides.at(panel, 0), panel * LANES),
             panel_count: PANELS.min(panel_count - panel),
             strides,
+            ahead: &[],
         };
         let column = panel * LANES;
         let columns = (PANELS * LANES).min(outputs - column);

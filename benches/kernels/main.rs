@@ -124,7 +124,12 @@ fn attention(
     };
     let mut out = vec![0.0; tokens * width];
     measure(criterion, &format!("attention {name}"), work, || {
-        stored.attend(Heads::beside(&queries, width, 0, (heads.0, HEAD_DIM)), 0.125, attend, std::hint::black_box(&mut out));
+        stored.attend(
+            Heads::beside(&queries, width, 0, (heads.0, HEAD_DIM)),
+            0.125,
+            attend,
+            std::hint::black_box(&mut out),
+        );
     });
 }
 

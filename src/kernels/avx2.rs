@@ -349,9 +349,10 @@ mod tests {
         }
         for (rows, panels) in (1..=7).flat_map(|rows| (1..=4).map(move |panels| (rows, panels))) {
             // SAFETY: AVX-512's set has these features.
-            let evex = |values: &[i8], scales: &[f32], corrections: Option<&[i32]>, block: &Block<'_>, out: &mut Out| unsafe {
-                int8_evex_block(values, scales, corrections, block, out);
-            };
+            let evex =
+                |values: &[i8], scales: &[f32], corrections: Option<&[i32]>, block: &Block<'_>, out: &mut Out| unsafe {
+                    int8_evex_block(values, scales, corrections, block, out);
+                };
             let ours = int8_product(rows, panels, |block, out| match block.panels {
                 Panels::Int8 { values, scales, corrections } => evex(values, scales, corrections, block, out),
                 _ => unreachable!(),

@@ -299,7 +299,11 @@ pub(super) mod tests {
             rows: &rows_of,
             first_row: 0,
             row_count: rows,
-            panels: Panels::Int8 { values: &values, scales: &vec![1.0; panels * LANES], corrections: Some(&corrections) },
+            panels: Panels::Int8 {
+                values: &values,
+                scales: &vec![1.0; panels * LANES],
+                corrections: Some(&corrections),
+            },
             panel_count: panels,
             strides: Strides { panel: groups, group: 1 },
             ahead: &[],

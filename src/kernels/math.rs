@@ -412,7 +412,10 @@ pub(super) mod tests {
         }
         assert_eq!(exp2::<false>(f32::NEG_INFINITY, 1.0), exp2::<false>(-126.0, 1.0));
         let far = [f32::NEG_INFINITY, -1e30, -100.0, 100.0, 1e30, f32::INFINITY].map(sigmoid::<false>);
-        assert!(far[..3].iter().all(|x| (0.0..1e-30).contains(x)) && far[3..].iter().all(|x| (x - 1.0).abs() < 1e-5), "{far:?}");
+        assert!(
+            far[..3].iter().all(|x| (0.0..1e-30).contains(x)) && far[3..].iter().all(|x| (x - 1.0).abs() < 1e-5),
+            "{far:?}"
+        );
     }
 
     #[test]

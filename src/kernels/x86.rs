@@ -253,7 +253,8 @@ unsafe fn int8_tile<const ROWS: usize, const PANELS: usize>(
         let mut panels = [_mm512_setzero_si512(); PANELS];
         for (p, panel) in panels.iter_mut().enumerate() {
             // SAFETY: the block's panels lie in the slice, as the caller has checked.
-            *panel = unsafe { _mm512_loadu_si512(values.add(block.strides.at(first.1 + p, group) * LANES * QUAD).cast()) };
+            *panel =
+                unsafe { _mm512_loadu_si512(values.add(block.strides.at(first.1 + p, group) * LANES * QUAD).cast()) };
         }
         for (r, sums) in sums.iter_mut().enumerate() {
             // SAFETY: `words` holds ROWS * groups words.
@@ -272,8 +273,7 @@ unsafe fn int8_tile<const ROWS: usize, const PANELS: usize>(
                     || _mm512_setzero_si512(),
                     |corrections| _mm512_loadu_si512(corrections.as_ptr().add(lanes).cast()),
                 );
-                let scale =
-                    _mm512_mul_ps(_mm512_loadu_ps(scales.as_ptr().add(lanes)), _mm512_set1_ps(row_scales[r]));
+                let scale = _mm512_mul_ps(_mm512_loadu_ps(scales.as_ptr().add(lanes)), _mm512_set1_ps(row_scales[r]));
                 let result = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(*sum, correction)), scale);
                 store(out, first.0 + r, first.1 + p, result);
             }

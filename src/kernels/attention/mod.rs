@@ -72,12 +72,6 @@ impl<'a> Heads<'a> {
         Self { data, rows, heads, head_dim, row_stride: head_dim, head_stride: rows * head_dim }
     }
 
-    /// `count` rows from `first` on.
-    pub fn rows(self, first: usize, count: usize) -> Self {
-        assert!(first + count <= self.rows);
-        Self { data: &self.data[first * self.row_stride..], rows: count, ..self }
-    }
-
     fn row(&self, row: usize, head: usize) -> &'a [f32] {
         &self.data[row * self.row_stride + head * self.head_stride..][..self.head_dim]
     }
@@ -295,7 +289,15 @@ impl Work<'_> {
 
             let strides = Strides { panel: 1, group: head_dim.div_ceil(LANES) };
             let positions_of_group = if values.precision() == Precision::Bf16 { PAIR } else { QUAD };
-            product(weights, values.skip(from / positions_of_group * strides.group, 0), strides, head_dim, cpu, mixed, true);
+            product(
+                weights,
+                values.skip(from / positions_of_group * strides.group, 0),
+                strides,
+                head_dim,
+                cpu,
+                mixed,
+                true,
+            );
         }
         for ((row, mixed), softmax) in mixed.chunks_exact(head_dim).enumerate().zip(rows) {
             take(row, mixed, softmax.largest, softmax.sum);

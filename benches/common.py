@@ -17,6 +17,7 @@ TILE = 512
 
 LLAMACPP_VERSION = "0.3.36"  # of llama-cpp-python, whose source has llama.cpp's
 LLAMACPP = ROOT / "build" / f"llama.cpp-{LLAMACPP_VERSION}"
+LLAMACPP_PROGRAM = LLAMACPP / "llamacpp"
 
 
 def run(*command):
@@ -61,7 +62,7 @@ def make_openvino(folder):
 def make_llamacpp():
     """Builds llama.cpp and our program that drives it."""
     run(ROOT / "benches" / "fetch_llamacpp.sh", LLAMACPP_VERSION, LLAMACPP)
-    source, built, program = LLAMACPP / "source", LLAMACPP / "cmake" / "bin", LLAMACPP / "llamacpp"
+    source, built, program = LLAMACPP / "source", LLAMACPP / "cmake" / "bin", LLAMACPP_PROGRAM
     includes = [f"-I{source / part}" for part in ("include", "ggml/include", "tools/mtmd")]
     libraries = [f"-L{built}", f"-Wl,-rpath,{built}", "-lmtmd", "-lllama", "-lggml", "-lggml-base"]
     run("cc", "-O2", "-Wall", "-o", program, ROOT / "benches" / "llamacpp.c", *includes, *libraries)

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from common import BUILD, LLAMACPP_VERSION, make_gguf, make_last_token_decoder, make_llamacpp, make_model, make_openvino
+from common import BUILD, LLAMACPP_PROGRAM, LLAMACPP_VERSION, MODELS, make_gguf, make_last_token_decoder, make_llamacpp, make_model, make_openvino
 from processes import CannotRun, Process, forget_files, python_runner
 from report import plot, print_report
 
@@ -40,7 +40,7 @@ class Row:
     files: list  # that it loads
 
 
-def rows(model, threads, llamacpp):
+def rows(model, threads):
     def onnx(suffix, *graphs):
         return [model / "onnx" / f"{graph}{suffix}.onnx" for graph in ("vision_encoder", "embed_tokens", *graphs)]
 
@@ -60,7 +60,7 @@ def rows(model, threads, llamacpp):
     for kind, bits, vision in (("q8_0", 8, "f16"), ("q4_0", 4, "q8_0")):
         files = [model / "gguf" / f"model-{kind}.gguf", model / "gguf" / f"mmproj-{vision}.gguf"]
         for flash in ("on", "off"):
-            command = [llamacpp, "serve", *files, threads, CONTEXT, flash]
+            command = [LLAMACPP_PROGRAM, "serve", *files, threads, CONTEXT, flash]
             found.append(Row(f"llama.cpp {kind}" + ", no flash" * (flash == "off"), False, bits, command, files))
     return found
 
@@ -178,22 +178,25 @@ def arguments():
     return options
 
 
-def prepare(size, llamacpp):
+def prepare(size, wanted):
+    """The model, and what the rows need whose names are `wanted`."""
     model = make_model(size, ("fp32", "int8", "q4"))
     for suffix in ("", "_int8", "_q4"):
         make_last_token_decoder(model, suffix)
-    make_openvino(model)
-    make_gguf(model, llamacpp)
+    if any("openvino" in name for name in wanted):
+        make_openvino(model)
+    if any("llama.cpp" in name for name in wanted):
+        make_gguf(model, make_llamacpp())
     return model
 
 
 def main():
     options = arguments()
-    llamacpp = make_llamacpp()
-    model = prepare(options.model_size, llamacpp)
+    parts = options.rows.split(",")
+    wanted = [row for row in rows(MODELS[options.model_size], options.threads) if any(part in row.name for part in parts)]
+    model = prepare(options.model_size, [row.name for row in wanted])
     prompts = prompt_tokens(model)
-    wanted = options.rows.split(",")
-    run = Run([row for row in rows(model, options.threads, llamacpp) if any(part in row.name for part in wanted)])
+    run = Run(wanted)
     start = time.time()
     if "load" in options.columns:
         run.load(prompts["answer"], 1 if options.quick else 3)

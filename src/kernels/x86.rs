@@ -181,7 +181,8 @@ unsafe fn f32_tile<const ROWS: usize, const PANELS: usize>(
     }
 }
 
-/// Bytes that an int8 tile fetches for each group: half a line, so that a block of a few dozen rows fetches as much as it has itself.
+/// Bytes that a tall tile of int8 fetches for each group: half a line, so that a block of a few dozen rows fetches as much as it has itself.
+/// Fewer rows read faster than that.
 const AHEAD: usize = 32;
 
 /// # Safety
@@ -249,7 +250,9 @@ unsafe fn int8_tile<const ROWS: usize, const PANELS: usize>(
     let row_scales = &block.rows.scales[block.first_row + first.0..][..ROWS];
     let mut sums = [[_mm512_setzero_si512(); PANELS]; ROWS];
     for group in 0..groups {
-        _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(group * AHEAD));
+        if ROWS > TILE_ROWS {
+            _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(group * AHEAD));
+        }
         let mut panels = [_mm512_setzero_si512(); PANELS];
         for (p, panel) in panels.iter_mut().enumerate() {
             // SAFETY: the block's panels lie in the slice, as the caller has checked.

@@ -246,7 +246,6 @@ impl Work<'_> {
         });
 
         let mixed = mixed.grow(count * head_dim);
-        mixed.fill(0.0);
         rows.clear();
         rows.resize(count, Softmax::NONE);
         let (first, end) = (self.positions.0, self.end(count - 1));
@@ -279,7 +278,7 @@ impl Work<'_> {
                     }
                 };
                 let mut kept = 1.0;
-                if largest != old.largest {
+                if from > first && largest != old.largest {
                     kept = math::power_of_two(old.largest - largest);
                     math::scale(&mut mixed[row * head_dim..][..head_dim], kept, cpu);
                 }
@@ -296,7 +295,7 @@ impl Work<'_> {
                 head_dim,
                 cpu,
                 mixed,
-                true,
+                from > first,
             );
         }
         for ((row, mixed), softmax) in mixed.chunks_exact(head_dim).enumerate().zip(rows) {

@@ -1,0 +1,230 @@
+//! Element-wise arithmetic in a form that compilers vectorise: the same source, compiled again for wider registers.
+
+use super::Cpu;
+
+/// Partial sums and maxima of a reduction: as many as the widest register has lanes.
+const LANES: usize = 16;
+
+/// Adding it rounds a number of no more than 22 bits to an integer, ties to even, which the low bits of the sum then hold.
+const ROUND: f32 = 12_582_912.0;
+
+/// Defines `$name`, which runs `$body` compiled for the processor at hand. `FUSED` in it: whether that has fused multiply-adds.
+macro_rules! vectorised {
+    ($(#[$doc:meta])* $name:ident($($argument:ident: $type:ty),*) $(-> $result:ty)? $body:block) => {
+        $(#[$doc])*
+        pub(in crate::kernels) fn $name($($argument: $type,)* cpu: Cpu) $(-> $result)? {
+            #[allow(clippy::extra_unused_type_parameters)]
+            #[inline(always)]
+            fn generic<const FUSED: bool>($($argument: $type),*) $(-> $result)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+            fn wide($($argument: $type),*) $(-> $result)? {
+                generic::<true>($($argument),*)
+            }
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            fn half_as_wide($($argument: $type),*) $(-> $result)? {
+                generic::<true>($($argument),*)
+            }
+
+            match cpu {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: these sets exist only where the processor has these instructions.
+                Cpu::Avx512 | Cpu::Avx512Bf16 => unsafe { wide($($argument),*) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: these exist only where the processor has AVX2 and FMA.
+                Cpu::Avx2 | Cpu::AvxVnni => unsafe { half_as_wide($($argument),*) },
+                _ => generic::<false>($($argument),*),
+            }
+        }
+    };
+}
+
+mod nonlinear;
+mod quantise;
+
+pub(super) use nonlinear::{exp2_row, exp2_row_int8, gelu, layer_norm, power_of_two, rms_norm, silu_mul};
+pub(super) use quantise::{
+    high_half, low_half, reach, round_bf16, set_byte, set_high, set_low, sign_and_sum, to_bf16, to_int4, to_int8,
+};
+
+/// The larger one, without what `f32::max` promises for NaN: one instruction.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+/// All lanes as one, in a few steps of halves.
+#[inline(always)]
+fn fold(mut lanes: [f32; LANES], of: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        let (low, high) = lanes.split_at_mut(half);
+        low.iter_mut().zip(high).for_each(|(low, high)| *low = of(*low, *high));
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// The largest, at least `least`.
+#[inline(always)]
+fn largest(x: &[f32], least: f32, of: impl Fn(f32) -> f32) -> f32 {
+    let mut largest = [least; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let mut last = [least; LANES];
+    last.iter_mut().zip(chunks.remainder()).for_each(|(last, x)| *last = of(*x));
+    for chunk in chunks {
+        for (m, x) in largest.iter_mut().zip(chunk) {
+            *m = larger(of(*x), *m);
+        }
+    }
+    for (m, x) in largest.iter_mut().zip(last) {
+        *m = larger(x, *m);
+    }
+    fold(largest, larger)
+}
+
+/// a * b + c, rounded once where the processor does so.
+#[inline(always)]
+fn fma<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FUSED { a.mul_add(b, c) } else { a * b + c }
+}
+
+vectorised! {
+    /// `sums` plus `x`.
+    add(sums: &mut [f32], x: &[f32]) {
+        sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += x);
+    }
+}
+
+vectorised! {
+    /// `x` less `y`.
+    subtract(x: &[f32], y: &[f32], out: &mut [f32]) {
+        out.iter_mut().zip(x).zip(y).for_each(|((out, x), y)| *out = x - y);
+    }
+}
+
+vectorised! {
+    /// `x` times `by`, plus `rest`, as far as there is any.
+    scale_and_add(x: &[f32], by: f32, rest: &[f32], out: &mut [f32]) {
+        out.iter_mut().zip(x).for_each(|(out, x)| *out = x * by);
+        out.iter_mut().zip(rest).for_each(|(out, rest)| *out += rest);
+    }
+}
+
+vectorised! {
+    /// `x` times `by`.
+    scale(x: &mut [f32], by: f32) {
+        x.iter_mut().for_each(|x| *x *= by);
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use half::bf16;
+
+    use super::super::block::OFFSET;
+    use super::nonlinear::{exp2, reciprocal, sigmoid};
+    use super::*;
+
+    /// Numbers from -1 to 1 in no order.
+    pub fn numbers(count: usize, seed: u32) -> Vec<f32> {
+        let number = |i: u32| (i.wrapping_add(seed).wrapping_mul(2_654_435_761) >> 8) as f32 / 8_388_608.0 - 1.0;
+        (0..count as u32).map(number).collect()
+    }
+
+    pub fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+        assert_eq!(a.len(), b.len());
+        let difference = |(a, b): (&f32, &f32)| if (a - b).is_nan() { f32::INFINITY } else { (a - b).abs() };
+        a.iter().zip(b).map(difference).fold(0.0, f32::max)
+    }
+
+    #[test]
+    fn powers_and_reciprocals_are_within_their_bounds() {
+        for i in -12_599..=12_600 {
+            let x = i as f32 / 100.0;
+            let exact = f64::from(x).exp2();
+            let error = (f64::from(exp2::<false>(x, 1.0)) - exact).abs() / exact;
+            assert!(error < 8e-5, "{x}: {error}");
+            let x = x.abs().min(125.0).exp2();
+            let error = (f64::from(reciprocal::<false>(x)) * f64::from(x) - 1.0).abs();
+            assert!(error < 7e-6, "{x}: {error}");
+        }
+        assert_eq!(exp2::<false>(f32::NEG_INFINITY, 1.0), exp2::<false>(-126.0, 1.0));
+        let far = [f32::NEG_INFINITY, -1e30, -100.0, 100.0, 1e30, f32::INFINITY].map(sigmoid::<false>);
+        assert!(
+            far[..3].iter().all(|x| (0.0..1e-30).contains(x)) && far[3..].iter().all(|x| (x - 1.0).abs() < 1e-5),
+            "{far:?}"
+        );
+    }
+
+    #[test]
+    fn functions_are_what_they_say_on_every_processor() {
+        for count in [1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100] {
+            let x: Vec<f32> = numbers(count, 3).iter().map(|x| x * 6.0).collect();
+            for cpu in Cpu::available() {
+                let mut ours = x.clone();
+                gelu(&mut ours, cpu);
+                let tanh = |x: f32| 0.5 * x * (1.0 + (0.797_884_6 * (x + 0.044_715 * x.powi(3))).tanh());
+                assert!(largest_difference(&ours, &x.iter().map(|&x| tanh(x)).collect::<Vec<_>>()) < 6e-4);
+
+                let mut ours = vec![0.0; count];
+                silu_mul(&x, &numbers(count, 9), &mut ours, cpu);
+                let silu = |(x, up): (&f32, f32)| x / (1.0 + (-x).exp()) * up;
+                assert!(
+                    largest_difference(&ours, &x.iter().zip(numbers(count, 9)).map(silu).collect::<Vec<_>>()) < 6e-4
+                );
+
+                let mut far = x.clone();
+                far.iter_mut().skip(1).step_by(3).zip([-90.0, -1e4, f32::NEG_INFINITY]).for_each(|(x, y)| *x = y);
+                for x in [&x, &far] {
+                    let mut words = vec![0; count.div_ceil(2)];
+                    let (largest, sum) = exp2_row(x, f32::NEG_INFINITY, &mut words, cpu);
+                    assert_eq!(largest, x.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+                    let ours: Vec<f32> = words.iter().flat_map(|&w| [low_half(w), high_half(w)]).collect();
+                    let exact: Vec<f32> = x.iter().map(|x| (x - largest).exp2()).collect();
+                    assert!(largest_difference(&ours[..count], &exact) < 2f32.powi(-9) + 8e-5);
+                    assert!((sum - ours.iter().sum::<f32>()).abs() < 1e-5 * count as f32);
+                    let (above, less) = exp2_row(x, largest + 1.0, &mut words, cpu);
+                    assert!(above == largest + 1.0 && (less - sum / 2.0).abs() < 1e-5 * count as f32);
+
+                    let mut bytes = vec![0; count];
+                    let (same, sum) = exp2_row_int8(x, &mut bytes, cpu);
+                    assert!(same == largest && sum == bytes.iter().map(|&byte| u32::from(byte)).sum::<u32>());
+                    let ours: Vec<f32> = bytes.iter().map(|&byte| f32::from(byte) / 255.0).collect();
+                    assert!(largest_difference(&ours, &exact) < 0.5 / 255.0 + 8e-5);
+                }
+
+                let (weight, bias) = (numbers(count, 11), numbers(count, 12));
+                let mean = |x: &[f32]| x.iter().map(|&x| f64::from(x)).sum::<f64>() / count as f64;
+                let squares =
+                    |x: &[f32], mean: f64| x.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / count as f64;
+                let normed = |mean: f64, bias: &[f32]| -> Vec<f32> {
+                    let scale = (squares(&x, mean) + 1e-3).sqrt();
+                    let all = x.iter().zip(&weight).zip(bias);
+                    all.map(|((&x, &w), &b)| ((f64::from(x) - mean) / scale * f64::from(w) + f64::from(b)) as f32)
+                        .collect()
+                };
+                layer_norm(&x, &weight, &bias, 1e-3, &mut ours, cpu);
+                assert!(largest_difference(&ours, &normed(mean(&x), &bias)) < 1e-5);
+                rms_norm(&x, &weight, 1e-3, &mut ours, cpu);
+                assert!(largest_difference(&ours, &normed(0.0, &vec![0.0; count])) < 1e-5);
+
+                let mut words = vec![0; count.div_ceil(2)];
+                to_bf16(&x, &mut words, cpu);
+                let halves: Vec<f32> = words.iter().flat_map(|&w| [low_half(w), high_half(w)]).collect();
+                let exact: Vec<f32> = x.iter().map(|&x| bf16::from_f32(x).to_f32()).collect();
+                assert_eq!(halves[..count], exact);
+
+                let mut words = vec![0; count.div_ceil(4)];
+                let scale = to_int8(&x, &mut words, cpu);
+                let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+                let back: Vec<f32> = bytes.iter().map(|&b| (i32::from(b) - OFFSET) as f32 * scale).collect();
+                assert!(largest_difference(&back[..count], &x) <= scale / 2.0 * 1.001);
+                assert!(back[count..].iter().all(|&x| x == 0.0));
+            }
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Numbers in the formats of packed products, and back.
+
+use half::bf16;
+
+use super::super::Cpu;
+use super::super::block::{BLOCK, INT4_OFFSET, OFFSET, QUAD};
+use super::{ROUND, larger, largest};
+
+#[inline]
+pub(in super::super) fn low_half(word: u32) -> f32 {
+    f32::from_bits(word << 16)
+}
+
+#[inline]
+pub(in super::super) fn high_half(word: u32) -> f32 {
+    f32::from_bits(word & 0xffff_0000)
+}
+
+/// The nearest bf16, ties to even. Infinities and NaN, which no activation should be, stay what they are or become NaN.
+#[inline(always)]
+pub(super) fn bf16_bits(x: f32) -> u32 {
+    let bits = x.to_bits();
+    bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16
+}
+
+vectorised! {
+    /// Two numbers to a word, rounded to bf16; a missing second one is 0.
+    to_bf16(x: &[f32], words: &mut [u32]) {
+        for (word, pair) in words.iter_mut().zip(x.chunks_exact(2)) {
+            *word = bf16_bits(pair[0]) | bf16_bits(pair[1]) << 16;
+        }
+        if let (Some(last), [x]) = (words.get_mut(x.len() / 2), x.chunks_exact(2).remainder()) {
+            *last = bf16_bits(*x);
+        }
+    }
+}
+
+vectorised! {
+    /// A number to the lower half of each word, rounded to bf16; the upper one becomes 0.
+    set_low(x: &[f32], words: &mut [u32]) {
+        for (word, x) in words.iter_mut().zip(x) {
+            *word = bf16_bits(*x);
+        }
+    }
+}
+
+vectorised! {
+    /// A number to the upper half of each word, rounded to bf16.
+    set_high(x: &[f32], words: &mut [u32]) {
+        for (word, x) in words.iter_mut().zip(x) {
+            *word = *word & 0xffff | bf16_bits(*x) << 16;
+        }
+    }
+}
+
+vectorised! {
+    /// Four numbers to a word, in 8 bits plus OFFSET; missing ones are 0. What they have to be multiplied by.
+    to_int8(x: &[f32], words: &mut [u32]) -> f32 {
+        let largest = largest(x, 0.0, f32::abs);
+        let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+        // The first of a word's numbers is lowest: machines are little-endian.
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(words);
+        bytes[x.len()..].fill(OFFSET as u8);
+        for (byte, x) in bytes.iter_mut().zip(x) {
+            *byte = (x * inverse + ROUND).to_bits().wrapping_add(OFFSET as u32) as u8;
+        }
+        largest / 127.0
+    }
+}
+
+vectorised! {
+    /// Numbers divided by `scale`, rounded to 4 bits, plus INT4_OFFSET; the sum of the squares of the errors.
+    to_int4(x: &[f32], scale: f32, integers: &mut [u8; BLOCK]) -> f32 {
+        let inverse = scale.recip();
+        let mut errors = [0f32; BLOCK];
+        for ((error, integer), x) in errors.iter_mut().zip(integers).zip(x) {
+            let shifted = x * inverse + INT4_OFFSET as f32;
+            let rounded = larger(if shifted < 15.0 { shifted } else { 15.0 }, 0.0) + ROUND;
+            *integer = rounded.to_bits() as u8;
+            let difference = (rounded - ROUND - INT4_OFFSET as f32) * scale - x;
+            *error = difference * difference;
+        }
+        errors.iter().sum()
+    }
+}
+
+vectorised! {
+    /// Takes OFFSET off the numbers in `words`, which [`to_int8`] made; the sums of every BLOCK of them.
+    sign_and_sum(words: &mut [u32], sums: &mut [i32]) {
+        for (sum, words) in sums.iter_mut().zip(words.chunks_mut(BLOCK / QUAD)) {
+            *sum = 0;
+            for word in words {
+                *word ^= 0x8080_8080;
+                *sum += word.to_le_bytes().iter().map(|&b| i32::from(b as i8)).sum::<i32>();
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// `reach` becomes the distance of `x` from `mean`, where that is larger.
+    reach(x: &[f32], mean: &[f32], reach: &mut [f32]) {
+        for ((reach, x), mean) in reach.iter_mut().zip(x).zip(mean) {
+            *reach = larger((x - mean).abs(), *reach);
+        }
+    }
+}
+
+vectorised! {
+    /// `x` less `mean` times `inverse`, rounded to 8 bits, to byte `byte` of each word, which must be 0.
+    set_byte(x: &[f32], mean: &[f32], inverse: &[f32], byte: usize, words: &mut [u32]) {
+        for (((word, x), mean), inverse) in words.iter_mut().zip(x).zip(mean).zip(inverse) {
+            *word |= (((x - mean) * inverse + ROUND).to_bits() & 0xff) << (8 * byte);
+        }
+    }
+}
+
+/// One number, rounded.
+pub(in super::super) fn round_bf16(x: f32) -> bf16 {
+    bf16::from_bits(bf16_bits(x) as u16)
+}

@@ -33,7 +33,7 @@ impl KeyValueCache {
     }
 
     /// Makes room for `positions` in all.
-    pub fn reserve(&mut self, positions: usize) {
+    fn reserve(&mut self, positions: usize) {
         if positions <= self.capacity {
             return;
         }

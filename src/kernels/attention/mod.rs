@@ -371,14 +371,16 @@ mod tests {
     }
 
     #[test]
-    fn what_all_keys_have_in_common_costs_keys_in_8_bits_no_precision() {
+    fn what_all_keys_and_values_have_in_common_costs_8_bits_no_precision() {
         let (heads, head_dim, positions) = (2, 64, 70);
         let width = heads * head_dim;
-        let (queries, values) = (numbers(positions * width, 3), numbers(positions * width, 2));
+        let queries = numbers(positions * width, 3);
         // A hundred times as large as the differences, and not the same in all of a head's numbers.
         let common = numbers(width, 7);
-        let keys = numbers(positions * width, 1);
-        let keys: Vec<f32> = keys.iter().enumerate().map(|(i, x)| x + 100.0 * common[i % width]).collect();
+        let shifted = |seed| -> Vec<f32> {
+            numbers(positions * width, seed).iter().enumerate().map(|(i, x)| x + 100.0 * common[i % width]).collect()
+        };
+        let (keys, values) = (shifted(1), shifted(2));
         let expected = exact(&queries, &keys, &values, (heads, heads), head_dim, false);
         let all = |rows| Heads::beside(rows, width, 0, (heads, head_dim));
         for cpu in Cpu::available() {
@@ -388,6 +390,29 @@ mod tests {
             tile.stored().attend(all(&queries), 0.3, Attend::Everywhere, &mut ours);
             let difference = largest_difference(&ours, &expected);
             assert!(difference < 0.02, "{cpu:?}: {difference}");
+        }
+    }
+
+    #[test]
+    fn a_far_off_peak_costs_a_blocks_small_weights_no_precision() {
+        let (head_dim, positions) = (16, 3 * POSITIONS);
+        // Scores are a key's first number: a peak whose weight is a 600th of all of the others' blocks, and nothing beside it.
+        let score = |p: usize| [600f32.ln(), -50.0, 0.0][usize::from(p > 0) + usize::from(p >= POSITIONS)];
+        let keys: Vec<f32> =
+            (0..positions).flat_map(|p| (0..head_dim).map(move |i| [score(p), 0.0][i.min(1)])).collect();
+        let values = numbers(positions * head_dim, 2);
+        let queries: Vec<f32> = (0..head_dim).map(|i| if i == 0 { 1.0 / 0.3 } else { 0.0 }).collect();
+        let expected = exact(&queries, &keys, &values, (1, 1), head_dim, false);
+        for cpu in Cpu::available() {
+            let mut tile = Int8KeysValues::new(1, head_dim, cpu);
+            tile.set(Heads::apart(&keys, (1, head_dim)), Heads::apart(&values, (1, head_dim)));
+            let mut ours = vec![f32::NAN; 2 * head_dim];
+            // Two tokens: one alone has its positions shared out.
+            let both = [queries.clone(), queries.clone()].concat();
+            tile.stored().attend(Heads::beside(&both, head_dim, 0, (1, head_dim)), 0.3, Attend::Everywhere, &mut ours);
+            for ours in ours.chunks(head_dim) {
+                assert!(largest_difference(ours, &expected) < 0.1, "{cpu:?} {ours:?} {expected:?}");
+            }
         }
     }
 

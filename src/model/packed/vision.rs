@@ -73,11 +73,12 @@ impl VisionModel {
         let x = grow(&mut buffers.x, patches * hidden);
         x.copy_from_slice(&self.position_embedding);
         self.patch_embedding.multiply(&buffers.rows, x, Then::Add);
-        let VisionBuffers { x, queries, keys_values, packed, .. } = buffers;
+        let VisionBuffers { x, queries, keys, values, packed, .. } = buffers;
         let mut stream = Stream {
             x: &mut x[..patches * hidden],
             queries: grow(queries, patches * hidden),
-            keys_values: grow(keys_values, 2 * patches * hidden),
+            keys: grow(keys, patches * hidden),
+            values: grow(values, patches * hidden),
             hidden,
         };
         if let Some(first) = self.layers.first() {
@@ -85,8 +86,7 @@ impl VisionModel {
         }
         for (i, layer) in self.layers.iter().enumerate() {
             check()?;
-            let (keys, values) = stream.keys_values.split_at(patches * hidden);
-            let (keys, values) = (Heads::apart(keys, layer.heads), Heads::apart(values, layer.heads));
+            let [keys, values] = [&stream.keys, &stream.values].map(|all| Heads::beside(all, hidden, 0, layer.heads));
             let packed = packed.get_or_insert_with(|| Packed::new(layer)).set(keys, values);
             // A task goes on with its patches into the next layer: only keys and values are for all.
             stream.in_chunks(|chunk, buffers| {
@@ -145,10 +145,10 @@ pub struct VisionBuffers {
     x: Vec<f32>,
     /// What goes into a product of all patches.
     rows: Rows,
-    /// [patches, hidden]
+    /// [patches, hidden], as the two that follow.
     queries: Vec<f32>,
-    /// Keys, then values [heads, patches, head_dim].
-    keys_values: Vec<f32>,
+    keys: Vec<f32>,
+    values: Vec<f32>,
     packed: Option<Packed>,
 }
 
@@ -161,7 +161,7 @@ enum Packed {
 impl Packed {
     fn new(layer: &Layer) -> Self {
         let (heads, head_dim) = layer.heads;
-        match layer.qkv_proj.precision() {
+        match layer.k_proj.precision() {
             Precision::Bf16 => Packed::Bf16(KeyValueCache::new(heads, head_dim, Cpu::detect())),
             _ => Packed::Int8(Int8KeysValues::new(heads, head_dim, Cpu::detect())),
         }
@@ -186,29 +186,26 @@ impl Packed {
 struct Stream<'a> {
     x: &'a mut [f32],
     queries: &'a mut [f32],
-    keys_values: &'a mut [f32],
+    keys: &'a mut [f32],
+    values: &'a mut [f32],
     hidden: usize,
 }
 
-/// Some patches of it.
+/// Some patches of it, each [count, hidden].
 struct Chunk<'a> {
-    first: usize,
     count: usize,
-    /// [count, hidden]
     x: &'a mut [f32],
-    /// [count, hidden]
     queries: &'a mut [f32],
-    /// Of all patches; others write theirs at the same time.
-    keys_values: &'a Split<'a, f32>,
-    patches: usize,
+    keys: &'a mut [f32],
+    values: &'a mut [f32],
 }
 
 /// What a task needs for a while; the memory stays with its thread.
 #[derive(Default)]
 struct ChunkBuffers {
     rows: Rows,
-    /// Queries, keys and values [ROWS, 3 * hidden], then what the MLP has inside [ROWS, intermediate].
-    wide: Vec<f32>,
+    /// What the MLP has inside [ROWS, intermediate].
+    inside: Vec<f32>,
     /// [ROWS, hidden]
     mixed: Vec<f32>,
 }
@@ -221,14 +218,14 @@ impl Stream<'_> {
         }
         let hidden = self.hidden;
         let patches = self.x.len() / hidden;
-        let (x, queries, keys_values) = (Split::new(self.x), Split::new(self.queries), Split::new(self.keys_values));
+        let all = [&mut *self.x, self.queries, self.keys, self.values].map(Split::new);
         kernels::share(patches.div_ceil(ROWS), |task| {
             let first = task * ROWS;
             let count = ROWS.min(patches - first);
             // SAFETY: no other task has these patches.
-            let (x, queries) =
-                unsafe { (x.part(first * hidden, count * hidden), queries.part(first * hidden, count * hidden)) };
-            let mut chunk = Chunk { first, count, x, queries, keys_values: &keys_values, patches };
+            let [x, queries, keys, values] =
+                all.each_ref().map(|all| unsafe { all.part(first * hidden, count * hidden) });
+            let mut chunk = Chunk { count, x, queries, keys, values };
             BUFFERS.with_borrow_mut(|buffers| work(&mut chunk, buffers));
         });
     }
@@ -236,8 +233,9 @@ impl Stream<'_> {
 
 struct Layer {
     layer_norm1: Norm,
-    /// Queries, keys and values side by side.
-    qkv_proj: PackedLinear,
+    q_proj: PackedLinear,
+    k_proj: PackedLinear,
+    v_proj: PackedLinear,
     out_proj: PackedLinear,
     layer_norm2: Norm,
     fc1: PackedLinear,
@@ -253,7 +251,9 @@ impl Layer {
         let mlp = at.at("mlp");
         Ok(Self {
             layer_norm1: Norm::load(&at.at("layer_norm1"), config)?,
-            qkv_proj: attention.packed_bias(&["q_proj", "k_proj", "v_proj"], hidden, &[hidden; 3], precision)?,
+            q_proj: attention.packed_bias(&["q_proj"], hidden, &[hidden], precision)?,
+            k_proj: attention.packed_bias(&["k_proj"], hidden, &[hidden], precision)?,
+            v_proj: attention.packed_bias(&["v_proj"], hidden, &[hidden], precision)?,
             out_proj: attention.packed_bias(&["out_proj"], hidden, &[hidden], precision)?,
             layer_norm2: Norm::load(&at.at("layer_norm2"), config)?,
             fc1: mlp.packed_bias(&["fc1"], hidden, &[inner], precision)?,
@@ -264,29 +264,17 @@ impl Layer {
 
     /// Queries, keys and values of a chunk.
     fn project(&self, chunk: &mut Chunk<'_>, buffers: &mut ChunkBuffers) {
-        let ChunkBuffers { rows, wide, .. } = buffers;
-        let (heads, head_dim) = self.heads;
-        let hidden = heads * head_dim;
+        let rows = &mut buffers.rows;
         let Norm { weight, bias, eps } = &self.layer_norm1;
-        rows.layer_norm(self.qkv_proj.precision(), chunk.x, (weight, bias), *eps, Cpu::detect());
-        let qkv = grow(wide, chunk.count * 3 * hidden);
-        self.qkv_proj.multiply(rows, qkv, Then::Store);
-        for (query, row) in chunk.queries.chunks_exact_mut(hidden).zip(qkv.chunks_exact(3 * hidden)) {
-            query.copy_from_slice(&row[..hidden]);
-        }
-        for head in 0..2 * heads {
-            let first = (head * chunk.patches + chunk.first) * head_dim;
-            // SAFETY: no other task has these patches.
-            let of_head = unsafe { chunk.keys_values.part(first, chunk.count * head_dim) };
-            for (out, row) in of_head.chunks_exact_mut(head_dim).zip(qkv.chunks_exact(3 * hidden)) {
-                out.copy_from_slice(&row[hidden + head * head_dim..][..head_dim]);
-            }
-        }
+        rows.layer_norm(self.q_proj.precision(), chunk.x, (weight, bias), *eps, Cpu::detect());
+        self.q_proj.multiply(rows, chunk.queries, Then::Store);
+        self.k_proj.multiply(rows, chunk.keys, Then::Store);
+        self.v_proj.multiply(rows, chunk.values, Then::Store);
     }
 
     /// What follows when all keys and values are there.
     fn finish(&self, chunk: &mut Chunk<'_>, all: &Stored<'_>, buffers: &mut ChunkBuffers) {
-        let ChunkBuffers { rows, wide, mixed } = buffers;
+        let ChunkBuffers { rows, inside, mixed } = buffers;
         let (cpu, precision) = (Cpu::detect(), self.out_proj.precision());
         let (heads, head_dim) = self.heads;
         let (hidden, inner) = (heads * head_dim, self.fc1.outputs());
@@ -300,7 +288,7 @@ impl Layer {
 
         let Norm { weight, bias, eps } = &self.layer_norm2;
         rows.layer_norm(precision, chunk.x, (weight, bias), *eps, cpu);
-        let inside = grow(wide, chunk.count * inner);
+        let inside = grow(inside, chunk.count * inner);
         self.fc1.multiply(rows, inside, Then::Gelu);
         rows.convert(precision, inside, inner, cpu);
         self.fc2.multiply(rows, chunk.x, Then::Add);

@@ -49,7 +49,7 @@ macro_rules! tiles {
 /// The processor has AVX2; the block has this row and this panel.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn store(out: &mut Out, row: usize, panel: usize, values: [__m256; 2]) {
+unsafe fn store(out: &mut Out<'_>, row: usize, panel: usize, values: [__m256; 2]) {
     // SAFETY: as the caller promises.
     let (at, lanes) = unsafe { out.lanes(row, panel) };
     let numbers = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -58,6 +58,7 @@ unsafe fn store(out: &mut Out, row: usize, panel: usize, values: [__m256; 2]) {
         let at = at.wrapping_add(half * HALF);
         // SAFETY: the mask leaves out what is not the block's.
         unsafe {
+            let values = _mm256_add_ps(values, _mm256_loadu_ps(out.bias(panel).add(half * HALF)));
             let values = if out.add { _mm256_add_ps(values, _mm256_maskload_ps(at, mask)) } else { values };
             _mm256_maskstore_ps(at, mask, values);
         }
@@ -78,7 +79,7 @@ unsafe fn load(vector: *const u8) -> [__m256i; 2] {
 /// # Safety
 /// The processor has AVX2 and FMA. `values` starts at the block's first panel.
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn bf16_block(values: &[bf16], block: &Block<'_>, out: &mut Out) {
+pub(super) unsafe fn bf16_block(values: &[bf16], block: &Block<'_>, out: &mut Out<'_>) {
     assert!(values.len() >= block.vectors() * LANES * PAIR);
     let groups = block.rows.groups;
     // A tile's activations as floats, which one instruction loads into all lanes.
@@ -103,7 +104,7 @@ unsafe fn bf16_tile<const ROWS: usize, const PANELS: usize>(
     panel: usize,
     floats: *const f32,
     values: *const bf16,
-    out: &mut Out,
+    out: &mut Out<'_>,
 ) {
     let groups = block.rows.groups;
     let high_half = _mm256_set1_epi32(0xffff_0000_u32 as i32);
@@ -144,7 +145,7 @@ macro_rules! int8 {
             scales: &[f32],
             corrections: Option<&[i32]>,
             block: &Block<'_>,
-            out: &mut Out,
+            out: &mut Out<'_>,
         ) {
             assert!(values.len() >= block.vectors() * LANES * QUAD);
             assert!(scales.len() >= block.panel_count * LANES);
@@ -177,7 +178,7 @@ macro_rules! int8 {
             values: *const i8,
             scales: &[f32],
             corrections: Option<&[i32]>,
-            out: &mut Out,
+            out: &mut Out<'_>,
         ) {
             let groups = block.rows.groups;
             let row_scales = &block.rows.scales[block.first_row + row..][..ROWS];
@@ -260,7 +261,7 @@ const INT4_TILE_ROWS: usize = 2;
 /// # Safety
 /// The processor has AVX2, FMA and F16C. `values` and `scales` start at the block's first panel.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn int4_block(values: &[u8], scales: &[f16], block: &Block<'_>, out: &mut Out) {
+pub(super) unsafe fn int4_block(values: &[u8], scales: &[f16], block: &Block<'_>, out: &mut Out<'_>) {
     let blocks = block.panel_count * block.rows.blocks();
     assert!(values.len() >= blocks * BLOCK_BYTES && scales.len() >= blocks * LANES);
     let first = |row, _| block.first_row + row;
@@ -279,7 +280,7 @@ unsafe fn int4_tile<const ROWS: usize, const PANELS: usize>(
     first: usize,
     values: &[u8],
     scales: &[f16],
-    out: &mut Out,
+    out: &mut Out<'_>,
 ) {
     let (blocks, groups) = (block.rows.blocks(), block.rows.groups);
     let rows: [_; ROWS] = std::array::from_fn(|r| block.rows.int4_row(first + r));
@@ -349,10 +350,13 @@ mod tests {
         }
         for (rows, panels) in (1..=7).flat_map(|rows| (1..=4).map(move |panels| (rows, panels))) {
             // SAFETY: AVX-512's set has these features.
-            let evex =
-                |values: &[i8], scales: &[f32], corrections: Option<&[i32]>, block: &Block<'_>, out: &mut Out| unsafe {
-                    int8_evex_block(values, scales, corrections, block, out);
-                };
+            let evex = |values: &[i8],
+                        scales: &[f32],
+                        corrections: Option<&[i32]>,
+                        block: &Block<'_>,
+                        out: &mut Out<'_>| unsafe {
+                int8_evex_block(values, scales, corrections, block, out);
+            };
             let ours = int8_product(rows, panels, |block, out| match block.panels {
                 Panels::Int8 { values, scales, corrections } => evex(values, scales, corrections, block, out),
                 _ => unreachable!(),

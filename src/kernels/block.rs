@@ -99,19 +99,37 @@ pub(super) struct Block<'a> {
 ///
 /// Tasks share out one matrix between them, which no slice can say; whoever makes one promises that its rows and columns are
 /// valid, and nobody else's while it lives.
-pub(super) struct Out {
+pub(super) struct Out<'a> {
     start: *mut f32,
     stride: usize,
     columns: usize,
+    /// Added to every row; LANES numbers a panel.
+    bias: &'a [f32],
     /// Whether results are added to what is there.
     pub(super) add: bool,
 }
 
-impl Out {
+impl<'a> Out<'a> {
+    /// `bias`: as many numbers as the block's panels have lanes, or none.
+    ///
     /// # Safety
     /// See the type.
-    pub(super) unsafe fn new(start: *mut f32, stride: usize, columns: usize, add: bool) -> Self {
-        Self { start, stride, columns, add }
+    pub(super) unsafe fn new(start: *mut f32, stride: usize, columns: usize, bias: &'a [f32], add: bool) -> Self {
+        static NONE: [f32; PANELS * LANES] = [0.0; PANELS * LANES];
+        let bias = if bias.is_empty() { &NONE } else { bias };
+        assert!(columns <= NONE.len() && bias.len() >= columns.next_multiple_of(LANES));
+        Self { start, stride, columns, bias, add }
+    }
+
+    /// LANES numbers that are added to a panel's results.
+    ///
+    /// # Safety
+    /// The block has this panel.
+    #[inline(always)]
+    #[cfg(target_arch = "x86_64")]
+    pub(super) unsafe fn bias(&self, panel: usize) -> *const f32 {
+        // SAFETY: there are as many as the panels have lanes.
+        unsafe { self.bias.as_ptr().add(panel * LANES) }
     }
 
     /// # Safety
@@ -119,6 +137,13 @@ impl Out {
     pub(super) unsafe fn row(&mut self, row: usize) -> &mut [f32] {
         // SAFETY: as whoever made this promised.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.stride), self.columns) }
+    }
+
+    /// From a row to the next one.
+    #[inline(always)]
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn stride(&self) -> usize {
+        self.stride
     }
 
     /// Where a panel's results of one row go, and how many of its lanes.
@@ -138,11 +163,11 @@ impl Out {
     /// The block has this row and this panel.
     #[inline(always)]
     pub(super) unsafe fn store(&mut self, row: usize, panel: usize, values: &[f32; LANES]) {
-        let add = self.add;
+        let (add, bias) = (self.add, &self.bias[panel * LANES..][..LANES]);
         // SAFETY: as the caller promises.
         let out = &mut unsafe { self.row(row) }[panel * LANES..];
-        for (out, value) in out.iter_mut().zip(values) {
-            *out = if add { *out + value } else { *value };
+        for ((out, value), bias) in out.iter_mut().zip(values).zip(bias) {
+            *out = value + bias + if add { *out } else { 0.0 };
         }
     }
 }
@@ -200,7 +225,7 @@ impl Block<'_> {
     }
 
     /// The reference of every bf16 kernel.
-    fn bf16(&self, values: &[bf16], out: &mut Out) {
+    fn bf16(&self, values: &[bf16], out: &mut Out<'_>) {
         for row in 0..self.row_count {
             for panel in 0..self.panel_count {
                 let mut sums = [0f32; LANES];
@@ -218,7 +243,7 @@ impl Block<'_> {
     }
 
     /// The reference of every int8 kernel.
-    fn int8(&self, values: &[i8], scales: &[f32], corrections: Option<&[i32]>, out: &mut Out) {
+    fn int8(&self, values: &[i8], scales: &[f32], corrections: Option<&[i32]>, out: &mut Out<'_>) {
         for row in 0..self.row_count {
             let row_scale = self.rows.scales[self.first_row + row];
             for panel in 0..self.panel_count {
@@ -240,7 +265,7 @@ impl Block<'_> {
     }
 
     /// The reference of every int4 kernel.
-    fn int4(&self, values: &[u8], scales: &[f16], out: &mut Out) {
+    fn int4(&self, values: &[u8], scales: &[f16], out: &mut Out<'_>) {
         let blocks = self.rows.blocks();
         for row in 0..self.row_count {
             let (words, sums) = self.rows.int4_row(self.first_row + row);
@@ -277,7 +302,7 @@ pub(super) mod tests {
     use super::*;
 
     /// What `run` makes of `rows` rows and `panels` panels of bytes of all sizes, the largest ones among them, less some columns.
-    pub fn int8_product(rows: usize, panels: usize, run: impl Fn(&Block<'_>, &mut Out)) -> Vec<f32> {
+    pub fn int8_product(rows: usize, panels: usize, run: impl Fn(&Block<'_>, &mut Out<'_>)) -> Vec<f32> {
         let groups = 37;
         // Activations from 1 to 255, weights from -127 to 127: half of them are at either end.
         let any = |i: usize| (i as u32).wrapping_mul(2_654_435_761) >> 8;
@@ -311,7 +336,7 @@ pub(super) mod tests {
         let columns = panels * LANES - rows;
         let mut numbers = vec![0.0; rows * columns];
         // SAFETY: the numbers are this function's alone, and as many as said.
-        run(&block, &mut unsafe { Out::new(numbers.as_mut_ptr(), columns, columns, false) });
+        run(&block, &mut unsafe { Out::new(numbers.as_mut_ptr(), columns, columns, &[], false) });
         numbers
     }
 

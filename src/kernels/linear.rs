@@ -46,7 +46,7 @@ pub struct PackedLinear {
     inputs: usize,
     outputs: usize,
     weights: Weights,
-    /// [outputs], or empty.
+    /// [outputs to a multiple of LANES], or empty.
     bias: Vec<f32>,
     cpu: Cpu,
 }
@@ -63,11 +63,12 @@ impl PackedLinear {
     pub fn new(
         (outputs, inputs): (usize, usize),
         read: impl Fn(usize, &mut [f32]) + Sync,
-        bias: Vec<f32>,
+        mut bias: Vec<f32>,
         precision: Precision,
         cpu: Cpu,
     ) -> Self {
         assert!(inputs > 0 && (bias.is_empty() || bias.len() == outputs));
+        bias.resize(bias.len().next_multiple_of(LANES), 0.0);
         let matrix = Matrix { outputs, inputs, read, cpu };
         let weights = match precision {
             Precision::Bf16 => matrix.bf16(),
@@ -123,20 +124,15 @@ impl PackedLinear {
         };
         let column = panel * LANES;
         let columns = (PANELS * LANES).min(self.outputs - column);
+        let bias = self.bias.get(column..).unwrap_or_default();
         // SAFETY: `multiply` has checked that the rows and columns lie in `out`; no other task has both.
         let mut out =
-            unsafe { Out::new(out.at(row * self.outputs + column), self.outputs, columns, then == Then::Add) };
+            unsafe { Out::new(out.at(row * self.outputs + column), self.outputs, columns, bias, then == Then::Add) };
         block.run(&mut out, self.cpu);
-        let bias = self.bias.get(column..column + columns).unwrap_or_default();
-        if bias.is_empty() && then != Then::Gelu {
-            return;
-        }
-        for row in 0..count {
-            // SAFETY: the block has this row.
-            let row = unsafe { out.row(row) };
-            math::add(row, bias, self.cpu);
-            if then == Then::Gelu {
-                math::gelu(row, self.cpu);
+        if then == Then::Gelu {
+            for row in 0..count {
+                // SAFETY: the block has this row.
+                math::gelu(unsafe { out.row(row) }, self.cpu);
             }
         }
     }

@@ -19,14 +19,11 @@ const TALL_PANELS: usize = 2;
 macro_rules! dispatch {
     ($kernel:ident, [$($count:literal)*] $list:tt, ($rows:expr, $panels:expr), $arguments:tt) => {
         match $rows {
-            $($count => by_panels!($kernel, $count, $list, $panels, $arguments),)*
+            $($count => dispatch!(@panels $kernel, $count, $list, $panels, $arguments),)*
             rows => unreachable!("{rows} rows of a tile"),
         }
     };
-}
-
-macro_rules! by_panels {
-    ($kernel:ident, $rows:literal, [$($count:literal)*], $panels:expr, $arguments:tt) => {
+    (@panels $kernel:ident, $rows:literal, [$($count:literal)*], $panels:expr, $arguments:tt) => {
         match $panels {
             $($count => $kernel::<$rows, $count> $arguments,)*
             panels => unreachable!("{panels} panels of a tile"),
@@ -34,10 +31,12 @@ macro_rules! by_panels {
     };
 }
 
+pub(super) use dispatch;
+
 /// # Safety
 /// The processor has AVX-512 F, BW and BF16. `values` starts at the block's first panel.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub(super) unsafe fn bf16_block(values: &[bf16], block: &Block<'_>, out: &mut Out) {
+pub(super) unsafe fn bf16_block(values: &[bf16], block: &Block<'_>, out: &mut Out<'_>) {
     assert!(values.len() >= block.vectors() * LANES * PAIR);
     for row in (0..block.row_count).step_by(TILE_ROWS) {
         let rows = TILE_ROWS.min(block.row_count - row);
@@ -48,19 +47,44 @@ pub(super) unsafe fn bf16_block(values: &[bf16], block: &Block<'_>, out: &mut Ou
     }
 }
 
-/// Stores or adds as many lanes as the result has columns there.
-///
-/// # Safety
-/// The processor has AVX-512 F; the block has this row and this panel.
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn store(out: &mut Out, row: usize, panel: usize, values: __m512) {
-    // SAFETY: as the caller promises; the mask leaves out what is not the block's.
-    unsafe {
-        let (at, lanes) = out.lanes(row, panel);
-        let mask = ((1u32 << lanes) - 1) as __mmask16;
-        let values = if out.add { _mm512_add_ps(values, _mm512_maskz_loadu_ps(mask, at)) } else { values };
-        _mm512_mask_storeu_ps(at, mask, values);
+/// Where a panel's results go.
+struct Column {
+    start: *mut f32,
+    stride: usize,
+    /// The lanes that have columns.
+    mask: __mmask16,
+    bias: __m512,
+    add: bool,
+}
+
+impl Column {
+    /// # Safety
+    /// The processor has AVX-512 F; the block has this row and this panel.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn new(out: &mut Out<'_>, row: usize, panel: usize) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let (start, lanes) = out.lanes(row, panel);
+            let mask = ((1u32 << lanes) - 1) as __mmask16;
+            Self { start, stride: out.stride(), mask, bias: _mm512_loadu_ps(out.bias(panel)), add: out.add }
+        }
+    }
+
+    /// Stores or adds as many lanes as there are columns.
+    ///
+    /// # Safety
+    /// The processor has AVX-512 F; the block has as many rows.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn store(&self, row: usize, values: __m512) {
+        let values = _mm512_add_ps(values, self.bias);
+        // SAFETY: as the caller promises; the mask leaves out what is not the block's.
+        unsafe {
+            let at = self.start.add(row * self.stride);
+            let values = if self.add { _mm512_add_ps(values, _mm512_maskz_loadu_ps(self.mask, at)) } else { values };
+            _mm512_mask_storeu_ps(at, self.mask, values);
+        }
     }
 }
 
@@ -76,7 +100,7 @@ unsafe fn bf16_tile<const ROWS: usize, const PANELS: usize>(
     values: *const bf16,
     block: &Block<'_>,
     row: usize,
-    out: &mut Out,
+    out: &mut Out<'_>,
 ) {
     let groups = block.rows.groups;
     let words = block.rows.words[(block.first_row + row) * groups..][..ROWS * groups].as_ptr();
@@ -95,10 +119,13 @@ unsafe fn bf16_tile<const ROWS: usize, const PANELS: usize>(
             }
         }
     }
-    for (r, sums) in sums.iter().enumerate() {
-        for (p, sum) in sums.iter().enumerate() {
-            // SAFETY: row and panel are the block's.
-            unsafe { store(out, row + r, p, *sum) };
+    for p in 0..PANELS {
+        // SAFETY: rows and panel are the block's.
+        unsafe {
+            let column = Column::new(out, row, p);
+            for (r, sums) in sums.iter().enumerate() {
+                column.store(r, sums[p]);
+            }
         }
     }
 }
@@ -108,7 +135,7 @@ unsafe fn bf16_tile<const ROWS: usize, const PANELS: usize>(
 /// # Safety
 /// The processor has AVX-512 F and BW. `values` starts at the block's first panel.
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(super) unsafe fn bf16_block_in_f32(values: &[bf16], block: &Block<'_>, out: &mut Out) {
+pub(super) unsafe fn bf16_block_in_f32(values: &[bf16], block: &Block<'_>, out: &mut Out<'_>) {
     assert!(values.len() >= block.vectors() * LANES * PAIR);
     let groups = block.rows.groups;
     for row in (0..block.row_count).step_by(TALL_ROWS) {
@@ -145,7 +172,7 @@ unsafe fn f32_tile<const ROWS: usize, const PANELS: usize>(
     numbers: &[f32],
     block: &Block<'_>,
     first: (usize, usize),
-    out: &mut Out,
+    out: &mut Out<'_>,
 ) {
     let groups = block.rows.groups;
     assert!(numbers.len() == ROWS * groups * PAIR);
@@ -173,10 +200,13 @@ unsafe fn f32_tile<const ROWS: usize, const PANELS: usize>(
             }
         }
     }
-    for (r, sums) in sums.iter().enumerate() {
-        for (p, sum) in sums.iter().enumerate() {
-            // SAFETY: row and panel are the block's.
-            unsafe { store(out, first.0 + r, first.1 + p, *sum) };
+    for p in 0..PANELS {
+        // SAFETY: rows and panel are the block's.
+        unsafe {
+            let column = Column::new(out, first.0, first.1 + p);
+            for (r, sums) in sums.iter().enumerate() {
+                column.store(r, sums[p]);
+            }
         }
     }
 }
@@ -193,7 +223,7 @@ pub(super) unsafe fn int8_block(
     scales: &[f32],
     corrections: Option<&[i32]>,
     block: &Block<'_>,
-    out: &mut Out,
+    out: &mut Out<'_>,
 ) {
     assert!(values.len() >= block.vectors() * LANES * QUAD);
     assert!(scales.len() >= block.panel_count * LANES);
@@ -202,31 +232,32 @@ pub(super) unsafe fn int8_block(
     // Each tile fetches a piece of what is ahead.
     let piece = block.rows.groups * AHEAD;
     let mut ahead = block.ahead.chunks_exact(piece.max(1));
-    for row in (0..block.row_count).step_by(TALL_ROWS) {
-        let rows = TALL_ROWS.min(block.row_count - row);
-        if rows <= TILE_ROWS {
-            // SAFETY: as this function; the tile lies in the block.
-            unsafe {
-                dispatch!(
-                    int8_tile,
-                    [1 2 3 4 5 6] [1 2 3 4],
-                    (rows, block.panel_count),
-                    (values.as_ptr(), scales, corrections, block, (row, 0), ahead.next(), out)
-                )
-            };
-            continue;
+    if block.row_count <= TILE_ROWS {
+        // SAFETY: as this function; the tile lies in the block.
+        unsafe {
+            dispatch!(
+                int8_tile,
+                [1 2 3 4 5 6] [1 2 3 4],
+                (block.row_count, block.panel_count),
+                (values.as_ptr(), scales, corrections, block, (0, 0), ahead.next(), out)
+            );
         }
-        for panel in (0..block.panel_count).step_by(TALL_PANELS) {
-            let panels = TALL_PANELS.min(block.panel_count - panel);
+        return;
+    }
+    let tile_rows = block.row_count.div_ceil(block.row_count.div_ceil(TALL_ROWS));
+    for panel in (0..block.panel_count).step_by(TALL_PANELS) {
+        let panels = TALL_PANELS.min(block.panel_count - panel);
+        for row in (0..block.row_count).step_by(tile_rows) {
+            let rows = tile_rows.min(block.row_count - row);
             // SAFETY: as above.
             unsafe {
                 dispatch!(
                     int8_tile,
-                    [7 8 9 10 11 12] [1 2],
+                    [1 2 3 4 5 6 7 8 9 10 11 12] [1 2],
                     (rows, panels),
                     (values.as_ptr(), scales, corrections, block, (row, panel), ahead.next(), out)
-                )
-            };
+                );
+            }
         }
     }
 }
@@ -241,14 +272,22 @@ unsafe fn int8_tile<const ROWS: usize, const PANELS: usize>(
     block: &Block<'_>,
     first: (usize, usize),
     ahead: Option<&[u8]>,
-    out: &mut Out,
+    out: &mut Out<'_>,
 ) {
     let groups = block.rows.groups;
     // Where nothing is ahead, what is at hand is fetched again.
     let ahead: *const i8 = ahead.map_or(values, |ahead| ahead.as_ptr().cast());
     let words = block.rows.words[(block.first_row + first.0) * groups..][..ROWS * groups].as_ptr();
     let row_scales = &block.rows.scales[block.first_row + first.0..][..ROWS];
-    let mut sums = [[_mm512_setzero_si512(); PANELS]; ROWS];
+    let start: [_; PANELS] = std::array::from_fn(|p| match corrections {
+        // SAFETY: the slice holds LANES values of each panel.
+        Some(corrections) => unsafe {
+            let corrections = _mm512_loadu_si512(corrections.as_ptr().add((first.1 + p) * LANES).cast());
+            _mm512_sub_epi32(_mm512_setzero_si512(), corrections)
+        },
+        None => _mm512_setzero_si512(),
+    });
+    let mut sums = [start; ROWS];
     for group in 0..groups {
         if ROWS > TILE_ROWS {
             _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(group * AHEAD));
@@ -267,18 +306,14 @@ unsafe fn int8_tile<const ROWS: usize, const PANELS: usize>(
             }
         }
     }
-    for (r, sums) in sums.iter().enumerate() {
-        for (p, sum) in sums.iter().enumerate() {
-            let lanes = (first.1 + p) * LANES;
-            // SAFETY: the slices hold LANES values of each panel; the row is the block's.
-            unsafe {
-                let correction = corrections.map_or_else(
-                    || _mm512_setzero_si512(),
-                    |corrections| _mm512_loadu_si512(corrections.as_ptr().add(lanes).cast()),
-                );
-                let scale = _mm512_mul_ps(_mm512_loadu_ps(scales.as_ptr().add(lanes)), _mm512_set1_ps(row_scales[r]));
-                let result = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(*sum, correction)), scale);
-                store(out, first.0 + r, first.1 + p, result);
+    for p in 0..PANELS {
+        // SAFETY: the slices hold LANES values of each panel; the rows are the block's.
+        unsafe {
+            let scale = _mm512_loadu_ps(scales.as_ptr().add((first.1 + p) * LANES));
+            let column = Column::new(out, first.0, first.1 + p);
+            for (r, sums) in sums.iter().enumerate() {
+                let scale = _mm512_mul_ps(scale, _mm512_set1_ps(row_scales[r]));
+                column.store(r, _mm512_mul_ps(_mm512_cvtepi32_ps(sums[p]), scale));
             }
         }
     }
@@ -287,7 +322,7 @@ unsafe fn int8_tile<const ROWS: usize, const PANELS: usize>(
 /// # Safety
 /// The processor has AVX-512 F, BW and VNNI. `values` and `scales` start at the block's first panel.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub(super) unsafe fn int4_block(values: &[u8], scales: &[f16], block: &Block<'_>, out: &mut Out) {
+pub(super) unsafe fn int4_block(values: &[u8], scales: &[f16], block: &Block<'_>, out: &mut Out<'_>) {
     let blocks = block.panel_count * block.rows.blocks();
     assert!(values.len() >= blocks * BLOCK_BYTES && scales.len() >= blocks * LANES);
     for row in (0..block.row_count).step_by(TILE_ROWS) {
@@ -313,7 +348,7 @@ unsafe fn int4_tile<const ROWS: usize, const PANELS: usize>(
     scales: &[f16],
     block: &Block<'_>,
     first: (usize, usize),
-    out: &mut Out,
+    out: &mut Out<'_>,
 ) {
     const VECTOR: usize = LANES * QUAD;
     let blocks = block.rows.blocks();
@@ -361,11 +396,14 @@ unsafe fn int4_tile<const ROWS: usize, const PANELS: usize>(
             }
         }
     }
-    for (r, results) in results.iter().enumerate() {
-        let scale = _mm512_set1_ps(block.rows.scales[block.first_row + first.0 + r]);
-        for (p, result) in results.iter().enumerate() {
-            // SAFETY: row and panel are the block's.
-            unsafe { store(out, first.0 + r, first.1 + p, _mm512_mul_ps(*result, scale)) };
+    let row_scales = &block.rows.scales[block.first_row + first.0..][..ROWS];
+    for p in 0..PANELS {
+        // SAFETY: rows and panel are the block's.
+        unsafe {
+            let column = Column::new(out, first.0, first.1 + p);
+            for (r, results) in results.iter().enumerate() {
+                column.store(r, _mm512_mul_ps(results[p], _mm512_set1_ps(row_scales[r])));
+            }
         }
     }
 }

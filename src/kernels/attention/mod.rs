@@ -330,7 +330,7 @@ fn product(rows: &Rows, panels: Panels<'_>, strides: Strides, outputs: usize, cp
         let column = panel * LANES;
         let columns = (PANELS * LANES).min(outputs - column);
         // SAFETY: the rows and columns lie in `out`, which is this function's alone.
-        let mut out = unsafe { Out::new(out.as_mut_ptr().add(column), outputs, columns, add) };
+        let mut out = unsafe { Out::new(out.as_mut_ptr().add(column), outputs, columns, &[], add) };
         block.run(&mut out, cpu);
     }
 }

@@ -106,7 +106,7 @@ fn attention(
 ) {
     let (width, cached) = (heads.0 * HEAD_DIM, heads.1 * HEAD_DIM);
     let (queries, values) = (numbers(tokens * width), numbers(positions * cached));
-    let all = Heads::apart(&values, (heads.1, HEAD_DIM));
+    let all = Heads::beside(&values, cached, 0, (heads.1, HEAD_DIM));
     let mut cache = KeyValueCache::new(heads.1, HEAD_DIM, Cpu::detect());
     let mut tile = Int8KeysValues::new(heads.1, HEAD_DIM, Cpu::detect());
     let stored = if precision == Precision::Bf16 {

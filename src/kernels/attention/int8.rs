@@ -5,7 +5,7 @@
 //! SageAttention, arXiv 2410.02367, section 4.2).
 
 use super::super::aligned::Aligned;
-use super::super::block::{BLOCK, LANES, OFFSET, Panels, QUAD};
+use super::super::block::{LANES, OFFSET, Panels, QUAD};
 use super::super::rows::grow;
 use super::super::team::{self, Split};
 use super::super::{Cpu, math};
@@ -29,11 +29,14 @@ pub struct Int8KeysValues {
     cpu: Cpu,
 }
 
+/// Positions are as many as are in use, or more, to a multiple of it: what has a weight of 0 there may be anything.
+const PADDED: usize = LANES * QUAD;
+
 /// How many words and numbers a head has.
 #[derive(Clone, Copy)]
 struct Sizes {
     key_groups: usize,
-    /// Positions, and a multiple of [`LANES`].
+    /// Positions, and a multiple of [`PADDED`].
     positions: usize,
     /// The same of a value's numbers.
     width: usize,
@@ -71,7 +74,7 @@ impl Int8KeysValues {
     fn sizes(&self) -> Sizes {
         Sizes {
             key_groups: self.head_dim.div_ceil(QUAD),
-            positions: self.len.next_multiple_of(LANES),
+            positions: self.len.next_multiple_of(PADDED),
             width: self.head_dim.next_multiple_of(LANES),
         }
     }
@@ -130,25 +133,15 @@ impl Int8KeysValues {
     }
 }
 
-/// The mean of a head's rows.
-fn mean_of((all, head): (Heads<'_>, usize), mean: &mut [f32], cpu: Cpu) {
-    mean.fill(0.0);
-    (0..all.rows).for_each(|row| math::add(mean, all.row(row, head), cpu));
-    math::scale(mean, (all.rows as f32).recip(), cpu);
-}
-
 /// One head's keys.
 fn pack_keys(keys: (Heads<'_>, usize), packed: &mut [u32], scales: &mut [f32], corrections: &mut [i32], cpu: Cpu) {
     let (all, head) = keys;
-    let (mut mean, mut centred) = (vec![0.0; all.head_dim], vec![0.0; all.head_dim]);
-    let mut key = vec![0; all.head_dim.div_ceil(QUAD)];
-    let mut sums = vec![0; key.len().div_ceil(BLOCK / QUAD)];
-    mean_of(keys, &mut mean, cpu);
+    let (mut mean, mut key) = (vec![0.0; all.head_dim], vec![0; all.head_dim.div_ceil(QUAD)]);
+    (0..all.rows).for_each(|row| math::add(&mut mean, all.row(row, head), cpu));
+    math::scale(&mut mean, (all.rows as f32).recip(), cpu);
     for position in 0..all.rows {
-        math::subtract(all.row(position, head), &mean, &mut centred, cpu);
-        scales[position] = math::to_int8(&centred, &mut key, cpu);
-        math::sign_and_sum(&mut key, &mut sums, cpu);
-        corrections[position] = OFFSET * sums.iter().sum::<i32>();
+        let (scale, sum) = math::centre_to_int8(all.row(position, head), &mean, &mut key, cpu);
+        (scales[position], corrections[position]) = (scale, OFFSET * sum);
         set_lane(packed, position, &key);
     }
 }
@@ -156,17 +149,19 @@ fn pack_keys(keys: (Heads<'_>, usize), packed: &mut [u32], scales: &mut [f32], c
 /// One head's values, with a scale for each of a value's numbers.
 fn pack_values(values: (Heads<'_>, usize), packed: &mut [u32], scales: &mut [f32], means: &mut [f32], cpu: Cpu) {
     let (all, head) = values;
-    mean_of(values, means, cpu);
-    scales.fill(0.0);
-    (0..all.rows).for_each(|row| math::reach(all.row(row, head), means, scales, cpu));
-    math::scale(scales, 1.0 / 127.0, cpu);
-    let inverses: Vec<f32> = scales.iter().map(|&scale| if scale > 0.0 { scale.recip() } else { 0.0 }).collect();
+    let (mut least, mut most) = (vec![f32::INFINITY; all.head_dim], vec![f32::NEG_INFINITY; all.head_dim]);
+    means.fill(0.0);
+    (0..all.rows).for_each(|row| math::spread(all.row(row, head), means, &mut least, &mut most, cpu));
+    math::scale(means, (all.rows as f32).recip(), cpu);
+    let mut inverses = vec![0.0; all.head_dim];
+    for (i, (scale, inverse)) in scales.iter_mut().zip(&mut inverses).enumerate() {
+        let reach = (most[i] - means[i]).max(means[i] - least[i]);
+        (*scale, *inverse) = (reach / 127.0, if reach > 0.0 { 127.0 / reach } else { 0.0 });
+    }
     let quads = packed.chunks_exact_mut(all.head_dim.next_multiple_of(LANES));
     for (quad, words) in quads.take(all.rows.div_ceil(QUAD)).enumerate() {
-        words.fill(0);
-        for row in quad * QUAD..all.rows.min((quad + 1) * QUAD) {
-            let words = &mut words[..all.head_dim];
-            math::set_byte(all.row(row, head), means, &inverses, row % QUAD, words, cpu);
-        }
+        // The last row again in place of those that are missing: they weigh nothing.
+        let rows = std::array::from_fn(|i| all.row((quad * QUAD + i).min(all.rows - 1), head));
+        math::interleave_int8(rows, means, &inverses, &mut words[..all.head_dim], cpu);
     }
 }

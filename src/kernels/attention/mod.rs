@@ -7,6 +7,9 @@
 
 mod cache;
 mod int8;
+#[cfg(target_arch = "x86_64")]
+mod levels;
+mod softmax;
 
 use std::cell::RefCell;
 
@@ -15,6 +18,7 @@ use super::block::{Block, LANES, Out, PAIR, PANELS, Panels, QUAD, Strides};
 use super::rows::scratch;
 use super::team::{self, Split};
 use super::{Cpu, Precision, Rows, math};
+use softmax::{OCTAVE, Scores, Softmax};
 
 pub use cache::KeyValueCache;
 pub use int8::Int8KeysValues;
@@ -52,9 +56,8 @@ pub struct Heads<'a> {
     rows: usize,
     heads: usize,
     head_dim: usize,
-    /// From a row to the next one, and from a head to the next one.
-    row_stride: usize,
-    head_stride: usize,
+    /// From a row to the next one.
+    stride: usize,
 }
 
 impl<'a> Heads<'a> {
@@ -62,18 +65,11 @@ impl<'a> Heads<'a> {
     pub fn beside(data: &'a [f32], stride: usize, first: usize, (heads, head_dim): (usize, usize)) -> Self {
         assert!(heads * head_dim > 0 && first + heads * head_dim <= stride && data.len().is_multiple_of(stride));
         let (rows, data) = (data.len() / stride, data.get(first..).unwrap_or_default());
-        Self { data, rows, heads, head_dim, row_stride: stride, head_stride: head_dim }
-    }
-
-    /// Heads one after another [heads, rows, head_dim].
-    pub fn apart(data: &'a [f32], (heads, head_dim): (usize, usize)) -> Self {
-        let rows = data.len() / (heads * head_dim);
-        assert_eq!(data.len(), heads * rows * head_dim);
-        Self { data, rows, heads, head_dim, row_stride: head_dim, head_stride: rows * head_dim }
+        Self { data, rows, heads, head_dim, stride }
     }
 
     fn row(&self, row: usize, head: usize) -> &'a [f32] {
-        &self.data[row * self.row_stride + head * self.head_stride..][..self.head_dim]
+        &self.data[row * self.stride + head * self.head_dim..][..self.head_dim]
     }
 }
 
@@ -157,17 +153,15 @@ impl Stored<'_> {
             });
             for row in 0..heads * group {
                 let (head, row) = (row / group, row % group);
-                let part = |part| &partial[(head * parts + part) * part_len + row * row_len..][..row_len];
-                let largest = (0..parts).fold(f32::NEG_INFINITY, |m, p| m.max(part(p)[head_dim]));
-                let mut sum = 0.0;
+                let mut all = Softmax::NONE;
                 mixed.fill(0.0);
-                for part in (0..parts).map(part) {
-                    let weight = (part[head_dim] - largest).exp2();
-                    sum += part[head_dim + 1] * weight;
-                    mixed.iter_mut().zip(part).for_each(|(mixed, x)| *mixed += x * weight);
+                for part in 0..parts {
+                    let part = &partial[(head * parts + part) * part_len + row * row_len..][..row_len];
+                    let scale = all.join(part[head_dim], part[head_dim + 1]);
+                    mixed.iter_mut().zip(part).for_each(|(mixed, x)| *mixed = *mixed * all.kept + x * scale);
                 }
                 // SAFETY: the parts are done, and nobody else writes.
-                self.finish(head, mixed, sum, unsafe { out.part((head * group + row) * head_dim, head_dim) });
+                self.finish(head, mixed, all.sum, unsafe { out.part((head * group + row) * head_dim, head_dim) });
             }
         });
     }
@@ -193,22 +187,11 @@ struct Work<'a> {
 struct Buffers {
     queries: Rows,
     /// Of a block of positions.
-    scores: Aligned<f32>,
+    scores: Scores,
     weights: Rows,
     /// Of all blocks so far, relative to the row's largest score.
     mixed: Aligned<f32>,
     rows: Vec<Softmax>,
-}
-
-/// A row's largest score so far, and the sum of its weights relative to that.
-#[derive(Clone, Copy)]
-struct Softmax {
-    largest: f32,
-    sum: f32,
-}
-
-impl Softmax {
-    const NONE: Self = Self { largest: f32::NEG_INFINITY, sum: 0.0 };
 }
 
 impl Work<'_> {
@@ -238,11 +221,11 @@ impl Work<'_> {
         let count = self.count * self.group;
 
         // Weights are powers of 2, not of e.
-        let scale = self.scale * std::f32::consts::LOG2_E;
+        let octave = if keys.precision() == Precision::Bf16 { 1.0 } else { OCTAVE as f32 };
+        let scale = self.scale * std::f32::consts::LOG2_E * octave;
         queries.set(keys.precision(), (count, head_dim), cpu, |row, out| {
             let (token, query_head) = self.place(row);
-            let query = self.queries.row(token, query_head);
-            out.iter_mut().zip(query).for_each(|(out, q)| *out = q * scale);
+            math::scale_and_add(self.queries.row(token, query_head), scale, &[], out, cpu);
         });
 
         let mixed = mixed.grow(count * head_dim);
@@ -251,41 +234,14 @@ impl Work<'_> {
         let (first, end) = (self.positions.0, self.end(count - 1));
         for from in (first..end).step_by(POSITIONS) {
             let positions = POSITIONS.min(end - from);
-            let scores = scores.grow(count * positions);
-            let strides = Strides { panel: queries.groups, group: 1 };
-            product(queries, keys.skip(from / LANES * strides.panel, from), strides, positions, cpu, scores, false);
-
-            weights.set_words(values.precision(), (count, positions), |row, words| {
-                // What a row does not see has no weight.
-                let seen = self.end(row).saturating_sub(from).min(positions);
-                let scores = &scores[row * positions..][..seen];
-                let old = rows[row];
-                let (largest, sum, scale) = match values.precision() {
-                    Precision::Bf16 => {
-                        let (used, unused) = words.split_at_mut(seen.div_ceil(PAIR));
-                        unused.fill(0);
-                        let (largest, sum) = math::exp2_row(scores, old.largest, used, cpu);
-                        (largest, sum, 1.0)
-                    }
-                    // A block's weights are as fine as its own largest one asks for.
-                    _ => {
-                        let (used, unused) = bytemuck::cast_slice_mut::<_, u8>(words).split_at_mut(seen);
-                        unused.fill(0);
-                        let (of_block, sum) = math::exp2_row_int8(scores, used, cpu);
-                        let largest = old.largest.max(of_block);
-                        let scale = math::power_of_two(of_block - largest) * (1.0 / 255.0);
-                        (largest, sum as f32 * scale, scale)
-                    }
-                };
-                let mut kept = 1.0;
-                if from > first && largest != old.largest {
-                    kept = math::power_of_two(old.largest - largest);
-                    math::scale(&mut mixed[row * head_dim..][..head_dim], kept, cpu);
+            let keys = keys.skip(from / LANES * queries.groups, from);
+            let seen = |row| self.end(row).saturating_sub(from).min(positions);
+            scores.weigh(queries, (keys, positions), seen, cpu, rows, weights);
+            if from > first {
+                for (mixed, row) in mixed.chunks_exact_mut(head_dim).zip(&*rows).filter(|(_, row)| row.kept != 1.0) {
+                    math::scale(mixed, row.kept, cpu);
                 }
-                rows[row] = Softmax { largest, sum: old.sum * kept + sum };
-                scale
-            });
-
+            }
             let strides = Strides { panel: 1, group: head_dim.div_ceil(LANES) };
             let positions_of_group = if values.precision() == Precision::Bf16 { PAIR } else { QUAD };
             product(
@@ -336,128 +292,4 @@ fn product(rows: &Rows, panels: Panels<'_>, strides: Strides, outputs: usize, cp
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::math::tests::{largest_difference, numbers};
-    use super::*;
-
-    /// Softmax attention in f64.
-    fn exact(
-        queries: &[f32],
-        keys: &[f32],
-        values: &[f32],
-        heads: (usize, usize),
-        head_dim: usize,
-        causal: bool,
-    ) -> Vec<f32> {
-        let (query_heads, kv_heads) = heads;
-        let (tokens, positions) = (queries.len() / query_heads / head_dim, keys.len() / kv_heads / head_dim);
-        let mut out = Vec::new();
-        for token in 0..tokens {
-            for head in 0..query_heads {
-                let query = &queries[(token * query_heads + head) * head_dim..][..head_dim];
-                let row = |all: &[f32], position: usize, i: usize| {
-                    f64::from(all[(position * kv_heads + head / (query_heads / kv_heads)) * head_dim + i])
-                };
-                let seen = if causal { positions - tokens + token + 1 } else { positions };
-                let score = |p| (0..head_dim).map(|i| f64::from(query[i]) * row(keys, p, i)).sum::<f64>() * 0.3;
-                let weights: Vec<f64> = (0..seen).map(|p| score(p).exp()).collect();
-                let sum: f64 = weights.iter().sum();
-                out.extend((0..head_dim).map(|i| {
-                    (weights.iter().enumerate().map(|(p, w)| w * row(values, p, i)).sum::<f64>() / sum) as f32
-                }));
-            }
-        }
-        out
-    }
-
-    #[test]
-    fn what_all_keys_and_values_have_in_common_costs_8_bits_no_precision() {
-        let (heads, head_dim, positions) = (2, 64, 70);
-        let width = heads * head_dim;
-        let queries = numbers(positions * width, 3);
-        // A hundred times as large as the differences, and not the same in all of a head's numbers.
-        let common = numbers(width, 7);
-        let shifted = |seed| -> Vec<f32> {
-            numbers(positions * width, seed).iter().enumerate().map(|(i, x)| x + 100.0 * common[i % width]).collect()
-        };
-        let (keys, values) = (shifted(1), shifted(2));
-        let expected = exact(&queries, &keys, &values, (heads, heads), head_dim, false);
-        let all = |rows| Heads::beside(rows, width, 0, (heads, head_dim));
-        for cpu in Cpu::available() {
-            let mut tile = Int8KeysValues::new(heads, head_dim, cpu);
-            tile.set(all(&keys), all(&values));
-            let mut ours = vec![f32::NAN; positions * width];
-            tile.stored().attend(all(&queries), 0.3, Attend::Everywhere, &mut ours);
-            let difference = largest_difference(&ours, &expected);
-            assert!(difference < 0.02, "{cpu:?}: {difference}");
-        }
-    }
-
-    #[test]
-    fn a_far_off_peak_costs_a_blocks_small_weights_no_precision() {
-        let (head_dim, positions) = (16, 3 * POSITIONS);
-        // Scores are a key's first number: a peak whose weight is a 600th of all of the others' blocks, and nothing beside it.
-        let score = |p: usize| [600f32.ln(), -50.0, 0.0][usize::from(p > 0) + usize::from(p >= POSITIONS)];
-        let keys: Vec<f32> =
-            (0..positions).flat_map(|p| (0..head_dim).map(move |i| [score(p), 0.0][i.min(1)])).collect();
-        let values = numbers(positions * head_dim, 2);
-        let queries: Vec<f32> = (0..head_dim).map(|i| if i == 0 { 1.0 / 0.3 } else { 0.0 }).collect();
-        let expected = exact(&queries, &keys, &values, (1, 1), head_dim, false);
-        for cpu in Cpu::available() {
-            let mut tile = Int8KeysValues::new(1, head_dim, cpu);
-            tile.set(Heads::apart(&keys, (1, head_dim)), Heads::apart(&values, (1, head_dim)));
-            let mut ours = vec![f32::NAN; 2 * head_dim];
-            // Two tokens: one alone has its positions shared out.
-            let both = [queries.clone(), queries.clone()].concat();
-            tile.stored().attend(Heads::beside(&both, head_dim, 0, (1, head_dim)), 0.3, Attend::Everywhere, &mut ours);
-            for ours in ours.chunks(head_dim) {
-                assert!(largest_difference(ours, &expected) < 0.1, "{cpu:?} {ours:?} {expected:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn attention_is_attention_however_the_tokens_come() {
-        for (query_heads, kv_heads, head_dim) in [(1, 1, 2), (3, 1, 64), (6, 2, 24), (4, 4, 72)] {
-            for (positions, tokens) in [(1, 1), (17, 17), (70, 70), (70, 5), (131, 1), (700, 1), (513, 1)] {
-                let width = kv_heads * head_dim;
-                let (keys, values) = (numbers(positions * width, 1), numbers(positions * width, 2));
-                let queries = numbers(tokens * query_heads * head_dim, 3);
-                for attend in [Attend::Causally, Attend::Everywhere] {
-                    let causal = attend == Attend::Causally;
-                    let expected = exact(&queries, &keys, &values, (query_heads, kv_heads), head_dim, causal);
-                    let ways = [Some(positions), Some(3), None];
-                    for (cpu, piece) in Cpu::available().into_iter().flat_map(|cpu| ways.map(|way| (cpu, way))) {
-                        let all = |rows| Heads::beside(rows, width, 0, (kv_heads, head_dim));
-                        let mut cache = KeyValueCache::new(kv_heads, head_dim, cpu);
-                        let mut tile = Int8KeysValues::new(kv_heads, head_dim, cpu);
-                        // Something that is forgotten again must leave no trace.
-                        let forgotten = vec![f32::INFINITY; width * positions.next_multiple_of(2)];
-                        let stored = if let Some(piece) = piece {
-                            cache.append(all(&forgotten), all(&forgotten));
-                            cache.truncate(0);
-                            for (keys, values) in keys.chunks(piece * width).zip(values.chunks(piece * width)) {
-                                cache.append(all(keys), all(values));
-                            }
-                            cache.stored()
-                        } else {
-                            tile.set(all(&forgotten), all(&forgotten));
-                            tile.set(all(&keys), all(&values));
-                            tile.stored()
-                        };
-                        assert_eq!(stored.len, positions);
-                        let queries = Heads::beside(&queries, query_heads * head_dim, 0, (query_heads, head_dim));
-                        let mut ours = vec![f32::NAN; tokens * query_heads * head_dim];
-                        stored.attend(queries, 0.3, attend, &mut ours);
-                        let difference = largest_difference(&ours, &expected);
-                        // Numbers from -1 to 1, rounded to 8 bits three times.
-                        assert!(
-                            difference < 0.02,
-                            "{query_heads} {kv_heads} {head_dim} {positions} {tokens} {attend:?} {cpu:?} {piece:?}: {difference}"
-                        );
-                    }
-                }
-            }
-        }
-    }
-}
+mod tests;

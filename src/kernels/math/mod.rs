@@ -47,7 +47,8 @@ mod quantise;
 
 pub(super) use nonlinear::{exp2_row, exp2_row_int8, gelu, layer_norm, power_of_two, rms_norm, silu_mul};
 pub(super) use quantise::{
-    high_half, low_half, reach, round_bf16, set_byte, set_high, set_low, sign_and_sum, to_bf16, to_int4, to_int8,
+    centre_to_int8, high_half, interleave_int8, low_half, round_bf16, set_high, set_low, sign_and_sum, spread, to_bf16,
+    to_int4, to_int8,
 };
 
 /// The larger one, without what `f32::max` promises for NaN: one instruction.
@@ -56,10 +57,10 @@ fn larger(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 
-/// All lanes as one, in a few steps of halves.
+/// All lanes, which are a power of 2, as one, in a few steps of halves.
 #[inline(always)]
-fn fold(mut lanes: [f32; LANES], of: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut half = LANES / 2;
+fn fold<const COUNT: usize>(mut lanes: [f32; COUNT], of: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut half = COUNT / 2;
     while half > 0 {
         let (low, high) = lanes.split_at_mut(half);
         low.iter_mut().zip(high).for_each(|(low, high)| *low = of(*low, *high));
@@ -71,17 +72,16 @@ fn fold(mut lanes: [f32; LANES], of: impl Fn(f32, f32) -> f32) -> f32 {
 /// The largest, at least `least`.
 #[inline(always)]
 fn largest(x: &[f32], least: f32, of: impl Fn(f32) -> f32) -> f32 {
-    let mut largest = [least; LANES];
-    let chunks = x.chunks_exact(LANES);
-    let mut last = [least; LANES];
-    last.iter_mut().zip(chunks.remainder()).for_each(|(last, x)| *last = of(*x));
+    // A maximum takes a few cycles, in which others can begin.
+    let mut largest = [least; 4 * LANES];
+    let chunks = x.chunks_exact(4 * LANES);
+    for (m, x) in largest.iter_mut().zip(chunks.remainder()) {
+        *m = larger(of(*x), *m);
+    }
     for chunk in chunks {
         for (m, x) in largest.iter_mut().zip(chunk) {
             *m = larger(of(*x), *m);
         }
-    }
-    for (m, x) in largest.iter_mut().zip(last) {
-        *m = larger(x, *m);
     }
     fold(largest, larger)
 }
@@ -96,13 +96,6 @@ vectorised! {
     /// `sums` plus `x`.
     add(sums: &mut [f32], x: &[f32]) {
         sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += x);
-    }
-}
-
-vectorised! {
-    /// `x` less `y`.
-    subtract(x: &[f32], y: &[f32], out: &mut [f32]) {
-        out.iter_mut().zip(x).zip(y).for_each(|((out, x), y)| *out = x - y);
     }
 }
 
@@ -191,7 +184,7 @@ pub(super) mod tests {
                     assert!(above == largest + 1.0 && (less - sum / 2.0).abs() < 1e-5 * count as f32);
 
                     let mut bytes = vec![0; count];
-                    let (same, sum) = exp2_row_int8(x, &mut bytes, cpu);
+                    let (same, sum) = exp2_row_int8(x, 1.0, &mut bytes, cpu);
                     assert!(same == largest && sum == bytes.iter().map(|&byte| u32::from(byte)).sum::<u32>());
                     let ours: Vec<f32> = bytes.iter().map(|&byte| f32::from(byte) / 255.0).collect();
                     assert!(largest_difference(&ours, &exact) < 0.5 / 255.0 + 8e-5);

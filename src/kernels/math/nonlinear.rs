@@ -95,10 +95,11 @@ vectorised! {
 }
 
 vectorised! {
-    /// The same in unsigned numbers of 8 bits, of which 255 is 1, and the sum of these; `bytes` has as many as there are scores.
-    exp2_row_int8(scores: &[f32], bytes: &mut [u8]) -> (f32, u32) {
+    /// 2 to the power of `by` times each score less the largest one, in unsigned numbers of 8 bits, of which 255 is 1; the largest, and the
+    /// sum of these. `bytes` has as many as there are scores.
+    exp2_row_int8(scores: &[f32], by: f32, bytes: &mut [u8]) -> (f32, u32) {
         let largest = largest(scores, f32::NEG_INFINITY, |x| x);
-        let power = |x: f32| (exp2::<FUSED>(x - largest, 255.0) + ROUND).to_bits();
+        let power = |x: f32| (exp2::<FUSED>((x - largest) * by, 255.0) + ROUND).to_bits();
         // Of all bits: those of ROUND are taken off at the end.
         let mut sums = [0u32; LANES];
         let (chunks, mut rest) = (scores.chunks_exact(LANES), bytes.chunks_exact_mut(LANES));

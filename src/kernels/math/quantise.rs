@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::super::Cpu;
 use super::super::block::{BLOCK, INT4_OFFSET, OFFSET, QUAD};
-use super::{ROUND, larger, largest};
+use super::{LANES, ROUND, fold, larger, largest};
 
 #[inline]
 pub(in super::super) fn low_half(word: u32) -> f32 {
@@ -98,19 +98,47 @@ vectorised! {
 }
 
 vectorised! {
-    /// `reach` becomes the distance of `x` from `mean`, where that is larger.
-    reach(x: &[f32], mean: &[f32], reach: &mut [f32]) {
-        for ((reach, x), mean) in reach.iter_mut().zip(x).zip(mean) {
-            *reach = larger((x - mean).abs(), *reach);
+    /// `x` less `mean`, four numbers to a word, in 8 bits; missing ones are 0. What they have to be multiplied by, and the sum of all.
+    centre_to_int8(x: &[f32], mean: &[f32], words: &mut [u32]) -> (f32, i32) {
+        let mut reach = [0f32; 2 * LANES];
+        for (x, mean) in x.chunks(2 * LANES).zip(mean.chunks(2 * LANES)) {
+            for ((reach, x), mean) in reach.iter_mut().zip(x).zip(mean) {
+                *reach = larger((x - mean).abs(), *reach);
+            }
+        }
+        let largest = fold(reach, larger);
+        let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(words);
+        bytes[x.len()..].fill(0);
+        let mut sum = 0;
+        for ((byte, x), mean) in bytes.iter_mut().zip(x).zip(mean) {
+            let bits = ((x - mean) * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits());
+            *byte = bits as u8;
+            sum += bits as i32;
+        }
+        (largest / 127.0, sum)
+    }
+}
+
+vectorised! {
+    /// Adds `x` to `sum`; `least` and `most` become at most, or at least, as large as it.
+    spread(x: &[f32], sum: &mut [f32], least: &mut [f32], most: &mut [f32]) {
+        for (((x, sum), least), most) in x.iter().zip(sum).zip(least).zip(most) {
+            *sum += x;
+            *least = -larger(-x, -*least);
+            *most = larger(*x, *most);
         }
     }
 }
 
 vectorised! {
-    /// `x` less `mean` times `inverse`, rounded to 8 bits, to byte `byte` of each word, which must be 0.
-    set_byte(x: &[f32], mean: &[f32], inverse: &[f32], byte: usize, words: &mut [u32]) {
-        for (((word, x), mean), inverse) in words.iter_mut().zip(x).zip(mean).zip(inverse) {
-            *word |= (((x - mean) * inverse + ROUND).to_bits() & 0xff) << (8 * byte);
+    /// Four rows less `mean`, times `inverse`, rounded to 8 bits: a word for each of their columns, the first row lowest.
+    interleave_int8(rows: [&[f32]; QUAD], mean: &[f32], inverse: &[f32], words: &mut [u32]) {
+        let [a, b, c, d] = rows;
+        let all = words.iter_mut().zip(a).zip(b).zip(c).zip(d).zip(mean).zip(inverse);
+        for ((((((word, a), b), c), d), mean), inverse) in all {
+            let byte = |x: &f32| ((x - mean) * inverse + ROUND).to_bits() & 0xff;
+            *word = byte(a) | byte(b) << 8 | byte(c) << 16 | byte(d) << 24;
         }
     }
 }

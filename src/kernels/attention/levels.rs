@@ -1,0 +1,170 @@
+//! Scores in 16 bits and what they weigh, in AVX-512, for attention in 8 bits.
+//!
+//! A score is a whole number of levels, [`OCTAVE`] to a doubling of its weight: what that rounds off a weight, 1.1 % at most, is of the order
+//! of what 8 bits leave of queries and keys. 32 scores fit a register then, and a weight is a number of a table, shifted.
+
+use std::arch::x86_64::*;
+
+use super::super::Rows;
+use super::super::block::{LANES, QUAD};
+use super::super::x86::dispatch;
+use super::softmax::OCTAVE;
+
+/// Positions of a vector of weights. Blocks of positions are multiples of it.
+pub(super) const VECTOR: usize = LANES * QUAD;
+
+/// Rows and panels of a register tile: 24 sums.
+const TILE_ROWS: usize = 12;
+const TILE_PANELS: usize = 2;
+
+/// 255 times 2 to the power of minus each level of an octave, times 2^[`SPARE`].
+const POWERS: [u16; OCTAVE] = powers();
+/// Bits that are shifted out of the power of an octave's first level, but for one that says how to round.
+const SPARE: u32 = 7;
+
+const fn powers() -> [u16; OCTAVE] {
+    // 2^(-1/32), whose powers stay as exact as f64 is.
+    const STEP: f64 = 0.978_572_062_087_700_1;
+    let (mut powers, mut power, mut level) = ([0; OCTAVE], (255 << SPARE) as f64, 0);
+    while level < OCTAVE {
+        powers[level] = (power + 0.5) as u16;
+        power *= STEP;
+        level += 1;
+    }
+    powers
+}
+
+/// Keys of a block of positions: [position panels, groups] vectors, and for each position what its sums have to be multiplied by, and
+/// what is taken off them.
+#[derive(Clone, Copy)]
+pub(super) struct Keys<'a> {
+    pub(super) values: &'a [i8],
+    pub(super) scales: &'a [f32],
+    pub(super) corrections: &'a [i32],
+}
+
+/// Where a position's score lies in a row: panels of a pair alternate, as packing two registers leaves them.
+fn place(position: usize) -> usize {
+    let (pair, panel, lane) = (position / (2 * LANES), position / LANES % 2, position % LANES);
+    pair * 2 * LANES + lane / QUAD * 2 * QUAD + panel * QUAD + lane % QUAD
+}
+
+/// Scores of `queries` with `positions` keys, in no particular order [rows, positions]. Those beyond the i16 are its ends.
+///
+/// # Safety
+/// The processor has AVX-512 F, BW and VNNI.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+pub(super) unsafe fn scores(queries: &Rows, keys: Keys<'_>, positions: usize, out: &mut [i16]) {
+    let (rows, groups) = (queries.count(), queries.groups);
+    assert!(positions.is_multiple_of(VECTOR) && out.len() == rows * positions);
+    assert!(keys.values.len() >= positions * groups * QUAD);
+    assert!(keys.scales.len() >= positions && keys.corrections.len() >= positions);
+    assert!(queries.words.len() >= rows * groups && queries.scales.len() >= rows);
+    let tile_rows = rows.div_ceil(rows.div_ceil(TILE_ROWS));
+    for row in (0..rows).step_by(tile_rows) {
+        let count = tile_rows.min(rows - row);
+        for position in (0..positions).step_by(TILE_PANELS * LANES) {
+            // SAFETY: as this function; rows and positions are there.
+            unsafe {
+                dispatch!(
+                    tile,
+                    [1 2 3 4 5 6 7 8 9 10 11 12] [2],
+                    (count, TILE_PANELS),
+                    (queries, row, keys, position, out.as_mut_ptr().add(row * positions + position), positions)
+                );
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`scores`]; there are `ROWS` rows from `row` on, and `PANELS` panels of positions from `position` on.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn tile<const ROWS: usize, const PANELS: usize>(
+    queries: &Rows,
+    row: usize,
+    keys: Keys<'_>,
+    position: usize,
+    out: *mut i16,
+    stride: usize,
+) {
+    let groups = queries.groups;
+    // SAFETY: the caller has checked that all of it is there.
+    unsafe {
+        let words = queries.words.as_ptr().add(row * groups);
+        let vectors = keys.values.as_ptr().add(position * groups * QUAD);
+        let corrections: [_; PANELS] =
+            std::array::from_fn(|p| _mm512_loadu_si512(keys.corrections.as_ptr().add(position + p * LANES).cast()));
+        let mut sums = [[_mm512_setzero_si512(); PANELS]; ROWS];
+        for group in 0..groups {
+            let panels: [_; PANELS] =
+                std::array::from_fn(|p| _mm512_loadu_si512(vectors.add((p * groups + group) * LANES * QUAD).cast()));
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let word = _mm512_set1_epi32(*words.add(r * groups + group) as i32);
+                for (sum, panel) in sums.iter_mut().zip(panels) {
+                    *sum = _mm512_dpbusd_epi32(*sum, word, panel);
+                }
+            }
+        }
+        let scales: [_; PANELS] =
+            std::array::from_fn(|p| _mm512_loadu_ps(keys.scales.as_ptr().add(position + p * LANES)));
+        for (r, sums) in sums.iter().enumerate() {
+            let scale = _mm512_set1_ps(*queries.scales.as_ptr().add(row + r));
+            let levels: [_; PANELS] = std::array::from_fn(|p| {
+                let score = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums[p], corrections[p]));
+                _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_mul_ps(score, scale), scales[p]))
+            });
+            _mm512_storeu_si512(out.add(r * stride).cast(), _mm512_packs_epi32(levels[0], levels[1]));
+        }
+    }
+}
+
+/// What the first `seen` scores of a row from [`scores`] weigh, 255 being what the largest one does, a byte for each in the order of positions;
+/// the largest, and the sum of the weights. The others weigh nothing.
+///
+/// # Safety
+/// The processor has AVX-512 F, BW and VNNI.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+pub(super) unsafe fn weigh(scores: &mut [i16], seen: usize, words: &mut [u32]) -> (i16, u32) {
+    assert!(scores.len().is_multiple_of(VECTOR) && words.len() * QUAD == scores.len());
+    if seen == 0 {
+        words.fill(0);
+        return (i16::MIN, 0);
+    }
+    for position in seen..scores.len() {
+        scores[place(position)] = i16::MIN;
+    }
+    let mut lanes = _mm512_set1_epi16(i16::MIN);
+    for scores in scores.chunks_exact(OCTAVE) {
+        // SAFETY: a register of them.
+        lanes = _mm512_max_epi16(lanes, unsafe { _mm512_loadu_si512(scores.as_ptr().cast()) });
+    }
+    let lanes = _mm256_max_epi16(_mm512_castsi512_si256(lanes), _mm512_extracti64x4_epi64::<1>(lanes));
+    let lanes = _mm_max_epi16(_mm256_castsi256_si128(lanes), _mm256_extracti128_si256::<1>(lanes));
+    // There is an instruction for the smallest unsigned one.
+    let flipped = _mm_xor_si128(lanes, _mm_set1_epi16(i16::MAX));
+    let largest = _mm_extract_epi16::<0>(_mm_minpos_epu16(flipped)) as i16 ^ i16::MAX;
+
+    // SAFETY: as many words as a register has.
+    let powers = unsafe { _mm512_loadu_si512(POWERS.as_ptr().cast()) };
+    let spare = (OCTAVE * (SPARE as usize - 1)) as i16;
+    let top = _mm512_set1_epi16(largest.saturating_add(spare));
+    let in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    let mut sums = _mm512_setzero_si512();
+    for (scores, words) in scores.chunks_exact(VECTOR).zip(words.chunks_exact_mut(LANES)) {
+        let weights = |half: usize| {
+            // SAFETY: two registers of them.
+            let scores = unsafe { _mm512_loadu_si512(scores.as_ptr().add(half * OCTAVE).cast()) };
+            let below = _mm512_subs_epi16(top, scores);
+            // The lookup takes the level in its octave, the shift the octaves; one bit more than the weight has is left, to round.
+            let power = _mm512_permutexvar_epi16(below, powers);
+            let shifted = _mm512_srlv_epi16(power, _mm512_srli_epi16::<{ OCTAVE.ilog2() }>(below));
+            _mm512_avg_epu16(shifted, _mm512_setzero_si512())
+        };
+        let bytes = _mm512_permutexvar_epi32(in_order, _mm512_packus_epi16(weights(0), weights(1)));
+        sums = _mm512_dpbusd_epi32(sums, bytes, _mm512_set1_epi8(1));
+        // SAFETY: as many words.
+        unsafe { _mm512_storeu_si512(words.as_mut_ptr().cast(), bytes) };
+    }
+    (largest, _mm512_reduce_add_epi32(sums) as u32)
+}

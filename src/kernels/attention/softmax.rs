@@ -1,0 +1,96 @@
+//! Online softmax: what a block of positions weighs, and what the blocks before it weigh beside it.
+
+use super::super::aligned::Aligned;
+use super::super::block::{PAIR, Panels, Strides};
+use super::super::{Cpu, Precision, Rows, math};
+#[cfg(target_arch = "x86_64")]
+use super::levels;
+use super::product;
+
+/// Units of a score in 8 bits from one to that which weighs twice as much.
+pub(super) const OCTAVE: usize = 32;
+
+/// A row's largest score so far, as a power of 2, and the sum of its weights relative to that.
+#[derive(Clone, Copy)]
+pub(super) struct Softmax {
+    pub(super) largest: f32,
+    pub(super) sum: f32,
+    /// What everything before the last block has to be multiplied by, to be relative to the largest too.
+    pub(super) kept: f32,
+}
+
+impl Softmax {
+    pub(super) const NONE: Self = Self { largest: f32::NEG_INFINITY, sum: 0.0, kept: 0.0 };
+
+    /// Takes in a block by its largest score and the sum of its weights relative to that; what these have to be multiplied by.
+    pub(super) fn join(&mut self, largest: f32, sum: f32) -> f32 {
+        // One of the two is the largest, most often.
+        let power = |x: f32| if x < 0.0 { math::power_of_two(x) } else { 1.0 };
+        let all = self.largest.max(largest);
+        let (kept, scale) = (power(self.largest - all), power(largest - all));
+        *self = Self { largest: all, sum: self.sum * kept + sum * scale, kept };
+        scale
+    }
+}
+
+/// Scores of a task's rows and a block of positions; the memory is used again and again.
+#[derive(Default)]
+pub(super) struct Scores {
+    numbers: Aligned<f32>,
+    #[cfg(target_arch = "x86_64")]
+    levels: Aligned<i16>,
+}
+
+impl Scores {
+    /// `weights` become those of `positions` for each of `queries`, relative to the row's largest score so far in bf16, to that of the block in
+    /// 8 bits; `rows` take them in. What a row does not see, from position `seen(row)` on, has no weight. On this thread.
+    pub(super) fn weigh(
+        &mut self,
+        queries: &Rows,
+        (keys, positions): (Panels<'_>, usize),
+        seen: impl Fn(usize) -> usize,
+        cpu: Cpu,
+        rows: &mut [Softmax],
+        weights: &mut Rows,
+    ) {
+        let count = queries.count();
+        #[cfg(target_arch = "x86_64")]
+        if let Panels::Int8 { values, scales, corrections: Some(corrections) } = keys
+            && matches!(cpu, Cpu::Avx512 | Cpu::Avx512Bf16)
+        {
+            let padded = positions.next_multiple_of(levels::VECTOR);
+            let scores = self.levels.grow(count * padded);
+            // SAFETY: the processor has what these sets need, which is more than that.
+            unsafe { levels::scores(queries, levels::Keys { values, scales, corrections }, padded, scores) };
+            weights.set_words(Precision::Int8, (count, padded), |row, words| {
+                // SAFETY: as above.
+                let (largest, sum) = unsafe { levels::weigh(&mut scores[row * padded..][..padded], seen(row), words) };
+                join_int8(&mut rows[row], largest.into(), sum)
+            });
+            return;
+        }
+
+        let scores = self.numbers.grow(count * positions);
+        product(queries, keys, Strides { panel: queries.groups, group: 1 }, positions, cpu, scores, false);
+        weights.set_words(keys.precision(), (count, positions), |row, words| {
+            let scores = &scores[row * positions..][..seen(row)];
+            if keys.precision() == Precision::Bf16 {
+                let (used, unused) = words.split_at_mut(scores.len().div_ceil(PAIR));
+                unused.fill(0);
+                let (largest, sum) = math::exp2_row(scores, rows[row].largest, used, cpu);
+                rows[row].join(largest, sum)
+            } else {
+                let (used, unused) = bytemuck::cast_slice_mut::<_, u8>(words).split_at_mut(scores.len());
+                unused.fill(0);
+                let (largest, sum) = math::exp2_row_int8(scores, 1.0 / OCTAVE as f32, used, cpu);
+                join_int8(&mut rows[row], largest, sum)
+            }
+        });
+    }
+}
+
+/// [`Softmax::join`] of a largest score in units, and a sum of weights of which 255 is 1.
+fn join_int8(row: &mut Softmax, largest: f32, sum: u32) -> f32 {
+    const UNIT: f32 = 1.0 / 255.0;
+    row.join(largest / OCTAVE as f32, sum as f32 * UNIT) * UNIT
+}

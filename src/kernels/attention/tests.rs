@@ -1,0 +1,127 @@
+//! Attention against softmax in f64.
+
+use super::super::math::tests::{largest_difference, numbers};
+use super::*;
+
+/// Softmax attention in f64.
+fn exact(
+    queries: &[f32],
+    keys: &[f32],
+    values: &[f32],
+    heads: (usize, usize),
+    head_dim: usize,
+    causal: bool,
+) -> Vec<f32> {
+    let (query_heads, kv_heads) = heads;
+    let (tokens, positions) = (queries.len() / query_heads / head_dim, keys.len() / kv_heads / head_dim);
+    let mut out = Vec::new();
+    for token in 0..tokens {
+        for head in 0..query_heads {
+            let query = &queries[(token * query_heads + head) * head_dim..][..head_dim];
+            let row = |all: &[f32], position: usize, i: usize| {
+                f64::from(all[(position * kv_heads + head / (query_heads / kv_heads)) * head_dim + i])
+            };
+            let seen = if causal { positions - tokens + token + 1 } else { positions };
+            let score = |p| (0..head_dim).map(|i| f64::from(query[i]) * row(keys, p, i)).sum::<f64>() * 0.3;
+            let weights: Vec<f64> = (0..seen).map(|p| score(p).exp()).collect();
+            let sum: f64 = weights.iter().sum();
+            out.extend(
+                (0..head_dim).map(|i| {
+                    (weights.iter().enumerate().map(|(p, w)| w * row(values, p, i)).sum::<f64>() / sum) as f32
+                }),
+            );
+        }
+    }
+    out
+}
+
+#[test]
+fn what_all_keys_and_values_have_in_common_costs_8_bits_no_precision() {
+    let (heads, head_dim, positions) = (2, 64, 70);
+    let width = heads * head_dim;
+    let queries = numbers(positions * width, 3);
+    // A hundred times as large as the differences, and not the same in all of a head's numbers.
+    let common = numbers(width, 7);
+    let shifted = |seed| -> Vec<f32> {
+        numbers(positions * width, seed).iter().enumerate().map(|(i, x)| x + 100.0 * common[i % width]).collect()
+    };
+    let (keys, values) = (shifted(1), shifted(2));
+    let expected = exact(&queries, &keys, &values, (heads, heads), head_dim, false);
+    let all = |rows| Heads::beside(rows, width, 0, (heads, head_dim));
+    for cpu in Cpu::available() {
+        let mut tile = Int8KeysValues::new(heads, head_dim, cpu);
+        tile.set(all(&keys), all(&values));
+        let mut ours = vec![f32::NAN; positions * width];
+        tile.stored().attend(all(&queries), 0.3, Attend::Everywhere, &mut ours);
+        let difference = largest_difference(&ours, &expected);
+        assert!(difference < 0.02, "{cpu:?}: {difference}");
+    }
+}
+
+#[test]
+fn a_far_off_peak_costs_a_blocks_small_weights_no_precision() {
+    let (head_dim, positions) = (16, 3 * POSITIONS);
+    // Scores are a key's first number: a peak whose weight is a 600th of all of the others' blocks, and nothing beside it.
+    let score = |p: usize| [600f32.ln(), -50.0, 0.0][usize::from(p > 0) + usize::from(p >= POSITIONS)];
+    let keys: Vec<f32> = (0..positions).flat_map(|p| (0..head_dim).map(move |i| [score(p), 0.0][i.min(1)])).collect();
+    let values = numbers(positions * head_dim, 2);
+    let queries: Vec<f32> = (0..head_dim).map(|i| if i == 0 { 1.0 / 0.3 } else { 0.0 }).collect();
+    let expected = exact(&queries, &keys, &values, (1, 1), head_dim, false);
+    for cpu in Cpu::available() {
+        let mut tile = Int8KeysValues::new(1, head_dim, cpu);
+        let all = |rows| Heads::beside(rows, head_dim, 0, (1, head_dim));
+        tile.set(all(&keys), all(&values));
+        let mut ours = vec![f32::NAN; 2 * head_dim];
+        // Two tokens: one alone has its positions shared out.
+        let both = [queries.clone(), queries.clone()].concat();
+        tile.stored().attend(Heads::beside(&both, head_dim, 0, (1, head_dim)), 0.3, Attend::Everywhere, &mut ours);
+        for ours in ours.chunks(head_dim) {
+            assert!(largest_difference(ours, &expected) < 0.1, "{cpu:?} {ours:?} {expected:?}");
+        }
+    }
+}
+
+#[test]
+fn attention_is_attention_however_the_tokens_come() {
+    for (query_heads, kv_heads, head_dim) in [(1, 1, 2), (3, 1, 64), (6, 2, 24), (4, 4, 72)] {
+        for (positions, tokens) in [(1, 1), (17, 17), (70, 70), (70, 5), (131, 1), (700, 1), (513, 1)] {
+            let width = kv_heads * head_dim;
+            let (keys, values) = (numbers(positions * width, 1), numbers(positions * width, 2));
+            let queries = numbers(tokens * query_heads * head_dim, 3);
+            for attend in [Attend::Causally, Attend::Everywhere] {
+                let causal = attend == Attend::Causally;
+                let expected = exact(&queries, &keys, &values, (query_heads, kv_heads), head_dim, causal);
+                let ways = [Some(positions), Some(3), None];
+                for (cpu, piece) in Cpu::available().into_iter().flat_map(|cpu| ways.map(|way| (cpu, way))) {
+                    let all = |rows| Heads::beside(rows, width, 0, (kv_heads, head_dim));
+                    let mut cache = KeyValueCache::new(kv_heads, head_dim, cpu);
+                    let mut tile = Int8KeysValues::new(kv_heads, head_dim, cpu);
+                    // Something that is forgotten again must leave no trace.
+                    let forgotten = vec![f32::INFINITY; width * positions.next_multiple_of(2)];
+                    let stored = if let Some(piece) = piece {
+                        cache.append(all(&forgotten), all(&forgotten));
+                        cache.truncate(0);
+                        for (keys, values) in keys.chunks(piece * width).zip(values.chunks(piece * width)) {
+                            cache.append(all(keys), all(values));
+                        }
+                        cache.stored()
+                    } else {
+                        tile.set(all(&forgotten), all(&forgotten));
+                        tile.set(all(&keys), all(&values));
+                        tile.stored()
+                    };
+                    assert_eq!(stored.len, positions);
+                    let queries = Heads::beside(&queries, query_heads * head_dim, 0, (query_heads, head_dim));
+                    let mut ours = vec![f32::NAN; tokens * query_heads * head_dim];
+                    stored.attend(queries, 0.3, attend, &mut ours);
+                    let difference = largest_difference(&ours, &expected);
+                    // Numbers from -1 to 1, rounded to 8 bits three times.
+                    assert!(
+                        difference < 0.02,
+                        "{query_heads} {kv_heads} {head_dim} {positions} {tokens} {attend:?} {cpu:?} {piece:?}: {difference}"
+                    );
+                }
+            }
+        }
+    }
+}

@@ -116,8 +116,8 @@ fn attention(
         tile.set(all, all);
         tile.stored()
     };
-    let attend = if heads.0 == heads.1 { Attend::Everywhere } else { Attend::Causally };
-    let seen = if attend == Attend::Causally { positions - tokens / 2 } else { positions };
+    let causally = (Attend::CausallyFrom(positions - tokens), positions - tokens / 2);
+    let (attend, seen) = if heads.0 == heads.1 { (Attend::Everywhere, positions) } else { causally };
     let work = match tokens {
         1 => Work::Bytes(2 * positions * cached * 2),
         _ => Work::Products(4 * width * tokens * seen, precision),

@@ -22,4 +22,4 @@ pub use cpu::Cpu;
 pub use linear::{PackedLinear, Precision, Then};
 pub use rotary::rotate;
 pub use rows::{Rows, grow, layer_norm};
-pub use team::{Split, gather, share};
+pub use team::{Split, gather, share, size as threads};

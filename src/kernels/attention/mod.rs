@@ -78,17 +78,21 @@ impl<'a> Heads<'a> {
 pub enum Attend {
     /// All.
     Everywhere,
-    /// Its own, which is among the last, and the ones before.
-    Causally,
+    /// Its own and the ones before; the first token's own is this.
+    CausallyFrom(usize),
 }
 
 impl Stored<'_> {
-    /// What the last tokens see: `queries`, each multiplied by `scale`, become mixed values [tokens, query heads * head_dim] in `out`. As
+    /// What tokens see: `queries`, each multiplied by `scale`, become mixed values [tokens, query heads * head_dim] in `out`. As
     /// many query heads in a row share a head of the cache as there are more of them.
     pub fn attend(&self, queries: Heads<'_>, scale: f32, attend: Attend, out: &mut [f32]) {
         let (tokens, heads, width) = (queries.rows, self.heads.len(), queries.heads * queries.head_dim);
         assert!(queries.heads.is_multiple_of(heads) && queries.head_dim == self.head_dim);
-        assert!(tokens <= self.len && out.len() == tokens * width);
+        let first_position = match attend {
+            Attend::Everywhere => None,
+            Attend::CausallyFrom(first) => Some(first),
+        };
+        assert!(first_position.is_none_or(|first| first + tokens <= self.len) && out.len() == tokens * width);
         let group = queries.heads / heads;
         let out = Split::new(out);
         let work = |head: usize, first, count, positions| Work {
@@ -99,9 +103,7 @@ impl Stored<'_> {
             group,
             first,
             count,
-            // The position of a token is its number, plus this.
-            before: self.len - tokens,
-            causal: attend == Attend::Causally,
+            first_position,
             positions,
         };
         if tokens == 1 {
@@ -176,8 +178,8 @@ struct Work<'a> {
     group: usize,
     first: usize,
     count: usize,
-    before: usize,
-    causal: bool,
+    /// The position of the first token of all, where tokens see none behind their own.
+    first_position: Option<usize>,
     /// From a multiple of [`LANES`] on, and up to which.
     positions: (usize, usize),
 }
@@ -202,8 +204,8 @@ impl Work<'_> {
 
     /// The end of the positions of this task's that row `row` looks at.
     fn end(&self, row: usize) -> usize {
-        let end = if self.causal { self.before + self.first + row / self.group + 1 } else { self.stored.len };
-        end.min(self.positions.1)
+        let token = self.first + row / self.group;
+        self.first_position.map_or(self.stored.len, |first| first + token + 1).min(self.positions.1)
     }
 
     /// Gives `take` each row's number, its values mixed with weights relative to the largest, its largest score, and the sum of its weights.

@@ -88,8 +88,8 @@ fn attention_is_attention_however_the_tokens_come() {
             let width = kv_heads * head_dim;
             let (keys, values) = (numbers(positions * width, 1), numbers(positions * width, 2));
             let queries = numbers(tokens * query_heads * head_dim, 3);
-            for attend in [Attend::Causally, Attend::Everywhere] {
-                let causal = attend == Attend::Causally;
+            for attend in [Attend::CausallyFrom(positions - tokens), Attend::Everywhere] {
+                let causal = attend != Attend::Everywhere;
                 let expected = exact(&queries, &keys, &values, (query_heads, kv_heads), head_dim, causal);
                 let ways = [Some(positions), Some(3), None];
                 for (cpu, piece) in Cpu::available().into_iter().flat_map(|cpu| ways.map(|way| (cpu, way))) {

@@ -1,5 +1,6 @@
 //! The model on the CPU's kernels: packed weights, plain rows of f32 between the products.
 
+mod chunks;
 mod text;
 mod vision;
 

@@ -1,9 +1,14 @@
 //! The Llama decoder on the kernels.
 
+use std::ops::Range;
+
 use super::super::{Loader, Matrix};
+use super::chunks;
 use crate::config::{ModelConfig, TextConfig};
 use crate::error::Result;
-use crate::kernels::{self, Attend, Cpu, Heads, KeyValueCache, PackedLinear, Precision, Rows, Then, grow};
+use crate::kernels::{
+    self, Attend, Cpu, Heads, KeyValueCache, PackedLinear, Precision, Rows, Split, Stored, Then, grow,
+};
 
 /// Decoder, token embedding and head.
 pub struct TextModel {
@@ -57,6 +62,11 @@ impl TextModel {
         Ok(())
     }
 
+    /// Of queries, keys and values side by side.
+    fn qkv_width(&self) -> usize {
+        (self.config.num_attention_heads + 2 * self.config.num_key_value_heads) * self.config.head_dim
+    }
+
     /// An empty cache for one sequence.
     pub fn cache(&self) -> Cache {
         let (heads, head_dim) = (self.config.num_key_value_heads, self.config.head_dim);
@@ -79,11 +89,27 @@ impl TextModel {
         let tokens = embeddings.len() / hidden;
         let Cache { layers, len, buffers } = cache;
         buffers.turn(*len, tokens, &self.inv_freq);
-        grow(&mut buffers.x, tokens * hidden).copy_from_slice(embeddings);
-        for (layer, cache) in self.layers.iter().zip(layers) {
+        let Buffers { x, qkv, cos, sin, .. } = buffers;
+        let x = grow(x, tokens * hidden);
+        x.copy_from_slice(embeddings);
+        let angles = (&cos[..], &sin[..]);
+        let mut stream = Stream { x, qkv: grow(qkv, tokens * self.qkv_width()), tokens };
+        if let Some(first) = self.layers.first() {
+            stream.in_chunks(|chunk, buffers| first.project(chunk, angles, buffers));
+        }
+        for (i, (layer, cache)) in self.layers.iter().zip(layers).enumerate() {
             check()?;
             cache.truncate(*len);
-            layer.forward(tokens, buffers, cache);
+            let [keys, values] = layer.keys_and_values(stream.qkv);
+            cache.append(keys, values);
+            let (seen, before) = (cache.stored(), *len);
+            // A task goes on with its tokens into the next layer: only keys and values are for all.
+            stream.in_chunks(|chunk, buffers| {
+                layer.finish(chunk, &seen, before, buffers);
+                if let Some(next) = self.layers.get(i + 1) {
+                    next.project(chunk, angles, buffers);
+                }
+            });
         }
         *len += tokens;
         if let Some(logits) = logits {
@@ -122,14 +148,10 @@ impl Cache {
 struct Buffers {
     /// The residual stream [tokens, hidden].
     x: Vec<f32>,
-    /// What goes into a product.
+    /// The last token, as `lm_head` takes it.
     rows: Rows,
     /// Queries, keys and values [tokens, (heads + 2 * kv_heads) * head_dim].
     qkv: Vec<f32>,
-    /// [tokens, heads * head_dim]
-    mixed: Vec<f32>,
-    /// Gates, and the numbers they gate [tokens, 2 * inner].
-    gate_up: Vec<f32>,
     /// Cosines and sines [tokens, head_dim / 2].
     cos: Vec<f32>,
     sin: Vec<f32>,
@@ -145,6 +167,38 @@ impl Buffers {
             self.cos.push(cos);
             self.sin.push(sin);
         }
+    }
+}
+
+/// What the layers hand on to each other; see [`Buffers`].
+struct Stream<'a> {
+    x: &'a mut [f32],
+    qkv: &'a mut [f32],
+    tokens: usize,
+}
+
+/// Some tokens of it.
+struct Chunk<'a> {
+    tokens: Range<usize>,
+    x: &'a mut [f32],
+    qkv: &'a mut [f32],
+}
+
+impl Stream<'_> {
+    /// Calls `work` with all tokens, a chunk at a time.
+    fn in_chunks(&mut self, work: impl Fn(&mut Chunk<'_>, &mut chunks::Buffers) + Sync) {
+        let (width, qkv_width) = (self.x.len() / self.tokens, self.qkv.len() / self.tokens);
+        let (x, qkv) = (Split::new(self.x), Split::new(self.qkv));
+        chunks::in_chunks(self.tokens, |tokens, buffers| {
+            // SAFETY: no other task has these tokens.
+            let (x, qkv) = unsafe {
+                (
+                    x.part(tokens.start * width, tokens.len() * width),
+                    qkv.part(tokens.start * qkv_width, tokens.len() * qkv_width),
+                )
+            };
+            work(&mut Chunk { tokens, x, qkv }, buffers);
+        });
     }
 }
 
@@ -186,31 +240,41 @@ impl Layer {
         })
     }
 
-    fn forward(&self, tokens: usize, buffers: &mut Buffers, cache: &mut KeyValueCache) {
-        let Buffers { x, rows, qkv, mixed, gate_up, cos, sin } = buffers;
-        let cpu = Cpu::detect();
-        let precision = self.qkv_proj.precision();
+    /// Queries, keys and values of a chunk, turned; `angles` are all tokens'.
+    fn project(&self, chunk: &mut Chunk<'_>, angles: (&[f32], &[f32]), buffers: &mut chunks::Buffers) {
+        let rows = &mut buffers.rows;
+        rows.rms_norm(self.qkv_proj.precision(), chunk.x, &self.input_layernorm, self.eps, Cpu::detect());
+        self.qkv_proj.multiply(rows, chunk.qkv, Then::Store);
+        let half = self.head_dim / 2;
+        let of_chunk = chunk.tokens.start * half..chunk.tokens.end * half;
+        let angles = (&angles.0[of_chunk.clone()], &angles.1[of_chunk]);
+        kernels::rotate(chunk.qkv, self.qkv_proj.outputs(), self.heads + self.kv_heads, self.head_dim, angles);
+    }
+
+    fn keys_and_values<'a>(&self, qkv: &'a [f32]) -> [Heads<'a>; 2] {
         let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let stride = queries + 2 * keys;
-        let x = &mut x[..tokens * self.o_proj.outputs()];
-        let qkv = grow(qkv, tokens * stride);
-        let mixed = grow(mixed, tokens * queries);
-        let gate_up = grow(gate_up, tokens * 2 * self.inner);
+        let of_cache = (self.kv_heads, self.head_dim);
+        [queries, queries + keys].map(|first| Heads::beside(qkv, self.qkv_proj.outputs(), first, of_cache))
+    }
 
-        rows.rms_norm(precision, x, &self.input_layernorm, self.eps, cpu);
-        self.qkv_proj.multiply(rows, qkv, Then::Store);
-        kernels::rotate(qkv, stride, self.heads + self.kv_heads, self.head_dim, (cos, sin));
-        let of_cache = |first| Heads::beside(qkv, stride, first, (self.kv_heads, self.head_dim));
-        cache.append(of_cache(queries), of_cache(queries + keys));
-        let scale = (self.head_dim as f32).powf(-0.5);
-        let queries_of_all = Heads::beside(qkv, stride, 0, (self.heads, self.head_dim));
-        cache.stored().attend(queries_of_all, scale, Attend::Causally, mixed);
-        rows.convert(precision, mixed, queries, cpu);
-        self.o_proj.multiply(rows, x, Then::Add);
+    /// What follows when `all` keys and values are there; `before` of them are of earlier tokens.
+    fn finish(&self, chunk: &mut Chunk<'_>, all: &Stored<'_>, before: usize, buffers: &mut chunks::Buffers) {
+        let chunks::Buffers { rows, mixed, inside } = buffers;
+        let (cpu, precision, tokens) = (Cpu::detect(), self.qkv_proj.precision(), chunk.tokens.len());
+        let width = self.heads * self.head_dim;
 
-        rows.rms_norm(precision, x, &self.post_attention_layernorm, self.eps, cpu);
+        let mixed = grow(mixed, tokens * width);
+        let queries = Heads::beside(chunk.qkv, self.qkv_proj.outputs(), 0, (self.heads, self.head_dim));
+        let causally = Attend::CausallyFrom(before + chunk.tokens.start);
+        all.attend(queries, (self.head_dim as f32).powf(-0.5), causally, mixed);
+        rows.convert(precision, mixed, width, cpu);
+        self.o_proj.multiply(rows, chunk.x, Then::Add);
+
+        rows.rms_norm(precision, chunk.x, &self.post_attention_layernorm, self.eps, cpu);
+        // Gates, and the numbers they gate.
+        let gate_up = grow(inside, tokens * 2 * self.inner);
         self.gate_up_proj.multiply(rows, gate_up, Then::Store);
         rows.silu_mul(precision, gate_up, self.inner, cpu);
-        self.down_proj.multiply(rows, x, Then::Add);
+        self.down_proj.multiply(rows, chunk.x, Then::Add);
     }
 }

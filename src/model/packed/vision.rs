@@ -1,18 +1,13 @@
 //! The SigLIP vision transformer and the pixel-shuffle connector on the kernels.
 
-use std::cell::RefCell;
-
 use super::super::Loader;
+use super::chunks::{self, Buffers};
 use crate::config::{ModelConfig, VisionConfig};
 use crate::error::Result;
 use crate::kernels::{
     self, Attend, Cpu, Heads, Int8KeysValues, KeyValueCache, PackedLinear, Precision, Rows, Split, Stored, Then, grow,
 };
 use crate::preprocess::Normalise;
-
-/// Patches that one task takes through all of a layer but the packing of keys and values: what they need stays in its core's second-level
-/// cache.
-const ROWS: usize = 64;
 
 /// Vision encoder and connector.
 pub struct VisionModel {
@@ -200,33 +195,18 @@ struct Chunk<'a> {
     values: &'a mut [f32],
 }
 
-/// What a task needs for a while; the memory stays with its thread.
-#[derive(Default)]
-struct ChunkBuffers {
-    rows: Rows,
-    /// What the MLP has inside [ROWS, intermediate].
-    inside: Vec<f32>,
-    /// [ROWS, hidden]
-    mixed: Vec<f32>,
-}
-
 impl Stream<'_> {
-    /// Calls `work` with all patches, [`ROWS`] at a time.
-    fn in_chunks(&mut self, work: impl Fn(&mut Chunk<'_>, &mut ChunkBuffers) + Sync) {
-        thread_local! {
-            static BUFFERS: RefCell<ChunkBuffers> = RefCell::default();
-        }
+    /// Calls `work` with all patches, a chunk at a time.
+    fn in_chunks(&mut self, work: impl Fn(&mut Chunk<'_>, &mut Buffers) + Sync) {
         let hidden = self.hidden;
         let patches = self.x.len() / hidden;
         let all = [&mut *self.x, self.queries, self.keys, self.values].map(Split::new);
-        kernels::share(patches.div_ceil(ROWS), |task| {
-            let first = task * ROWS;
-            let count = ROWS.min(patches - first);
+        chunks::in_chunks(patches, |of_chunk, buffers| {
+            let count = of_chunk.len();
             // SAFETY: no other task has these patches.
             let [x, queries, keys, values] =
-                all.each_ref().map(|all| unsafe { all.part(first * hidden, count * hidden) });
-            let mut chunk = Chunk { count, x, queries, keys, values };
-            BUFFERS.with_borrow_mut(|buffers| work(&mut chunk, buffers));
+                all.each_ref().map(|all| unsafe { all.part(of_chunk.start * hidden, count * hidden) });
+            work(&mut Chunk { count, x, queries, keys, values }, buffers);
         });
     }
 }
@@ -263,7 +243,7 @@ impl Layer {
     }
 
     /// Queries, keys and values of a chunk.
-    fn project(&self, chunk: &mut Chunk<'_>, buffers: &mut ChunkBuffers) {
+    fn project(&self, chunk: &mut Chunk<'_>, buffers: &mut Buffers) {
         let rows = &mut buffers.rows;
         let Norm { weight, bias, eps } = &self.layer_norm1;
         rows.layer_norm(self.q_proj.precision(), chunk.x, (weight, bias), *eps, Cpu::detect());
@@ -273,8 +253,8 @@ impl Layer {
     }
 
     /// What follows when all keys and values are there.
-    fn finish(&self, chunk: &mut Chunk<'_>, all: &Stored<'_>, buffers: &mut ChunkBuffers) {
-        let ChunkBuffers { rows, inside, mixed } = buffers;
+    fn finish(&self, chunk: &mut Chunk<'_>, all: &Stored<'_>, buffers: &mut Buffers) {
+        let Buffers { rows, mixed, inside } = buffers;
         let (cpu, precision) = (Cpu::detect(), self.out_proj.precision());
         let (heads, head_dim) = self.heads;
         let (hidden, inner) = (heads * head_dim, self.fc1.outputs());

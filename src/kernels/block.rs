@@ -134,7 +134,7 @@ impl<'a> Out<'a> {
 
     /// # Safety
     /// The block has this row.
-    pub(super) unsafe fn row(&mut self, row: usize) -> &mut [f32] {
+    unsafe fn row(&mut self, row: usize) -> &mut [f32] {
         // SAFETY: as whoever made this promised.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.stride), self.columns) }
     }

@@ -1,4 +1,4 @@
-//! Linear layers: rows of activations times weights in bf16, 8 or 4 bits, packed once, with bias and activation in the same pass.
+//! Linear layers: rows of activations times weights in bf16, 8 or 4 bits, packed once, with the bias in the same pass.
 //!
 //! 8-bit weights have one scale per output, 4-bit ones a scale for every block of inputs; either way activations have 8 bits and one
 //! scale per row.
@@ -35,8 +35,6 @@ pub enum Precision {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Then {
     Store,
-    /// GELU of them, by its tanh approximation.
-    Gelu,
     /// They are added to what is there: a residual connection.
     Add,
 }
@@ -129,12 +127,6 @@ impl PackedLinear {
         let mut out =
             unsafe { Out::new(out.at(row * self.outputs + column), self.outputs, columns, bias, then == Then::Add) };
         block.run(&mut out, self.cpu);
-        if then == Then::Gelu {
-            for row in 0..count {
-                // SAFETY: the block has this row.
-                math::gelu(unsafe { out.row(row) }, self.cpu);
-            }
-        }
     }
 
     /// The weights of a block of panels from `first` on.
@@ -335,7 +327,7 @@ mod tests {
         for shape in SHAPES {
             let case = Case::new(shape);
             for precision in [Precision::Bf16, Precision::Int8, Precision::Int4] {
-                for then in [Then::Store, Then::Gelu, Then::Add] {
+                for then in [Then::Store, Then::Add] {
                     let portable = case.ours(precision, Cpu::Portable, then);
                     for cpu in Cpu::available() {
                         let difference = largest_difference(&case.ours(precision, cpu, then), &portable);

@@ -124,6 +124,13 @@ impl Rows {
         });
     }
 
+    /// GELU, by its tanh approximation, of rows of `x`.
+    pub fn gelu(&mut self, precision: Precision, x: &[f32], width: usize, cpu: Cpu) {
+        self.set(precision, (x.len() / width, width), cpu, |row, out| {
+            math::gelu(&x[row * width..][..width], out, cpu);
+        });
+    }
+
     /// From rows of gates and as many numbers that they gate: silu(gate) * number.
     pub fn silu_mul(&mut self, precision: Precision, x: &[f32], width: usize, cpu: Cpu) {
         self.set(precision, (x.len() / (2 * width), width), cpu, |row, out| {

@@ -41,12 +41,12 @@ pub(super) fn sigmoid<const FUSED: bool>(x: f32) -> f32 {
 }
 
 vectorised! {
-    /// GELU by its tanh approximation, in place.
-    gelu(row: &mut [f32]) {
+    /// GELU by its tanh approximation.
+    gelu(x: &[f32], out: &mut [f32]) {
         const SQRT_2_OVER_PI: f32 = 0.797_884_6;
-        for x in row {
+        for (out, x) in out.iter_mut().zip(x) {
             // (1 + tanh z) / 2 = sigmoid(2 z)
-            *x *= sigmoid::<FUSED>(2.0 * SQRT_2_OVER_PI * *x * fma::<FUSED>(0.044_715 * *x, *x, 1.0));
+            *out = x * sigmoid::<FUSED>(2.0 * SQRT_2_OVER_PI * *x * fma::<FUSED>(0.044_715 * *x, *x, 1.0));
         }
     }
 }

@@ -269,8 +269,8 @@ impl Layer {
         let Norm { weight, bias, eps } = &self.layer_norm2;
         rows.layer_norm(precision, chunk.x, (weight, bias), *eps, cpu);
         let inside = grow(inside, chunk.count * inner);
-        self.fc1.multiply(rows, inside, Then::Gelu);
-        rows.convert(precision, inside, inner, cpu);
+        self.fc1.multiply(rows, inside, Then::Store);
+        rows.gelu(precision, inside, inner, cpu);
         self.fc2.multiply(rows, chunk.x, Then::Add);
     }
 }

@@ -137,10 +137,10 @@ impl Int8KeysValues {
 fn pack_keys(keys: (Heads<'_>, usize), packed: &mut [u32], scales: &mut [f32], corrections: &mut [i32], cpu: Cpu) {
     let (all, head) = keys;
     let (mut mean, mut key) = (vec![0.0; all.head_dim], vec![0; all.head_dim.div_ceil(QUAD)]);
-    (0..all.rows).for_each(|row| math::add(&mut mean, all.row(row, head), cpu));
+    (0..all.rows).for_each(|row| math::add(&mut mean, all.row_of_many(row, head), cpu));
     math::scale(&mut mean, (all.rows as f32).recip(), cpu);
     for position in 0..all.rows {
-        let (scale, sum) = math::centre_to_int8(all.row(position, head), &mean, &mut key, cpu);
+        let (scale, sum) = math::centre_to_int8(all.row_of_many(position, head), &mean, &mut key, cpu);
         (scales[position], corrections[position]) = (scale, OFFSET * sum);
         set_lane(packed, position, &key);
     }
@@ -151,7 +151,7 @@ fn pack_values(values: (Heads<'_>, usize), packed: &mut [u32], scales: &mut [f32
     let (all, head) = values;
     let (mut least, mut most) = (vec![f32::INFINITY; all.head_dim], vec![f32::NEG_INFINITY; all.head_dim]);
     means.fill(0.0);
-    (0..all.rows).for_each(|row| math::spread(all.row(row, head), means, &mut least, &mut most, cpu));
+    (0..all.rows).for_each(|row| math::spread(all.row_of_many(row, head), means, &mut least, &mut most, cpu));
     math::scale(means, (all.rows as f32).recip(), cpu);
     let mut inverses = vec![0.0; all.head_dim];
     for (i, (scale, inverse)) in scales.iter_mut().zip(&mut inverses).enumerate() {

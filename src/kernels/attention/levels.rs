@@ -93,9 +93,11 @@ unsafe fn tile<const ROWS: usize, const PANELS: usize>(
     unsafe {
         let words = queries.words.as_ptr().add(row * groups);
         let vectors = keys.values.as_ptr().add(position * groups * QUAD);
-        let corrections: [_; PANELS] =
-            std::array::from_fn(|p| _mm512_loadu_si512(keys.corrections.as_ptr().add(position + p * LANES).cast()));
-        let mut sums = [[_mm512_setzero_si512(); PANELS]; ROWS];
+        let start: [_; PANELS] = std::array::from_fn(|p| {
+            let corrections = _mm512_loadu_si512(keys.corrections.as_ptr().add(position + p * LANES).cast());
+            _mm512_sub_epi32(_mm512_setzero_si512(), corrections)
+        });
+        let mut sums = [start; ROWS];
         for group in 0..groups {
             let panels: [_; PANELS] =
                 std::array::from_fn(|p| _mm512_loadu_si512(vectors.add((p * groups + group) * LANES * QUAD).cast()));
@@ -111,7 +113,7 @@ unsafe fn tile<const ROWS: usize, const PANELS: usize>(
         for (r, sums) in sums.iter().enumerate() {
             let scale = _mm512_set1_ps(*queries.scales.as_ptr().add(row + r));
             let levels: [_; PANELS] = std::array::from_fn(|p| {
-                let score = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums[p], corrections[p]));
+                let score = _mm512_cvtepi32_ps(sums[p]);
                 _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_mul_ps(score, scale), scales[p]))
             });
             _mm512_storeu_si512(out.add(r * stride).cast(), _mm512_packs_epi32(levels[0], levels[1]));

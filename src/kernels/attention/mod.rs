@@ -26,9 +26,12 @@ pub use int8::Int8KeysValues;
 /// Tokens that one task takes.
 const TOKENS: usize = 32;
 
-/// Positions of a block: its scores, keys and values stay in the first two levels of cache. A multiple of [`LANES`]; where there is one
-/// token, one task takes them.
-const POSITIONS: usize = 256;
+/// Positions of a block: a few hundred kB of scores, keys and values, in the second-level cache. Smaller blocks, in the first one, join more often
+/// than that is worth. A multiple of [`LANES`], as is the next one.
+const POSITIONS: usize = 1024;
+
+/// Positions that one task takes where there is only one token.
+const PART: usize = 256;
 
 /// Keys and values as they lie in a cache.
 pub struct Stored<'a> {
@@ -154,7 +157,7 @@ impl Stored<'_> {
         work: impl Fn(usize, (usize, usize)) -> Work<'a> + Sync,
     ) {
         let (heads, head_dim) = (self.heads.len(), self.head_dim);
-        let parts = self.len.div_ceil(POSITIONS);
+        let parts = self.len.div_ceil(PART);
         // A row of a part: what it mixed, its largest score, its sum.
         let row_len = head_dim + 2;
         let part_len = group * row_len;
@@ -165,7 +168,7 @@ impl Stored<'_> {
                 let (head, part) = (task / parts, task % parts);
                 // SAFETY: no other task has this part of this head.
                 let results = unsafe { split.part(task * part_len, part_len) };
-                work(head, (part * POSITIONS, self.len.min((part + 1) * POSITIONS))).run(|row, mixed, largest, sum| {
+                work(head, (part * PART, self.len.min((part + 1) * PART))).run(|row, mixed, largest, sum| {
                     let result = &mut results[row * row_len..][..row_len];
                     result[..head_dim].copy_from_slice(mixed);
                     result[head_dim..].copy_from_slice(&[largest, sum]);

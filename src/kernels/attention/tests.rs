@@ -61,7 +61,7 @@ fn what_all_keys_and_values_have_in_common_costs_8_bits_no_precision() {
 #[test]
 fn a_far_off_peak_costs_a_blocks_small_weights_no_precision() {
     let (head_dim, positions) = (16, 3 * POSITIONS);
-    // Scores are a key's first number: a peak whose weight is a 600th of all of the others' blocks, and nothing beside it.
+    // Scores are a key's first number: a peak 600 times as heavy as a key of the other blocks, and nothing beside it.
     let score = |p: usize| [600f32.ln(), -50.0, 0.0][usize::from(p > 0) + usize::from(p >= POSITIONS)];
     let keys: Vec<f32> = (0..positions).flat_map(|p| (0..head_dim).map(move |i| [score(p), 0.0][i.min(1)])).collect();
     let values = numbers(positions * head_dim, 2);
@@ -84,7 +84,9 @@ fn a_far_off_peak_costs_a_blocks_small_weights_no_precision() {
 #[test]
 fn attention_is_attention_however_the_tokens_come() {
     for (query_heads, kv_heads, head_dim) in [(1, 1, 2), (3, 1, 64), (6, 2, 24), (4, 4, 72)] {
-        for (positions, tokens) in [(1, 1), (17, 17), (70, 70), (70, 5), (131, 1), (700, 1), (513, 1)] {
+        for (positions, tokens) in
+            [(1, 1), (17, 17), (70, 70), (70, 5), (131, 1), (700, 1), (513, 1), (POSITIONS + 70, 2)]
+        {
             let width = kv_heads * head_dim;
             let (keys, values) = (numbers(positions * width, 1), numbers(positions * width, 2));
             let queries = numbers(tokens * query_heads * head_dim, 3);

@@ -23,8 +23,8 @@ use softmax::{OCTAVE, Scores, Softmax};
 pub use cache::KeyValueCache;
 pub use int8::Int8KeysValues;
 
-/// Tokens that one task takes.
-const TOKENS: usize = 32;
+/// Query rows that one task takes, or a few less.
+const ROWS: usize = 96;
 
 /// Positions of a block: a few hundred kB of scores, keys and values, in the second-level cache. Smaller blocks, in the first one, join more often
 /// than that is worth. A multiple of [`LANES`], as is the next one.
@@ -130,11 +130,12 @@ impl Stored<'_> {
         if tokens == 1 {
             return self.attend_once(group, &out, |head, positions| work(head, 0, 1, positions));
         }
-        let chunks = tokens.div_ceil(TOKENS);
+        let at_once = (ROWS / group).max(1);
+        let chunks = tokens.div_ceil(at_once);
         team::share(heads * chunks, |task| {
             // The last tokens see the most: theirs come first.
-            let (head, first) = (task % heads, (chunks - 1 - task / heads) * TOKENS);
-            let work = work(head, first, TOKENS.min(tokens - first), (0, self.len));
+            let (head, first) = (task % heads, (chunks - 1 - task / heads) * at_once);
+            let work = work(head, first, at_once.min(tokens - first), (0, self.len));
             work.run(|row, mixed, _, sum| {
                 let (token, query_head) = work.place(row);
                 // SAFETY: no other task has this token and head.

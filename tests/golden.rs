@@ -181,11 +181,14 @@ fn a_lower_precision_is_f32_but_for_its_rounding() {
             all
         };
         let exact = logits(&load(DTypeKind::F32));
-        for (dtype, tolerance) in [(DTypeKind::Bf16, 0.1), (DTypeKind::Int8, 0.4), (DTypeKind::Int4, 1.0)] {
+        // The largest of hundreds of thousands in int4 says little: most have a sixth of it.
+        let bounds = [(DTypeKind::Bf16, 0.1, 0.02), (DTypeKind::Int8, 0.4, 0.1), (DTypeKind::Int4, 2.0, 0.5)];
+        for (dtype, largest, average) in bounds {
             let ours = logits(&load(dtype));
             let (difference, mean) = (difference(&ours, &exact), mean_difference(&ours, &exact));
             println!("{} {}: {difference:.1e} at most, {mean:.1e} on average", dir.display(), dtype.name());
-            assert!(difference > 0.0 && difference <= tolerance, "{} {}: {difference}", dir.display(), dtype.name());
+            let name = format!("{} {}", dir.display(), dtype.name());
+            assert!(difference > 0.0 && difference <= largest && mean <= average, "{name}: {difference}, {mean}");
         }
     }
 }

@@ -102,9 +102,12 @@ pub fn tiles(dir: &Path, case: &Case, tile_size: usize) -> Tiles {
 /// The largest difference as a share of the reference's root mean square.
 pub fn difference(ours: &[f32], reference: &[f32]) -> f32 {
     assert_eq!(ours.len(), reference.len());
-    let square = reference.iter().map(|r| f64::from(*r).powi(2)).sum::<f64>() / reference.len() as f64;
     let largest = ours.iter().zip(reference).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    largest / square.sqrt() as f32
+    largest / root_mean_square(reference)
+}
+
+pub fn root_mean_square(x: &[f32]) -> f32 {
+    (x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / x.len() as f64).sqrt() as f32
 }
 
 pub fn assert_close(what: &str, ours: &[f32], reference: &[f32], tolerance: f32) {

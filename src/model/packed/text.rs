@@ -62,11 +62,6 @@ impl TextModel {
         Ok(())
     }
 
-    /// Of queries, keys and values side by side.
-    fn qkv_width(&self) -> usize {
-        (self.config.num_attention_heads + 2 * self.config.num_key_value_heads) * self.config.head_dim
-    }
-
     /// An empty cache for one sequence.
     pub fn cache(&self) -> Cache {
         let (heads, head_dim) = (self.config.num_key_value_heads, self.config.head_dim);
@@ -74,7 +69,7 @@ impl TextModel {
         Cache { layers: (0..self.layers.len()).map(layer).collect(), len: 0, buffers: Buffers::default() }
     }
 
-    /// Runs `embeddings` [tokens, hidden] after what `cache` holds. The logits of the last token [vocab] go to `logits`, if there are
+    /// Runs `embeddings` [tokens, hidden], at least one, after what `cache` holds. The logits of the last token [vocab] go to `logits`, if there are
     /// to be any.
     ///
     /// `check` is asked before each layer; after its error the cache is as it was before.
@@ -93,7 +88,8 @@ impl TextModel {
         let x = grow(x, tokens * hidden);
         x.copy_from_slice(embeddings);
         let angles = (&cos[..], &sin[..]);
-        let mut stream = Stream { x, qkv: grow(qkv, tokens * self.qkv_width()), tokens };
+        let qkv_width = self.layers.first().map_or(0, |layer| layer.qkv_proj.outputs());
+        let mut stream = Stream { x, qkv: grow(qkv, tokens * qkv_width), tokens };
         if let Some(first) = self.layers.first() {
             stream.in_chunks(|chunk, buffers| first.project(chunk, angles, buffers));
         }

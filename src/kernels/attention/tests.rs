@@ -63,20 +63,29 @@ fn a_far_off_peak_costs_a_blocks_small_weights_no_precision() {
     let (head_dim, positions) = (16, 3 * POSITIONS);
     // Scores are a key's first number: a peak 600 times as heavy as a key of the other blocks, and nothing beside it.
     let score = |p: usize| [600f32.ln(), -50.0, 0.0][usize::from(p > 0) + usize::from(p >= POSITIONS)];
-    let keys: Vec<f32> = (0..positions).flat_map(|p| (0..head_dim).map(move |i| [score(p), 0.0][i.min(1)])).collect();
     let values = numbers(positions * head_dim, 2);
     let queries: Vec<f32> = (0..head_dim).map(|i| if i == 0 { 1.0 / 0.3 } else { 0.0 }).collect();
-    let expected = exact(&queries, &keys, &values, (1, 1), head_dim, false);
-    for cpu in Cpu::available() {
-        let mut tile = Int8KeysValues::new(1, head_dim, cpu);
-        let all = |rows| Heads::beside(rows, head_dim, 0, (1, head_dim));
-        tile.set(all(&keys), all(&values));
-        let mut ours = vec![f32::NAN; 2 * head_dim];
-        // Two tokens: one alone has its positions shared out.
-        let both = [queries.clone(), queries.clone()].concat();
-        tile.stored().attend(Heads::beside(&both, head_dim, 0, (1, head_dim)), 0.3, Attend::Everywhere, &mut ours);
-        for ours in ours.chunks(head_dim) {
-            assert!(largest_difference(ours, &expected) < 0.1, "{cpu:?} {ours:?} {expected:?}");
+    // Two tokens: one alone has its positions shared out.
+    let both = [queries.clone(), queries.clone()].concat();
+    // In the first block, and in the last one: there, all that came before has to become small.
+    for last in [false, true] {
+        let place = |p: usize| if last { positions - 1 - p } else { p };
+        let keys: Vec<f32> =
+            (0..positions).flat_map(|p| (0..head_dim).map(move |i| [score(place(p)), 0.0][i.min(1)])).collect();
+        let expected = exact(&queries, &keys, &values, (1, 1), head_dim, false);
+        for cpu in Cpu::available() {
+            let all = |rows| Heads::beside(rows, head_dim, 0, (1, head_dim));
+            let mut cache = KeyValueCache::new(1, head_dim, cpu);
+            cache.append(all(&keys), all(&values));
+            let mut tile = Int8KeysValues::new(1, head_dim, cpu);
+            tile.set(all(&keys), all(&values));
+            for stored in [cache.stored(), tile.stored()] {
+                let mut ours = vec![f32::NAN; 2 * head_dim];
+                stored.attend(all(&both), 0.3, Attend::Everywhere, &mut ours);
+                for ours in ours.chunks(head_dim) {
+                    assert!(largest_difference(ours, &expected) < 0.1, "{cpu:?} {last} {ours:?} {expected:?}");
+                }
+            }
         }
     }
 }

@@ -211,12 +211,12 @@ unsafe fn f32_tile<const ROWS: usize, const PANELS: usize>(
     }
 }
 
-/// Bytes that a tall tile of int8 fetches for each group: half a line, so that a block of a few dozen rows fetches as much as it has itself.
-/// Fewer rows read faster than that.
+/// Bytes that a tall tile of int8 fetches for each group: half a line, so that a block of a few dozen rows fetches as much as it has
+/// itself. Fewer rows read faster than that.
 const AHEAD: usize = 32;
 
-/// How far on in a panel a single row fetches, in bytes: the processor's own prefetching ends with a page of 4 KiB, and a panel has two or three.
-/// From 1 to 4 KiB did, 2 did best.
+/// How far on in a panel a single row fetches, in bytes: the processor's own prefetching ends with a page of 4 KiB, and a panel has two or
+/// three. From 1 to 4 KiB did, 2 did best.
 const ON: usize = 2048;
 
 /// # Safety

@@ -1,7 +1,7 @@
 //! Scores in 16 bits and what they weigh, in AVX-512, for attention in 8 bits.
 //!
-//! A score is a whole number of levels, [`OCTAVE`] to a doubling of its weight: what that rounds off a weight, 1.1 % at most, is of the order
-//! of what 8 bits leave of queries and keys. 32 scores fit a register then, and a weight is a number of a table, shifted.
+//! A score is a whole number of levels, [`OCTAVE`] to a doubling of its weight, which rounds off 1.1 % of a weight at most. 32 scores fit a
+//! register then, and a weight is a number of a table, shifted.
 
 use std::arch::x86_64::*;
 
@@ -121,8 +121,8 @@ unsafe fn tile<const ROWS: usize, const PANELS: usize>(
     }
 }
 
-/// What the first `seen` scores of a row from [`scores`] weigh, 255 being what the largest one does, a byte for each in the order of positions;
-/// the largest, and the sum of the weights. The others weigh nothing.
+/// What the first `seen` scores of a row from [`scores`] weigh, 255 being what the largest one does, a byte for each in the order of
+/// positions; the largest, and the sum of the weights. The others weigh nothing.
 ///
 /// # Safety
 /// The processor has AVX-512 F, BW and VNNI.

@@ -26,8 +26,8 @@ pub use int8::Int8KeysValues;
 /// Query rows that one task takes, or a few less.
 const ROWS: usize = 96;
 
-/// Positions of a block: a few hundred kB of scores, keys and values, in the second-level cache. Smaller blocks, in the first one, join more often
-/// than that is worth. A multiple of [`LANES`], as is the next one.
+/// Positions of a block: a few hundred kB of scores, keys and values, in the second-level cache. Smaller blocks, in the first one, join
+/// more often than that is worth. A multiple of [`LANES`], as is the next one.
 const POSITIONS: usize = 1024;
 
 /// Positions that one task takes where there is only one token.
@@ -75,8 +75,8 @@ impl<'a> Heads<'a> {
         &self.data[row * self.stride + head * self.head_dim..][..self.head_dim]
     }
 
-    /// The same for whoever asks for one row after another: rows are pages apart, which stops the processor's own prefetching, and another core
-    /// may have written them.
+    /// The same for whoever asks for one row after another: rows are pages apart, which stops the processor's own prefetching, and another
+    /// core may have written them.
     fn row_of_many(&self, row: usize, head: usize) -> &'a [f32] {
         #[cfg(target_arch = "x86_64")]
         if row + ROWS_ON < self.rows {
@@ -230,7 +230,8 @@ impl Work<'_> {
         self.first_position.map_or(self.stored.len, |first| first + token + 1).min(self.positions.1)
     }
 
-    /// Gives `take` each row's number, its values mixed with weights relative to the largest, its largest score, and the sum of its weights.
+    /// Gives `take` each row's number, its values mixed with weights relative to the largest, its largest score, and the sum of its
+    /// weights.
     fn run(&self, take: impl FnMut(usize, &[f32], f32, f32)) {
         thread_local! {
             static BUFFERS: RefCell<Buffers> = RefCell::default();

@@ -42,8 +42,8 @@ pub(super) struct Scores {
 }
 
 impl Scores {
-    /// `weights` become those of `positions` for each of `queries`, relative to the row's largest score so far in bf16, to that of the block in
-    /// 8 bits; `rows` take them in. What a row does not see, from position `seen(row)` on, has no weight. On this thread.
+    /// `weights` become those of `positions` for each of `queries`, relative to the row's largest score so far in bf16, to that of the
+    /// block in 8 bits; `rows` take them in. What a row does not see, from position `seen(row)` on, has no weight. On this thread.
     pub(super) fn weigh(
         &mut self,
         queries: &Rows,

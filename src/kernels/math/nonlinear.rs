@@ -67,7 +67,8 @@ pub(in super::super) fn power_of_two(x: f32) -> f32 {
 }
 
 vectorised! {
-    /// 2 to the power of each score less the largest one, or `least`, rounded to bf16, two to a word; the largest, and the sum of the powers.
+    /// 2 to the power of each score less the largest one, or `least`, rounded to bf16, two to a word; the largest, and the sum of the
+    /// powers.
     exp2_row(scores: &[f32], least: f32, words: &mut [u32]) -> (f32, f32) {
         const PAIRS: usize = LANES;
         let largest = largest(scores, least, |x| x);

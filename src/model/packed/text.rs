@@ -69,8 +69,8 @@ impl TextModel {
         Cache { layers: (0..self.layers.len()).map(layer).collect(), len: 0, buffers: Buffers::default() }
     }
 
-    /// Runs `embeddings` [tokens, hidden], at least one, after what `cache` holds. The logits of the last token [vocab] go to `logits`, if there are
-    /// to be any.
+    /// Runs `embeddings` [tokens, hidden], at least one, after what `cache` holds. The logits of the last token [vocab] go to `logits`, if
+    /// there are to be any.
     ///
     /// `check` is asked before each layer; after its error the cache is as it was before.
     pub fn forward<E>(

@@ -7,15 +7,11 @@ use std::arch::x86_64::*;
 
 use super::super::Rows;
 use super::super::block::{LANES, QUAD};
-use super::super::x86::dispatch;
+use super::super::x86::{TALL_PANELS, dispatch, even_rows};
 use super::softmax::OCTAVE;
 
 /// Positions of a vector of weights. Blocks of positions are multiples of it.
 pub(super) const VECTOR: usize = LANES * QUAD;
-
-/// Rows and panels of a register tile: 24 sums.
-const TILE_ROWS: usize = 12;
-const TILE_PANELS: usize = 2;
 
 /// 255 times 2 to the power of minus each level of an octave, times 2^[`SPARE`].
 const POWERS: [u16; OCTAVE] = powers();
@@ -60,16 +56,16 @@ pub(super) unsafe fn scores(queries: &Rows, keys: Keys<'_>, positions: usize, ou
     assert!(keys.values.len() >= positions * groups * QUAD);
     assert!(keys.scales.len() >= positions && keys.corrections.len() >= positions);
     assert!(queries.words.len() >= rows * groups && queries.scales.len() >= rows);
-    let tile_rows = rows.div_ceil(rows.div_ceil(TILE_ROWS));
+    let tile_rows = even_rows(rows);
     for row in (0..rows).step_by(tile_rows) {
         let count = tile_rows.min(rows - row);
-        for position in (0..positions).step_by(TILE_PANELS * LANES) {
+        for position in (0..positions).step_by(TALL_PANELS * LANES) {
             // SAFETY: as this function; rows and positions are there.
             unsafe {
                 dispatch!(
                     tile,
                     [1 2 3 4 5 6 7 8 9 10 11 12] [2],
-                    (count, TILE_PANELS),
+                    (count, TALL_PANELS),
                     (queries, row, keys, position, out.as_mut_ptr().add(row * positions + position), positions)
                 );
             }

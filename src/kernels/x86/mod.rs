@@ -1,0 +1,88 @@
+//! AVX-512's products: a tile of rows and panels is held in registers while the inputs stream by.
+
+mod bf16;
+mod int4;
+mod int8;
+
+use std::arch::x86_64::*;
+
+use super::block::Out;
+
+pub(super) use bf16::{bf16_block, bf16_block_in_f32};
+pub(super) use int4::int4_block;
+pub(super) use int8::int8_block;
+
+/// Rows of a register tile: 6 rows by 4 panels are 24 accumulators of the 32 registers.
+const TILE_ROWS: usize = 6;
+
+/// Rows of a tall tile, by 2 panels: more rows share what is read of a panel, and what taking it apart costs.
+const TALL_ROWS: usize = 12;
+pub(super) const TALL_PANELS: usize = 2;
+
+/// How far on in a panel a single row fetches, in bytes: the processor's own prefetching ends with a page of 4 KiB, and a panel has two or
+/// three. From 1 to 4 KiB did, 2 did best.
+const ON: usize = 2048;
+
+/// Rows of each of as many tall tiles as `rows` need: a last one of few rows would read all of the panels for little work.
+pub(super) fn even_rows(rows: usize) -> usize {
+    rows.div_ceil(rows.div_ceil(TALL_ROWS))
+}
+
+/// Calls `$kernel::<ROWS, PANELS>` for the constants out of the lists that `$rows` and `$panels` are.
+macro_rules! dispatch {
+    ($kernel:ident, [$($count:literal)*] $list:tt, ($rows:expr, $panels:expr), $arguments:tt) => {
+        match $rows {
+            $($count => dispatch!(@panels $kernel, $count, $list, $panels, $arguments),)*
+            rows => unreachable!("{rows} rows of a tile"),
+        }
+    };
+    (@panels $kernel:ident, $rows:literal, [$($count:literal)*], $panels:expr, $arguments:tt) => {
+        match $panels {
+            $($count => $kernel::<$rows, $count> $arguments,)*
+            panels => unreachable!("{panels} panels of a tile"),
+        }
+    };
+}
+
+pub(super) use dispatch;
+
+/// Where a panel's results go.
+struct Column {
+    start: *mut f32,
+    stride: usize,
+    /// The lanes that have columns.
+    mask: __mmask16,
+    bias: __m512,
+    add: bool,
+}
+
+impl Column {
+    /// # Safety
+    /// The processor has AVX-512 F; the block has this row and this panel.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn new(out: &mut Out<'_>, row: usize, panel: usize) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let (start, lanes) = out.lanes(row, panel);
+            let mask = ((1u32 << lanes) - 1) as __mmask16;
+            Self { start, stride: out.stride(), mask, bias: _mm512_loadu_ps(out.bias(panel)), add: out.add }
+        }
+    }
+
+    /// Stores or adds as many lanes as there are columns.
+    ///
+    /// # Safety
+    /// The processor has AVX-512 F; the block has as many rows.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn store(&self, row: usize, values: __m512) {
+        let values = _mm512_add_ps(values, self.bias);
+        // SAFETY: as the caller promises; the mask leaves out what is not the block's.
+        unsafe {
+            let at = self.start.add(row * self.stride);
+            let values = if self.add { _mm512_add_ps(values, _mm512_maskz_loadu_ps(self.mask, at)) } else { values };
+            _mm512_mask_storeu_ps(at, self.mask, values);
+        }
+    }
+}

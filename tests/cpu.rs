@@ -50,12 +50,20 @@ fn the_answers_are_right_with_every_set_of_kernels() {
     {
         use std::is_x86_feature_detected as has;
         let avx512 = has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") && has!("avx512vnni");
-        let sets = [("avxvnni", has!("avxvnni")), ("avx512", avx512), ("avx512bf16", avx512 && has!("avx512bf16"))];
+        // Linux shows AMX to those only whom it would let use it.
+        let amx = std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains(" amx_int8"));
+        let sets = [
+            ("avxvnni", has!("avxvnni")),
+            ("avx512", avx512),
+            ("avx512bf16", avx512 && has!("avx512bf16")),
+            ("amx", avx512 && amx),
+        ];
         for (name, _) in sets.into_iter().filter(|&(_, is_here)| is_here) {
             assert!(said(name).contains(&format!("Info: kernels: {name}\n")), "{name}");
         }
     }
     let ignored = said("avx3");
-    let warning = "Warn: SMOLVLM_CPU: \"avx3\" is none of portable, avx2, avxvnni, avx512, avx512bf16; it is ignored\n";
+    let warning =
+        "Warn: SMOLVLM_CPU: \"avx3\" is none of portable, avx2, avxvnni, avx512, avx512bf16, amx; it is ignored\n";
     assert!(ignored.contains(warning), "{ignored}");
 }

@@ -176,21 +176,36 @@ impl Block<'_> {
     /// Computes the block with the kernels of `cpu`.
     pub(super) fn run(&self, out: &mut Out, cpu: Cpu) {
         assert!(out.columns <= self.panel_count * LANES && out.columns > (self.panel_count - 1) * LANES);
+        // A few rows fill no tile: they get what AVX-512 has for them.
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if cpu == Cpu::Amx && self.row_count > x86::TILE_ROWS {
+            // SAFETY: a set exists only where the processor has its instructions; there are rows enough.
+            match self.panels {
+                Panels::Bf16(values) => return unsafe { x86::amx::bf16_block(values, self, out) },
+                // SAFETY: as above.
+                Panels::Int8 { values, scales, corrections } => {
+                    return unsafe {
+                        x86::amx::int8_block(values, scales, corrections, self, out);
+                    };
+                }
+                Panels::Int4 { .. } => {}
+            }
+        }
         match (self.panels, cpu) {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: a set exists only where the processor has its instructions.
             (Panels::Bf16(values), Cpu::Avx512Bf16) => unsafe { x86::bf16_block(values, self, out) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            (Panels::Bf16(values), Cpu::Avx512) => unsafe { x86::bf16_block_in_f32(values, self, out) },
+            (Panels::Bf16(values), Cpu::Avx512 | Cpu::Amx) => unsafe { x86::bf16_block_in_f32(values, self, out) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            (Panels::Int8 { values, scales, corrections }, Cpu::Avx512 | Cpu::Avx512Bf16) => unsafe {
+            (Panels::Int8 { values, scales, corrections }, Cpu::Avx512 | Cpu::Avx512Bf16 | Cpu::Amx) => unsafe {
                 x86::int8_block(values, scales, corrections, self, out);
             },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            (Panels::Int4 { values, scales }, Cpu::Avx512 | Cpu::Avx512Bf16) => unsafe {
+            (Panels::Int4 { values, scales }, Cpu::Avx512 | Cpu::Avx512Bf16 | Cpu::Amx) => unsafe {
                 x86::int4_block(values, scales, self, out);
             },
             #[cfg(target_arch = "x86_64")]

@@ -22,10 +22,12 @@ pub enum Cpu {
     /// The same, and bf16 in VDPBF16PS instead of f32: Zen 4 and newer. Cooper Lake, Sapphire Rapids and newer have it too, and [`Cpu::detect`]
     /// passes it over there.
     Avx512Bf16,
+    /// The same as `Avx512`, and AMX for more than a few rows in bf16 and 8 bits: Sapphire Rapids and newer, on Linux.
+    Amx,
 }
 
 impl Cpu {
-    const ALL: [Cpu; 5] = [Cpu::Portable, Cpu::Avx2, Cpu::AvxVnni, Cpu::Avx512, Cpu::Avx512Bf16];
+    const ALL: [Cpu; 6] = [Cpu::Portable, Cpu::Avx2, Cpu::AvxVnni, Cpu::Avx512, Cpu::Avx512Bf16, Cpu::Amx];
 
     /// Its name in [`VARIABLE`].
     pub fn name(self) -> &'static str {
@@ -35,6 +37,7 @@ impl Cpu {
             Cpu::AvxVnni => "avxvnni",
             Cpu::Avx512 => "avx512",
             Cpu::Avx512Bf16 => "avx512bf16",
+            Cpu::Amx => "amx",
         }
     }
 
@@ -42,7 +45,7 @@ impl Cpu {
     pub fn detect() -> Self {
         static BEST: LazyLock<Cpu> = LazyLock::new(|| {
             let named = limit(std::env::var(VARIABLE).ok().as_deref()).ok().flatten();
-            let fits = |&cpu: &Cpu| named == Some(cpu) || cpu.is_worth_it();
+            let fits = |&cpu: &Cpu| (named == Some(cpu) || cpu.is_worth_it()) && cpu.runs_here();
             Cpu::available().into_iter().rfind(fits).unwrap_or(Cpu::Portable)
         });
         static SAID: AtomicBool = AtomicBool::new(false);
@@ -56,10 +59,20 @@ impl Cpu {
         best
     }
 
-    /// The sets that run here, and are not better than the one that [`VARIABLE`] names; the best last.
+    /// The sets that run here, and are not better than the one that [`VARIABLE`] names; the best last. In tests, AMX is emulated where it
+    /// is not to be had.
     pub fn available() -> Vec<Self> {
-        let limit = limit(std::env::var(VARIABLE).ok().as_deref()).ok().flatten().unwrap_or(Cpu::Avx512Bf16);
-        Self::ALL.into_iter().filter(|&cpu| cpu <= limit && cpu.runs_here()).collect()
+        let limit = limit(std::env::var(VARIABLE).ok().as_deref()).ok().flatten().unwrap_or(Cpu::Amx);
+        Self::ALL.into_iter().filter(|&cpu| cpu <= limit && (cpu.runs_here() || cpu.is_emulated())).collect()
+    }
+
+    fn is_emulated(self) -> bool {
+        #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+        if self == Cpu::Amx && Cpu::Avx512.runs_here() {
+            super::x86::amx::emulator::install();
+            return true;
+        }
+        false
     }
 
     /// Whether the set is faster than the one before it. Intel's VDPBF16PS does 64 operations in two cycles, its VFMADD231PS twice 32 in
@@ -91,6 +104,7 @@ impl Cpu {
                     && has!("avx512vnni")
             }
             Cpu::Avx512Bf16 => Cpu::Avx512.runs_here() && has!("avx512bf16"),
+            Cpu::Amx => Cpu::Avx512.runs_here() && amx_runs_here(),
         }
     }
 
@@ -98,6 +112,30 @@ impl Cpu {
     fn runs_here(self) -> bool {
         self == Cpu::Portable
     }
+}
+
+/// Whether the processor has AMX in bf16 and 8 bits, and the system lets this process use it: it has to be asked, since tiles make what it
+/// saves of a thread larger by 8 KiB. Those who have it keep it; see the Linux kernel's `Documentation/arch/x86/xstate.rst`.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn amx_runs_here() -> bool {
+    use std::arch::x86_64::__cpuid_count;
+    const BF16_TILE_INT8: u32 = 1 << 22 | 1 << 24 | 1 << 25;
+    const ARCH_REQ_XCOMP_PERM: libc::c_int = 0x1023;
+    const XTILEDATA: libc::c_ulong = 18;
+    static RUNS: LazyLock<bool> = LazyLock::new(|| {
+        #[allow(unused_unsafe, reason = "safe from Rust 1.94 on")]
+        // SAFETY: every x86-64 processor has the instruction.
+        let [leaves, features] = unsafe { [__cpuid_count(0, 0).eax, __cpuid_count(7, 0).edx] };
+        // SAFETY: the call takes two numbers, and changes nothing but what it is asked for.
+        let granted = || unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0 };
+        leaves >= 7 && features & BF16_TILE_INT8 == BF16_TILE_INT8 && granted()
+    });
+    *RUNS
+}
+
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+fn amx_runs_here() -> bool {
+    false
 }
 
 /// The set that the variable's value names.
@@ -122,7 +160,7 @@ mod tests {
         let error = limit(Some("AVX2")).unwrap_err();
         assert_eq!(
             error,
-            "SMOLVLM_CPU: \"AVX2\" is none of portable, avx2, avxvnni, avx512, avx512bf16; it is ignored"
+            "SMOLVLM_CPU: \"AVX2\" is none of portable, avx2, avxvnni, avx512, avx512bf16, amx; it is ignored"
         );
     }
 
@@ -134,14 +172,16 @@ mod tests {
         let best = Cpu::detect();
         assert!(sets[0] == Cpu::Portable && sets.contains(&best));
         let named = Cpu::ALL.into_iter().find(|cpu| std::env::var(VARIABLE).is_ok_and(|name| name == cpu.name()));
+        // None that is emulated.
+        assert!(best.runs_here());
         match named {
-            Some(named) if sets.contains(&named) => assert_eq!(best, named),
+            Some(named) if named.runs_here() => assert_eq!(best, named),
             Some(named) => assert!(best < named),
             None => {
                 // What the kernel says of the processor, where this is Linux.
                 let intel = std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains("GenuineIntel"));
                 let passed_over = |cpu: Cpu| intel && cpu == Cpu::Avx512Bf16;
-                assert_eq!(Some(best), sets.into_iter().rfind(|&cpu| !passed_over(cpu)));
+                assert_eq!(Some(best), sets.into_iter().rfind(|&cpu| !passed_over(cpu) && cpu.runs_here()));
             }
         }
     }

@@ -5,9 +5,13 @@
 
 use std::arch::x86_64::*;
 
-use super::super::Rows;
+#[cfg(target_os = "linux")]
+use super::super::block::Strides;
 use super::super::block::{LANES, QUAD};
 use super::super::x86::{TALL_PANELS, dispatch, even_rows};
+#[cfg(target_os = "linux")]
+use super::super::x86::{TILE_ROWS, amx};
+use super::super::{Cpu, Rows};
 use super::softmax::OCTAVE;
 
 /// Positions of a vector of weights. Blocks of positions are multiples of it.
@@ -48,14 +52,19 @@ fn place(position: usize) -> usize {
 /// Scores of `queries` with `positions` keys, in no particular order [rows, positions]. Those beyond the i16 are its ends.
 ///
 /// # Safety
-/// The processor has AVX-512 F, BW and VNNI.
+/// The processor has AVX-512 F, BW and VNNI, and what `cpu` has.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub(super) unsafe fn scores(queries: &Rows, keys: Keys<'_>, positions: usize, out: &mut [i16]) {
+pub(super) unsafe fn scores(queries: &Rows, keys: Keys<'_>, positions: usize, out: &mut [i16], cpu: Cpu) {
     let (rows, groups) = (queries.count(), queries.groups);
     assert!(positions.is_multiple_of(VECTOR) && out.len() == rows * positions);
     assert!(keys.values.len() >= positions * groups * QUAD);
     assert!(keys.scales.len() >= positions && keys.corrections.len() >= positions);
     assert!(queries.words.len() >= rows * groups && queries.scales.len() >= rows);
+    #[cfg(target_os = "linux")]
+    if cpu == Cpu::Amx && rows > TILE_ROWS {
+        // SAFETY: as this function; the slices are as long as said.
+        return unsafe { scores_in_tiles(queries, keys, positions, out) };
+    }
     let tile_rows = even_rows(rows);
     for row in (0..rows).step_by(tile_rows) {
         let count = tile_rows.min(rows - row);
@@ -114,6 +123,43 @@ unsafe fn tile<const ROWS: usize, const PANELS: usize>(
             });
             _mm512_storeu_si512(out.add(r * stride).cast(), _mm512_packs_epi32(levels[0], levels[1]));
         }
+    }
+}
+
+/// [`scores`] in AMX.
+///
+/// # Safety
+/// As [`scores`], which has checked the slices; the processor has AMX, and the process may use it. There are two rows at least.
+#[cfg(target_os = "linux")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn scores_in_tiles(queries: &Rows, keys: Keys<'_>, positions: usize, out: &mut [i16]) {
+    let (rows, groups) = (queries.count(), queries.groups);
+    let inputs = amx::Inputs {
+        words: &queries.words,
+        groups,
+        rows,
+        vectors: amx::vectors(keys.values, QUAD),
+        panels: positions / LANES,
+        strides: Strides { panel: groups, group: 1 },
+    };
+    // SAFETY: as this function; there are as many numbers of all positions, whose panels are even.
+    unsafe {
+        amx::multiply(amx::Numbers::Bytes, &inputs, |place, sums| {
+            let position = place.panel * LANES;
+            let [low, high] = [position, position + LANES];
+            let scales = [low, high].map(|at| _mm512_loadu_ps(keys.scales.as_ptr().add(at)));
+            let corrections = [low, high].map(|at| _mm512_loadu_si512(keys.corrections.as_ptr().add(at).cast()));
+            for r in 0..place.rows {
+                let row = place.row + r;
+                let scale = _mm512_set1_ps(*queries.scales.as_ptr().add(row));
+                let levels = |p: usize| {
+                    let score = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums.at(r, p), corrections[p]));
+                    _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_mul_ps(score, scale), scales[p]))
+                };
+                let out = out.as_mut_ptr().add(row * positions + position);
+                _mm512_storeu_si512(out.cast(), _mm512_packs_epi32(levels(0), levels(1)));
+            }
+        });
     }
 }
 

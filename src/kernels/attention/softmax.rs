@@ -56,12 +56,12 @@ impl Scores {
         let count = queries.count();
         #[cfg(target_arch = "x86_64")]
         if let Panels::Int8 { values, scales, corrections: Some(corrections) } = keys
-            && matches!(cpu, Cpu::Avx512 | Cpu::Avx512Bf16)
+            && matches!(cpu, Cpu::Avx512 | Cpu::Avx512Bf16 | Cpu::Amx)
         {
             let padded = positions.next_multiple_of(levels::VECTOR);
             let scores = self.levels.grow(count * padded);
             // SAFETY: the processor has what these sets need, which is more than that.
-            unsafe { levels::scores(queries, levels::Keys { values, scales, corrections }, padded, scores) };
+            unsafe { levels::scores(queries, levels::Keys { values, scales, corrections }, padded, scores, cpu) };
             weights.set_words(Precision::Int8, (count, padded), |row, words| {
                 // SAFETY: as above.
                 let (largest, sum) = unsafe { levels::weigh(&mut scores[row * padded..][..padded], seen(row), words) };

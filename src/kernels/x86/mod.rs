@@ -1,5 +1,7 @@
-//! AVX-512's products: a tile of rows and panels is held in registers while the inputs stream by.
+//! AVX-512's products: a tile of rows and panels is held in registers while the inputs stream by; and AMX's.
 
+#[cfg(target_os = "linux")]
+pub(super) mod amx;
 mod bf16;
 mod int4;
 mod int8;
@@ -13,7 +15,7 @@ pub(super) use int4::int4_block;
 pub(super) use int8::int8_block;
 
 /// Rows of a register tile: 6 rows by 4 panels are 24 accumulators of the 32 registers.
-const TILE_ROWS: usize = 6;
+pub(super) const TILE_ROWS: usize = 6;
 
 /// Rows of a tall tile, by 2 panels: more rows share what is read of a panel, and what taking it apart costs.
 const TALL_ROWS: usize = 12;

@@ -36,7 +36,11 @@ pub fn products(cpu: Cpu, precision: Precision, threads: usize) -> (f64, &'stati
         (Cpu::Portable, _) => (x86::mul_add_sse, 12 * 8, "MULPS and ADDPS, 128 bits"),
         (Cpu::Avx512, Precision::Bf16) => (x86::fma_wide, 24 * 32, "VFMADD231PS, 512 bits"),
         (Cpu::Avx512Bf16, Precision::Bf16) => (x86::dpbf16, 24 * 64, "VDPBF16PS, 512 bits"),
-        (Cpu::Avx512 | Cpu::Avx512Bf16, _) => (x86::dpbusd, 24 * 128, "VPDPBUSD, 512 bits"),
+        (Cpu::Avx512 | Cpu::Avx512Bf16, _) | (Cpu::Amx, Precision::Int4) => {
+            (x86::dpbusd, 24 * 128, "VPDPBUSD, 512 bits")
+        }
+        (Cpu::Amx, Precision::Int8) => (x86::tdpbusd, 4 * 2 * 16 * 16 * 64, "TDPBUSD"),
+        (Cpu::Amx, Precision::Bf16) => (x86::tdpbf16ps, 4 * 2 * 16 * 16 * 32, "TDPBF16PS"),
         (Cpu::AvxVnni, Precision::Int8 | Precision::Int4) => (x86::dpbusd_vex, 12 * 64, "VPDPBUSD, 256 bits"),
         (Cpu::Avx2, Precision::Int8 | Precision::Int4) => {
             (x86::maddubs, 4 * 64, "VPSIGNB, VPMADDUBSW, VPMADDWD and VPADDD, 256 bits")
@@ -142,6 +146,49 @@ mod x86 {
         "vpmaddwd ymm12, ymm12, ymm15",
         "vpaddd ymm\\i, ymm\\i, ymm12"
     );
+
+    /// A function that multiplies tiles of 16 rows of 64 bytes, four at a time, LOOPS times. Its caller knows that the processor has them,
+    /// and that the process may use them.
+    macro_rules! tiles {
+        ($name:ident, $instruction:literal) => {
+            pub fn $name() {
+                #[repr(align(64))]
+                struct Shapes([u8; 64]);
+                let mut shapes = Shapes([0; 64]);
+                shapes.0[0] = 1;
+                shapes.0[16..32].iter_mut().step_by(2).for_each(|bytes| *bytes = 64);
+                shapes.0[48..56].fill(16);
+                // SAFETY: registers alone, all of which are given as changed, and the shapes of the one palette.
+                unsafe {
+                    asm!(
+                        "ldtilecfg [{shapes}]",
+                        "2:",
+                        concat!($instruction, " tmm0, tmm4, tmm6"),
+                        concat!($instruction, " tmm1, tmm4, tmm7"),
+                        concat!($instruction, " tmm2, tmm5, tmm6"),
+                        concat!($instruction, " tmm3, tmm5, tmm7"),
+                        "dec {loops}",
+                        "jnz 2b",
+                        "tilerelease",
+                        shapes = in(reg) &shapes,
+                        loops = inout(reg) LOOPS => _,
+                        out("tmm0") _,
+                        out("tmm1") _,
+                        out("tmm2") _,
+                        out("tmm3") _,
+                        out("tmm4") _,
+                        out("tmm5") _,
+                        out("tmm6") _,
+                        out("tmm7") _,
+                        options(nostack, readonly),
+                    );
+                }
+            }
+        };
+    }
+
+    tiles!(tdpbusd, "tdpbusd");
+    tiles!(tdpbf16ps, "tdpbf16ps");
 
     /// # Safety
     /// The processor has AVX.

@@ -81,10 +81,21 @@ impl Rows {
         (count, width): (usize, usize),
         mut make: impl FnMut(usize, &mut [u32]) -> f32,
     ) {
-        self.shape(precision, (count, width));
-        for (row, words) in self.words.chunks_exact_mut(self.groups).take(count).enumerate() {
-            self.scales[row] = make(row, words);
+        for row in 0..count {
+            self.set_row(precision, (count, width), row, |words| make(row, words));
         }
+    }
+
+    /// The same for one of the rows.
+    pub(super) fn set_row(
+        &mut self,
+        precision: Precision,
+        shape: (usize, usize),
+        row: usize,
+        make: impl FnOnce(&mut [u32]) -> f32,
+    ) {
+        self.shape(precision, shape);
+        self.scales[row] = make(&mut self.words[row * self.groups..][..self.groups]);
     }
 
     fn shape(&mut self, precision: Precision, (count, width): (usize, usize)) {

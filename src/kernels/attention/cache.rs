@@ -4,7 +4,7 @@ use super::super::aligned::Aligned;
 use super::super::block::{LANES, PAIR, Panels};
 use super::super::team::{self, Split};
 use super::super::{Cpu, math};
-use super::{Head, Heads, Stored, set_lane};
+use super::{Head, Heads, Stored, Weights, set_lane};
 
 /// Keys and values of one layer and sequence.
 pub struct KeyValueCache {
@@ -90,13 +90,37 @@ impl KeyValueCache {
 
     /// What queries are to look at.
     pub fn stored(&self) -> Stored<'_> {
+        let head = |head: usize| {
+            let (keys, values) = self.packed(head);
+            Head {
+                keys: Panels::Bf16(bytemuck::cast_slice(keys)),
+                values: Panels::Bf16(bytemuck::cast_slice(values)),
+                mean: &[],
+            }
+        };
+        Stored {
+            heads: (0..self.heads).map(head).collect(),
+            head_dim: self.head_dim,
+            len: self.len,
+            weights: Weights::Bytes,
+            cpu: self.cpu,
+        }
+    }
+
+    /// A head's keys and values, of all positions that fit.
+    pub(super) fn packed(&self, head: usize) -> (&[u32], &[u32]) {
         let (groups, padded) = (self.head_dim / PAIR, self.head_dim.next_multiple_of(LANES));
         let (key_words, value_words) = (self.capacity * groups, self.capacity / PAIR * padded);
-        let head = |head: usize| Head {
-            keys: Panels::Bf16(bytemuck::cast_slice(&self.keys[head * key_words..][..key_words])),
-            values: Panels::Bf16(bytemuck::cast_slice(&self.values[head * value_words..][..value_words])),
-            mean: &[],
-        };
-        Stored { heads: (0..self.heads).map(head).collect(), head_dim: self.head_dim, len: self.len, cpu: self.cpu }
+        (&self.keys[head * key_words..][..key_words], &self.values[head * value_words..][..value_words])
+    }
+
+    /// Positions that are held.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// How many heads, and head_dim.
+    pub(super) fn shape(&self) -> (usize, usize) {
+        (self.heads, self.head_dim)
     }
 }

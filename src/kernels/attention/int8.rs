@@ -3,13 +3,15 @@
 //! Both are stored less their mean. Of keys, that takes the same off all of a query's scores, and so changes no weight; of values, it is
 //! added again to what they become, since weights add up to one. What is left is smaller, and so is its rounding (for keys:
 //! SageAttention, arXiv 2410.02367, section 4.2).
+//!
+//! A prompt's tokens often look at one position above all, and at the others together as much: their softmax's weights have 16 bits.
 
 use super::super::aligned::Aligned;
-use super::super::block::{LANES, OFFSET, Panels, QUAD};
+use super::super::block::{LANES, OFFSET, PAIR, Panels, QUAD};
 use super::super::rows::grow;
 use super::super::team::{self, Split};
 use super::super::{Cpu, math};
-use super::{Head, Heads, Stored, set_lane};
+use super::{Head, Heads, KeyValueCache, Stored, Weights, set_lane};
 
 /// Keys and values of one layer and tile; the memory is used again and again.
 pub struct Int8KeysValues {
@@ -26,6 +28,7 @@ pub struct Int8KeysValues {
     /// [heads, head_dim panels * LANES]
     value_scales: Vec<f32>,
     value_means: Vec<f32>,
+    weights: Weights,
     cpu: Cpu,
 }
 
@@ -67,6 +70,7 @@ impl Int8KeysValues {
             values: Aligned::default(),
             value_scales: vec![0.0; heads * padded],
             value_means: vec![0.0; heads * padded],
+            weights: Weights::Bytes,
             cpu,
         }
     }
@@ -79,37 +83,69 @@ impl Int8KeysValues {
         }
     }
 
-    /// Becomes these `keys` and `values`.
+    /// Becomes these `keys` and `values`, of a picture's patches.
     pub fn set(&mut self, keys: Heads<'_>, values: Heads<'_>) {
-        self.len = keys.rows;
         for all in [keys, values] {
-            assert_eq!((all.rows, all.heads, all.head_dim), (self.len, self.heads, self.head_dim));
+            assert_eq!((all.rows, all.heads, all.head_dim), (keys.rows, self.heads, self.head_dim));
         }
-        let (sizes, head_dim, cpu) = (self.sizes(), self.head_dim, self.cpu);
+        let cpu = self.cpu;
+        self.fill(
+            (keys.rows, Weights::Bytes),
+            |head, packed| pack_keys((keys, head), packed, cpu),
+            |head, packed| pack_values((values, head), packed, cpu),
+        );
+    }
+
+    /// Becomes what `cache` holds, of a prompt's tokens and those before them.
+    pub fn copy(&mut self, cache: &KeyValueCache) {
+        assert_eq!(cache.shape(), (self.heads, self.head_dim));
+        let (len, cpu) = (cache.len(), self.cpu);
+        self.fill(
+            (len, Weights::Fine),
+            |head, packed| copy_keys((cache.packed(head).0, len), packed, cpu),
+            |head, packed| copy_values((cache.packed(head).1, len), packed, cpu),
+        );
+    }
+
+    /// Takes in keys and values of `len` positions; `keys` and `values` write those of a head.
+    fn fill(
+        &mut self,
+        (len, weights): (usize, Weights),
+        keys: impl Fn(usize, PackedKeys<'_>) + Sync,
+        values: impl Fn(usize, PackedValues<'_>) + Sync,
+    ) {
+        (self.len, self.weights) = (len, weights);
+        let (sizes, head_dim) = (self.sizes(), self.head_dim);
         let all_keys = Split::new(self.keys.grow(self.heads * sizes.keys()));
         let all_scales = Split::new(grow(&mut self.scales, self.heads * sizes.positions));
         let all_corrections = Split::new(grow(&mut self.corrections, self.heads * sizes.positions));
         let all_values = Split::new(self.values.grow(self.heads * sizes.values()));
         let (all_value_scales, all_means) = (Split::new(&mut self.value_scales), Split::new(&mut self.value_means));
-        team::share(self.heads, |head| {
-            // SAFETY: no other task has this head.
-            let (packed, scales, corrections) = unsafe {
-                (
-                    all_keys.part(head * sizes.keys(), sizes.keys()),
-                    all_scales.part(head * sizes.positions, sizes.positions),
-                    all_corrections.part(head * sizes.positions, sizes.positions),
-                )
-            };
-            pack_keys((keys, head), packed, scales, corrections, cpu);
-            // SAFETY: as above.
-            let (packed, scales, means) = unsafe {
-                (
-                    all_values.part(head * sizes.values(), sizes.values()),
-                    all_value_scales.part(head * sizes.width, sizes.width),
-                    all_means.part(head * sizes.width, sizes.width),
-                )
-            };
-            pack_values((values, head), packed, &mut scales[..head_dim], &mut means[..head_dim], cpu);
+        team::share(self.heads * 2, |task| {
+            let head = task / 2;
+            // SAFETY: no other task has this head's keys, or values.
+            unsafe {
+                if task % 2 == 0 {
+                    keys(
+                        head,
+                        PackedKeys {
+                            words: all_keys.part(head * sizes.keys(), sizes.keys()),
+                            scales: all_scales.part(head * sizes.positions, sizes.positions),
+                            corrections: all_corrections.part(head * sizes.positions, sizes.positions),
+                            mean: vec![0.0; head_dim],
+                        },
+                    );
+                } else {
+                    values(
+                        head,
+                        PackedValues {
+                            words: all_values.part(head * sizes.values(), sizes.values()),
+                            scales: all_value_scales.part(head * sizes.width, head_dim),
+                            means: all_means.part(head * sizes.width, head_dim),
+                        },
+                    );
+                }
+            }
         });
     }
 
@@ -129,39 +165,132 @@ impl Int8KeysValues {
             },
             mean: &self.value_means[head * sizes.width..][..self.head_dim],
         };
-        Stored { heads: (0..self.heads).map(head).collect(), head_dim: self.head_dim, len: self.len, cpu: self.cpu }
+        Stored {
+            heads: (0..self.heads).map(head).collect(),
+            head_dim: self.head_dim,
+            len: self.len,
+            weights: self.weights,
+            cpu: self.cpu,
+        }
     }
 }
 
-/// One head's keys.
-fn pack_keys(keys: (Heads<'_>, usize), packed: &mut [u32], scales: &mut [f32], corrections: &mut [i32], cpu: Cpu) {
-    let (all, head) = keys;
-    let (mut mean, mut key) = (vec![0.0; all.head_dim], vec![0; all.head_dim.div_ceil(QUAD)]);
+/// Where one head's keys go; see [`Int8KeysValues`].
+struct PackedKeys<'a> {
+    words: &'a mut [u32],
+    scales: &'a mut [f32],
+    corrections: &'a mut [i32],
+    /// What is taken off the keys [head_dim], from 0 on.
+    mean: Vec<f32>,
+}
+
+/// Where one head's values go, each of which has head_dim numbers.
+struct PackedValues<'a> {
+    words: &'a mut [u32],
+    scales: &'a mut [f32],
+    means: &'a mut [f32],
+}
+
+/// One head's keys, from rows.
+fn pack_keys((all, head): (Heads<'_>, usize), packed: PackedKeys<'_>, cpu: Cpu) {
+    let PackedKeys { words, scales, corrections, mut mean } = packed;
+    let mut key = vec![0; all.head_dim.div_ceil(QUAD)];
     (0..all.rows).for_each(|row| math::add(&mut mean, all.row_of_many(row, head), cpu));
     math::scale(&mut mean, (all.rows as f32).recip(), cpu);
     for position in 0..all.rows {
         let (scale, sum) = math::centre_to_int8(all.row_of_many(position, head), &mean, &mut key, cpu);
         (scales[position], corrections[position]) = (scale, OFFSET * sum);
-        set_lane(packed, position, &key);
+        set_lane(words, position, &key);
     }
 }
 
-/// One head's values, with a scale for each of a value's numbers.
-fn pack_values(values: (Heads<'_>, usize), packed: &mut [u32], scales: &mut [f32], means: &mut [f32], cpu: Cpu) {
-    let (all, head) = values;
-    let (mut least, mut most) = (vec![f32::INFINITY; all.head_dim], vec![f32::NEG_INFINITY; all.head_dim]);
-    means.fill(0.0);
-    (0..all.rows).for_each(|row| math::spread(all.row_of_many(row, head), means, &mut least, &mut most, cpu));
-    math::scale(means, (all.rows as f32).recip(), cpu);
-    let mut inverses = vec![0.0; all.head_dim];
-    for (i, (scale, inverse)) in scales.iter_mut().zip(&mut inverses).enumerate() {
-        let reach = (most[i] - means[i]).max(means[i] - least[i]);
-        (*scale, *inverse) = (reach / 127.0, if reach > 0.0 { 127.0 / reach } else { 0.0 });
+/// One head's keys, from the panels of a cache.
+fn copy_keys((cached, len): (&[u32], usize), packed: PackedKeys<'_>, cpu: Cpu) {
+    let PackedKeys { words, scales, corrections, mut mean } = packed;
+    let panel_len = mean.len() / PAIR * LANES;
+    let panels = cached.chunks_exact(panel_len).take(len.div_ceil(LANES));
+    let mut sums = vec![0.0; mean.len() * LANES];
+    for panel in panels.clone().take(len / LANES) {
+        math::add_panel(panel, &mut sums, cpu);
     }
-    let quads = packed.chunks_exact_mut(all.head_dim.next_multiple_of(LANES));
+    if let Some(last) = panels.clone().nth(len / LANES) {
+        // What lies behind the last position may be anything.
+        let mut last = last.to_vec();
+        last.chunks_exact_mut(LANES).for_each(|pairs| pairs[len % LANES..].fill(0));
+        math::add_panel(&last, &mut sums, cpu);
+    }
+    for (mean, sums) in mean.iter_mut().zip(sums.chunks_exact(LANES)) {
+        *mean = sums.iter().sum::<f32>() / len as f32;
+    }
+    let packed = words.chunks_exact_mut(mean.len().div_ceil(QUAD) * LANES);
+    let numbers = scales.chunks_exact_mut(LANES).zip(corrections.chunks_exact_mut(LANES));
+    for ((panel, words), (scales, corrections)) in panels.zip(packed).zip(numbers) {
+        math::panel_to_int8(panel, &mean, words, scales, corrections, cpu);
+        corrections.iter_mut().for_each(|sum| *sum *= OFFSET);
+    }
+}
+
+/// One head's values, from rows.
+fn pack_values((all, head): (Heads<'_>, usize), packed: PackedValues<'_>, cpu: Cpu) {
+    let mut reach = Reach::new(all.head_dim);
+    packed.means.fill(0.0);
+    for row in 0..all.rows {
+        math::spread(all.row_of_many(row, head), packed.means, &mut reach.least, &mut reach.most, cpu);
+    }
+    let PackedValues { words, scales, means } = packed;
+    let inverses = reach.scales(all.rows, means, scales);
+    let quads = words.chunks_exact_mut(all.head_dim.next_multiple_of(LANES));
     for (quad, words) in quads.take(all.rows.div_ceil(QUAD)).enumerate() {
         // The last row again in place of those that are missing: they weigh nothing.
         let rows = std::array::from_fn(|i| all.row((quad * QUAD + i).min(all.rows - 1), head));
         math::interleave_int8(rows, means, &inverses, &mut words[..all.head_dim], cpu);
+    }
+}
+
+/// One head's values, from the pairs of positions of a cache.
+fn copy_values((cached, len): (&[u32], usize), packed: PackedValues<'_>, cpu: Cpu) {
+    let PackedValues { words, scales, means } = packed;
+    let (head_dim, width) = (means.len(), means.len().next_multiple_of(LANES));
+    let pair = |pair: usize| &cached[pair * width..][..head_dim];
+    let mut reach = Reach::new(head_dim);
+    means.fill(0.0);
+    for i in 0..len / PAIR {
+        math::spread_pairs(pair(i), means, &mut reach.least, &mut reach.most, cpu);
+    }
+    if !len.is_multiple_of(PAIR) {
+        let last: Vec<f32> = pair(len / PAIR).iter().map(|&word| math::low_half(word)).collect();
+        math::spread(&last, means, &mut reach.least, &mut reach.most, cpu);
+    }
+    let inverses = reach.scales(len, means, scales);
+    let last = len.div_ceil(PAIR) - 1;
+    for (quad, words) in words.chunks_exact_mut(width).take(len.div_ceil(QUAD)).enumerate() {
+        let pairs = [2 * quad, 2 * quad + 1].map(|i| pair(i.min(last)));
+        math::interleave_pairs_int8(pairs, means, &inverses, &mut words[..head_dim], cpu);
+    }
+}
+
+/// Between which bounds each of a value's numbers is.
+struct Reach {
+    least: Vec<f32>,
+    most: Vec<f32>,
+}
+
+impl Reach {
+    fn new(head_dim: usize) -> Self {
+        Self { least: vec![f32::INFINITY; head_dim], most: vec![f32::NEG_INFINITY; head_dim] }
+    }
+
+    /// `means`, which are sums of `rows` values, become means, and `scales` what 8 bits have to be multiplied by; what numbers have to be
+    /// multiplied by to fit into them.
+    fn scales(&self, rows: usize, means: &mut [f32], scales: &mut [f32]) -> Vec<f32> {
+        let bounds = means.iter_mut().zip(scales).zip(self.least.iter().zip(&self.most));
+        bounds
+            .map(|((mean, scale), (least, most))| {
+                *mean /= rows as f32;
+                let reach = (most - *mean).max(*mean - least);
+                *scale = reach / 127.0;
+                if reach > 0.0 { 127.0 / reach } else { 0.0 }
+            })
+            .collect()
     }
 }

@@ -17,21 +17,28 @@ use super::softmax::OCTAVE;
 /// Positions of a vector of weights. Blocks of positions are multiples of it.
 pub(super) const VECTOR: usize = LANES * QUAD;
 
-/// 255 times 2 to the power of minus each level of an octave, times 2^[`SPARE`].
-const POWERS: [u16; OCTAVE] = powers();
-/// Bits that are shifted out of the power of an octave's first level, but for one that says how to round.
-const SPARE: u32 = 7;
+/// Weights of 8 bits and of 16, as numbers of a table that are shifted: `one` times 2^`spare`, times 2 to the power of minus each level of an
+/// octave. `spare` bits are shifted out of the first level's.
+struct Powers {
+    numbers: [u16; OCTAVE],
+    spare: u32,
+}
 
-const fn powers() -> [u16; OCTAVE] {
+/// A bit more than the weight has is left, which says how to round.
+const POWERS: Powers = powers(255, 7);
+/// Nothing is rounded: a unit is little.
+const FINE_POWERS: Powers = powers(65535, 0);
+
+const fn powers(one: u32, spare: u32) -> Powers {
     // 2^(-1/32), whose powers stay as exact as f64 is.
     const STEP: f64 = 0.978_572_062_087_700_1;
-    let (mut powers, mut power, mut level) = ([0; OCTAVE], (255 << SPARE) as f64, 0);
+    let (mut numbers, mut power, mut level) = ([0; OCTAVE], (one << spare) as f64, 0);
     while level < OCTAVE {
-        powers[level] = (power + 0.5) as u16;
+        numbers[level] = (power + 0.5) as u16;
         power *= STEP;
         level += 1;
     }
-    powers
+    Powers { numbers, spare }
 }
 
 /// Keys of a block of positions: [position panels, groups] vectors, and for each position what its sums have to be multiplied by, and
@@ -163,16 +170,19 @@ unsafe fn scores_in_tiles(queries: &Rows, keys: Keys<'_>, positions: usize, out:
     }
 }
 
-/// What the first `seen` scores of a row from [`scores`] weigh, 255 being what the largest one does, a byte for each in the order of
-/// positions; the largest, and the sum of the weights. The others weigh nothing.
+/// What the first `seen` scores of a row from [`scores`] weigh, a byte for each in the order of positions, 255 being what the largest one does;
+/// the largest, and the sum of the weights. The others weigh nothing. Where there is room for `low` bytes, weights have 16 bits, of which
+/// 65535 is the largest one's.
 ///
 /// # Safety
 /// The processor has AVX-512 F, BW and VNNI.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub(super) unsafe fn weigh(scores: &mut [i16], seen: usize, words: &mut [u32]) -> (i16, u32) {
+pub(super) unsafe fn weigh(scores: &mut [i16], seen: usize, words: &mut [u32], low: Option<&mut [u32]>) -> (i16, u32) {
     assert!(scores.len().is_multiple_of(VECTOR) && words.len() * QUAD == scores.len());
+    assert!(low.as_ref().is_none_or(|low| low.len() == words.len()));
     if seen == 0 {
         words.fill(0);
+        low.into_iter().for_each(|low| low.fill(0));
         return (i16::MIN, 0);
     }
     for position in seen..scores.len() {
@@ -189,26 +199,62 @@ pub(super) unsafe fn weigh(scores: &mut [i16], seen: usize, words: &mut [u32]) -
     let flipped = _mm_xor_si128(lanes, _mm_set1_epi16(i16::MAX));
     let largest = _mm_extract_epi16::<0>(_mm_minpos_epu16(flipped)) as i16 ^ i16::MAX;
 
-    // SAFETY: as many words as a register has.
-    let powers = unsafe { _mm512_loadu_si512(POWERS.as_ptr().cast()) };
-    let spare = (OCTAVE * (SPARE as usize - 1)) as i16;
-    let top = _mm512_set1_epi16(largest.saturating_add(spare));
-    let in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     let mut sums = _mm512_setzero_si512();
-    for (scores, words) in scores.chunks_exact(VECTOR).zip(words.chunks_exact_mut(LANES)) {
-        let weights = |half: usize| {
-            // SAFETY: two registers of them.
-            let scores = unsafe { _mm512_loadu_si512(scores.as_ptr().add(half * OCTAVE).cast()) };
-            let below = _mm512_subs_epi16(top, scores);
-            // The lookup takes the level in its octave, the shift the octaves; one bit more than the weight has is left, to round.
-            let power = _mm512_permutexvar_epi16(below, powers);
-            let shifted = _mm512_srlv_epi16(power, _mm512_srli_epi16::<{ OCTAVE.ilog2() }>(below));
-            _mm512_avg_epu16(shifted, _mm512_setzero_si512())
-        };
-        let bytes = _mm512_permutexvar_epi32(in_order, _mm512_packus_epi16(weights(0), weights(1)));
-        sums = _mm512_dpbusd_epi32(sums, bytes, _mm512_set1_epi8(1));
-        // SAFETY: as many words.
-        unsafe { _mm512_storeu_si512(words.as_mut_ptr().cast(), bytes) };
+    let scores = scores.chunks_exact(VECTOR).zip(words.chunks_exact_mut(LANES));
+    let Some(low) = low else {
+        for (scores, words) in scores {
+            // SAFETY: two registers of scores, one of words.
+            unsafe {
+                let halves = shifted(scores, largest, &POWERS).map(|x| _mm512_avg_epu16(x, _mm512_setzero_si512()));
+                sums = store_bytes(sums, halves, words);
+            }
+        }
+        return (largest, _mm512_reduce_add_epi32(sums) as u32);
+    };
+    let mut low_sums = _mm512_setzero_si512();
+    for ((scores, words), low) in scores.zip(low.chunks_exact_mut(LANES)) {
+        // SAFETY: as above.
+        unsafe {
+            let weights = shifted(scores, largest, &FINE_POWERS);
+            sums = store_bytes(sums, weights.map(|x| _mm512_srli_epi16::<8>(x)), words);
+            let bytes = weights.map(|x| _mm512_and_si512(x, _mm512_set1_epi16(0xff)));
+            low_sums = store_bytes(low_sums, bytes, low);
+        }
     }
-    (largest, _mm512_reduce_add_epi32(sums) as u32)
+    let sum = _mm512_add_epi32(_mm512_slli_epi32::<8>(sums), low_sums);
+    (largest, _mm512_reduce_add_epi32(sum) as u32)
+}
+
+/// What [`VECTOR`] scores weigh: numbers of the table, shifted.
+///
+/// # Safety
+/// The processor has AVX-512 F and BW. There are as many scores.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn shifted(scores: &[i16], largest: i16, powers: &Powers) -> [__m512i; 2] {
+    // SAFETY: as many numbers as a register has.
+    let numbers = unsafe { _mm512_loadu_si512(powers.numbers.as_ptr().cast()) };
+    let spare = (OCTAVE as u32 * powers.spare.saturating_sub(1)) as i16;
+    let top = _mm512_set1_epi16(largest.saturating_add(spare));
+    [0, 1].map(|half| {
+        // SAFETY: two registers of them.
+        let scores = unsafe { _mm512_loadu_si512(scores.as_ptr().add(half * OCTAVE).cast()) };
+        let below = _mm512_subs_epi16(top, scores);
+        // The lookup takes the level in its octave, the shift the octaves.
+        _mm512_srlv_epi16(_mm512_permutexvar_epi16(below, numbers), _mm512_srli_epi16::<{ OCTAVE.ilog2() }>(below))
+    })
+}
+
+/// Stores numbers of 8 bits, of either half, in the order of positions, and adds four each to `sums`.
+///
+/// # Safety
+/// The processor has AVX-512 F, BW and VNNI. `words` are LANES.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn store_bytes(sums: __m512i, [first, second]: [__m512i; 2], words: &mut [u32]) -> __m512i {
+    let in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    let bytes = _mm512_permutexvar_epi32(in_order, _mm512_packus_epi16(first, second));
+    // SAFETY: as many words.
+    unsafe { _mm512_storeu_si512(words.as_mut_ptr().cast(), bytes) };
+    _mm512_dpbusd_epi32(sums, bytes, _mm512_set1_epi8(1))
 }

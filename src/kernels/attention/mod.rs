@@ -2,8 +2,8 @@
 //! is never there.
 //!
 //! Keys are the weights of one packed product (inputs: head_dim, outputs: positions), values of a second one (inputs: positions,
-//! outputs: head_dim), whose rows are softmax's weights. Those are bf16 as the values are, or 8 bits, of the largest one in their block;
-//! sums are f32.
+//! outputs: head_dim), whose rows are softmax's weights. Those are bf16 as the values are, or 8 or 16 bits, of the largest one in their
+//! block; sums are f32.
 
 mod cache;
 mod int8;
@@ -18,7 +18,7 @@ use super::block::{Block, LANES, Out, PAIR, PANELS, Panels, QUAD, Strides};
 use super::rows::scratch;
 use super::team::{self, Split};
 use super::{Cpu, Precision, Rows, math};
-use softmax::{OCTAVE, Scores, Softmax};
+use softmax::{OCTAVE, Scores, Softmax, Weights};
 
 pub use cache::KeyValueCache;
 pub use int8::Int8KeysValues;
@@ -39,6 +39,8 @@ pub struct Stored<'a> {
     head_dim: usize,
     /// Positions.
     len: usize,
+    /// Of softmax, where keys have 8 bits.
+    weights: Weights,
     cpu: Cpu,
 }
 
@@ -212,7 +214,6 @@ struct Buffers {
     queries: Rows,
     /// Of a block of positions.
     scores: Scores,
-    weights: Rows,
     /// Of all blocks so far, relative to the row's largest score.
     mixed: Aligned<f32>,
     rows: Vec<Softmax>,
@@ -240,9 +241,9 @@ impl Work<'_> {
     }
 
     fn run_in(&self, buffers: &mut Buffers, mut take: impl FnMut(usize, &[f32], f32, f32)) {
-        let Stored { head_dim, cpu, .. } = *self.stored;
+        let Stored { head_dim, cpu, weights: kind, .. } = *self.stored;
         let Head { keys, values, .. } = self.stored.heads[self.head];
-        let Buffers { queries, scores, weights, mixed, rows } = buffers;
+        let Buffers { queries, scores, mixed, rows } = buffers;
         let count = self.count * self.group;
 
         // Weights are powers of 2, not of e.
@@ -261,7 +262,7 @@ impl Work<'_> {
             let positions = POSITIONS.min(end - from);
             let keys = keys.skip(from / LANES * queries.groups, from);
             let seen = |row| self.end(row).saturating_sub(from).min(positions);
-            scores.weigh(queries, (keys, positions), seen, cpu, rows, weights);
+            scores.weigh(queries, (keys, positions), kind, seen, cpu, rows);
             if from > first {
                 for (mixed, row) in mixed.chunks_exact_mut(head_dim).zip(&*rows).filter(|(_, row)| row.kept != 1.0) {
                     math::scale(mixed, row.kept, cpu);
@@ -269,15 +270,11 @@ impl Work<'_> {
             }
             let strides = Strides { panel: 1, group: head_dim.div_ceil(LANES) };
             let positions_of_group = if values.precision() == Precision::Bf16 { PAIR } else { QUAD };
-            product(
-                weights,
-                values.skip(from / positions_of_group * strides.group, 0),
-                strides,
-                head_dim,
-                cpu,
-                mixed,
-                from > first,
-            );
+            let values = values.skip(from / positions_of_group * strides.group, 0);
+            product(&scores.weights, values, strides, head_dim, cpu, mixed, from > first);
+            if kind == Weights::Fine {
+                product(&scores.low, values, strides, head_dim, cpu, mixed, true);
+            }
         }
         for ((row, mixed), softmax) in mixed.chunks_exact(head_dim).enumerate().zip(rows) {
             take(row, mixed, softmax.largest, softmax.sum);

@@ -33,12 +33,23 @@ impl Softmax {
     }
 }
 
-/// Scores of a task's rows and a block of positions; the memory is used again and again.
+/// How softmax's weights are kept where keys have 8 bits: in 8, or in 16, as two bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Weights {
+    Bytes,
+    Fine,
+}
+
+/// What a task's rows and a block of positions have; the memory is used again and again.
 #[derive(Default)]
 pub(super) struct Scores {
     numbers: Aligned<f32>,
     #[cfg(target_arch = "x86_64")]
     levels: Aligned<i16>,
+    /// What the scores weigh [rows, positions], or a few more positions.
+    pub(super) weights: Rows,
+    /// The lower bytes of those that have two.
+    pub(super) low: Rows,
 }
 
 impl Scores {
@@ -48,12 +59,13 @@ impl Scores {
         &mut self,
         queries: &Rows,
         (keys, positions): (Panels<'_>, usize),
+        kind: Weights,
         seen: impl Fn(usize) -> usize,
         cpu: Cpu,
         rows: &mut [Softmax],
-        weights: &mut Rows,
     ) {
         let count = queries.count();
+        let Self { weights, low, .. } = self;
         #[cfg(target_arch = "x86_64")]
         if let Panels::Int8 { values, scales, corrections: Some(corrections) } = keys
             && matches!(cpu, Cpu::Avx512 | Cpu::Avx512Bf16 | Cpu::Amx)
@@ -62,35 +74,71 @@ impl Scores {
             let scores = self.levels.grow(count * padded);
             // SAFETY: the processor has what these sets need, which is more than that.
             unsafe { levels::scores(queries, levels::Keys { values, scales, corrections }, padded, scores, cpu) };
-            weights.set_words(Precision::Int8, (count, padded), |row, words| {
+            set_int8(kind, weights, low, (count, padded), |row, words, low| {
                 // SAFETY: as above.
-                let (largest, sum) = unsafe { levels::weigh(&mut scores[row * padded..][..padded], seen(row), words) };
-                join_int8(&mut rows[row], largest.into(), sum)
+                let (largest, sum) =
+                    unsafe { levels::weigh(&mut scores[row * padded..][..padded], seen(row), words, low) };
+                rows[row].join_int8(kind, largest.into(), sum)
             });
             return;
         }
 
         let scores = self.numbers.grow(count * positions);
         product(queries, keys, Strides { panel: queries.groups, group: 1 }, positions, cpu, scores, false);
-        weights.set_words(keys.precision(), (count, positions), |row, words| {
-            let scores = &scores[row * positions..][..seen(row)];
-            if keys.precision() == Precision::Bf16 {
-                let (used, unused) = words.split_at_mut(scores.len().div_ceil(PAIR));
+        let scores = |row: usize| &scores[row * positions..][..seen(row)];
+        if keys.precision() == Precision::Bf16 {
+            weights.set_words(Precision::Bf16, (count, positions), |row, words| {
+                let (used, unused) = words.split_at_mut(scores(row).len().div_ceil(PAIR));
                 unused.fill(0);
-                let (largest, sum) = math::exp2_row(scores, rows[row].largest, used, cpu);
+                let (largest, sum) = math::exp2_row(scores(row), rows[row].largest, used, cpu);
                 rows[row].join(largest, sum)
-            } else {
-                let (used, unused) = bytemuck::cast_slice_mut::<_, u8>(words).split_at_mut(scores.len());
+            });
+            return;
+        }
+        set_int8(kind, weights, low, (count, positions), |row, words, low| {
+            let bytes = |words| {
+                let (used, unused) = bytemuck::cast_slice_mut::<_, u8>(words).split_at_mut(scores(row).len());
                 unused.fill(0);
-                let (largest, sum) = math::exp2_row_int8(scores, 1.0 / OCTAVE as f32, used, cpu);
-                join_int8(&mut rows[row], largest, sum)
-            }
+                used
+            };
+            let by = 1.0 / OCTAVE as f32;
+            let (largest, sum) = match low {
+                Some(low) => math::exp2_row_int16(scores(row), by, bytes(words), bytes(low), cpu),
+                None => math::exp2_row_int8(scores(row), by, bytes(words), cpu),
+            };
+            rows[row].join_int8(kind, largest, sum)
         });
     }
 }
 
-/// [`Softmax::join`] of a largest score in units, and a sum of weights of which 255 is 1.
-fn join_int8(row: &mut Softmax, largest: f32, sum: u32) -> f32 {
-    const UNIT: f32 = 1.0 / 255.0;
-    row.join(largest / OCTAVE as f32, sum as f32 * UNIT) * UNIT
+/// `weights`, and `low` if that is wanted, become rows of bytes whose words `make` writes; it says what a unit of the weights is.
+fn set_int8(
+    kind: Weights,
+    weights: &mut Rows,
+    low: &mut Rows,
+    shape: (usize, usize),
+    mut make: impl FnMut(usize, &mut [u32], Option<&mut [u32]>) -> f32,
+) {
+    match kind {
+        Weights::Bytes => weights.set_words(Precision::Int8, shape, |row, words| make(row, words, None)),
+        Weights::Fine => weights.set_words(Precision::Int8, shape, |row, words| {
+            let mut unit = 0.0;
+            low.set_row(Precision::Int8, shape, row, |low| {
+                unit = make(row, words, Some(low));
+                unit
+            });
+            unit * 256.0
+        }),
+    }
+}
+
+impl Softmax {
+    /// [`Softmax::join`] of a largest score in units, and a sum of whole weights; what a unit of these is.
+    fn join_int8(&mut self, kind: Weights, largest: f32, sum: u32) -> f32 {
+        let unit = match kind {
+            Weights::Bytes => 1.0 / 255.0,
+            Weights::Fine => 1.0 / 65535.0,
+        };
+        self.join(largest / OCTAVE as f32, sum as f32 * unit) * unit
+    }
 }

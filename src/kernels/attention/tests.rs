@@ -79,7 +79,9 @@ fn a_far_off_peak_costs_a_blocks_small_weights_no_precision() {
             cache.append(all(&keys), all(&values));
             let mut tile = Int8KeysValues::new(1, head_dim, cpu);
             tile.set(all(&keys), all(&values));
-            for stored in [cache.stored(), tile.stored()] {
+            let mut prompt = Int8KeysValues::new(1, head_dim, cpu);
+            prompt.copy(&cache);
+            for stored in [cache.stored(), tile.stored(), prompt.stored()] {
                 let mut ours = vec![f32::NAN; 2 * head_dim];
                 stored.attend(all(&both), 0.3, Attend::Everywhere, &mut ours);
                 for ours in ours.chunks(head_dim) {
@@ -87,6 +89,28 @@ fn a_far_off_peak_costs_a_blocks_small_weights_no_precision() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn a_prompts_small_weights_add_up_beside_a_large_one() {
+    // One position is 2000 times as heavy as each of the 2047 others, whose values are all the same: half of what the query sees.
+    let (head_dim, positions) = (16, 2 * POSITIONS);
+    let keys: Vec<f32> =
+        (0..positions).flat_map(|p| (0..head_dim).map(move |i| if p + i == 0 { 2000f32.ln() } else { 0.0 })).collect();
+    let values: Vec<f32> = (0..positions * head_dim).map(|i| if i < head_dim { -1.0 } else { 1.0 }).collect();
+    let query: Vec<f32> = (0..2 * head_dim).map(|i| if i % head_dim == 0 { 1.0 / 0.3 } else { 0.0 }).collect();
+    let expected = exact(&query, &keys, &values, (1, 1), head_dim, false);
+    for cpu in Cpu::available() {
+        let all = |rows| Heads::beside(rows, head_dim, 0, (1, head_dim));
+        let mut cache = KeyValueCache::new(1, head_dim, cpu);
+        cache.append(all(&keys), all(&values));
+        let mut prompt = Int8KeysValues::new(1, head_dim, cpu);
+        prompt.copy(&cache);
+        let mut ours = vec![f32::NAN; 2 * head_dim];
+        prompt.stored().attend(all(&query), 0.3, Attend::Everywhere, &mut ours);
+        // A weight is off by 1.1 % at most.
+        assert!(largest_difference(&ours, &expected) < 0.02, "{cpu:?} {ours:?} {expected:?}");
     }
 }
 
@@ -102,8 +126,9 @@ fn attention_is_attention_however_the_tokens_come() {
             for attend in [Attend::CausallyFrom(positions - tokens), Attend::Everywhere] {
                 let causal = attend != Attend::Everywhere;
                 let expected = exact(&queries, &keys, &values, (query_heads, kv_heads), head_dim, causal);
-                let ways = [Some(positions), Some(3), None];
-                for (cpu, piece) in Cpu::available().into_iter().flat_map(|cpu| ways.map(|way| (cpu, way))) {
+                // Of a piece of the positions at a time, or all at once; in 8 bits, from those or all at once.
+                let ways = [(Some(positions), false), (Some(3), false), (Some(3), true), (None, true)];
+                for (cpu, (piece, int8)) in Cpu::available().into_iter().flat_map(|cpu| ways.map(|way| (cpu, way))) {
                     let all = |rows| Heads::beside(rows, width, 0, (kv_heads, head_dim));
                     let mut cache = KeyValueCache::new(kv_heads, head_dim, cpu);
                     let mut tile = Int8KeysValues::new(kv_heads, head_dim, cpu);
@@ -115,7 +140,13 @@ fn attention_is_attention_however_the_tokens_come() {
                         for (keys, values) in keys.chunks(piece * width).zip(values.chunks(piece * width)) {
                             cache.append(all(keys), all(values));
                         }
-                        cache.stored()
+                        if int8 {
+                            tile.set(all(&forgotten), all(&forgotten));
+                            tile.copy(&cache);
+                            tile.stored()
+                        } else {
+                            cache.stored()
+                        }
                     } else {
                         tile.set(all(&forgotten), all(&forgotten));
                         tile.set(all(&keys), all(&values));
@@ -129,7 +160,7 @@ fn attention_is_attention_however_the_tokens_come() {
                     // Numbers from -1 to 1, rounded to 8 bits three times.
                     assert!(
                         difference < 0.02,
-                        "{query_heads} {kv_heads} {head_dim} {positions} {tokens} {attend:?} {cpu:?} {piece:?}: {difference}"
+                        "{query_heads} {kv_heads} {head_dim} {positions} {tokens} {attend:?} {cpu:?} {piece:?} {int8}: {difference}"
                     );
                 }
             }

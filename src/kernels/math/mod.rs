@@ -45,10 +45,12 @@ macro_rules! vectorised {
 mod nonlinear;
 mod quantise;
 
-pub(super) use nonlinear::{exp2_row, exp2_row_int8, gelu, layer_norm, power_of_two, rms_norm, silu_mul};
+pub(super) use nonlinear::{
+    exp2_row, exp2_row_int8, exp2_row_int16, gelu, layer_norm, power_of_two, rms_norm, silu_mul,
+};
 pub(super) use quantise::{
-    centre_to_int8, high_half, interleave_int8, low_half, round_bf16, set_high, set_low, sign_and_sum, spread, to_bf16,
-    to_int4, to_int8,
+    add_panel, centre_to_int8, high_half, interleave_int8, interleave_pairs_int8, low_half, panel_to_int8, round_bf16,
+    set_high, set_low, sign_and_sum, spread, spread_pairs, to_bf16, to_int4, to_int8,
 };
 
 /// The larger one, without what `f32::max` promises for NaN: one instruction.
@@ -188,6 +190,14 @@ pub(super) mod tests {
                     assert!(same == largest && sum == bytes.iter().map(|&byte| u32::from(byte)).sum::<u32>());
                     let ours: Vec<f32> = bytes.iter().map(|&byte| f32::from(byte) / 255.0).collect();
                     assert!(largest_difference(&ours, &exact) < 0.5 / 255.0 + 8e-5);
+
+                    let (mut high, mut low) = (vec![0; count], vec![0; count]);
+                    let (same, sum) = exp2_row_int16(x, 1.0, &mut high, &mut low, cpu);
+                    let ours: Vec<u32> =
+                        high.iter().zip(&low).map(|(&h, &l)| u32::from(h) << 8 | u32::from(l)).collect();
+                    assert!(same == largest && sum == ours.iter().sum::<u32>());
+                    let ours: Vec<f32> = ours.iter().map(|&x| x as f32 / 65535.0).collect();
+                    assert!(largest_difference(&ours, &exact) < 0.5 / 65535.0 + 8e-5);
                 }
 
                 let (weight, bias) = (numbers(count, 11), numbers(count, 12));

@@ -122,6 +122,20 @@ vectorised! {
     }
 }
 
+vectorised! {
+    /// The same in 16 bits, of which 65535 is 1: the upper and the lower byte of each.
+    exp2_row_int16(scores: &[f32], by: f32, high: &mut [u8], low: &mut [u8]) -> (f32, u32) {
+        let largest = largest(scores, f32::NEG_INFINITY, |x| x);
+        let mut sum = 0u32;
+        for ((high, low), x) in high.iter_mut().zip(low).zip(scores) {
+            let power = (exp2::<FUSED>((x - largest) * by, 65535.0) + ROUND).to_bits();
+            (*high, *low) = ((power >> 8) as u8, power as u8);
+            sum = sum.wrapping_add(power & 0xffff);
+        }
+        (largest, sum)
+    }
+}
+
 /// Sums of what `term` makes of each number.
 #[inline(always)]
 fn sum(x: &[f32], term: impl Fn(f32) -> f32) -> f32 {

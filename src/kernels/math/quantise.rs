@@ -143,6 +143,74 @@ vectorised! {
     }
 }
 
+vectorised! {
+    /// Adds the keys of a panel in bf16 [pairs of a key's numbers, positions] to `sums` [numbers of a key, positions].
+    add_panel(panel: &[u32], sums: &mut [f32]) {
+        for (pairs, sums) in panel.chunks_exact(LANES).zip(sums.chunks_exact_mut(2 * LANES)) {
+            let (low, high) = sums.split_at_mut(LANES);
+            for ((word, low), high) in pairs.iter().zip(low).zip(high) {
+                *low += low_half(*word);
+                *high += high_half(*word);
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// The keys of a panel in bf16 [pairs of a key's numbers, positions] less `mean`, in 8 bits [fours, positions]; missing numbers are 0.
+    /// What each key's have to be multiplied by, and their sum.
+    panel_to_int8(panel: &[u32], mean: &[f32], words: &mut [u32], scales: &mut [f32], sums: &mut [i32]) {
+        let mut reach = [0f32; LANES];
+        for (pairs, mean) in panel.chunks_exact(LANES).zip(mean.chunks_exact(2)) {
+            for (reach, word) in reach.iter_mut().zip(pairs) {
+                *reach = larger(larger((low_half(*word) - mean[0]).abs(), (high_half(*word) - mean[1]).abs()), *reach);
+            }
+        }
+        let mut inverse = [0f32; LANES];
+        for ((scale, inverse), reach) in scales.iter_mut().zip(&mut inverse).zip(reach) {
+            *scale = reach / 127.0;
+            *inverse = if reach > 0.0 { 127.0 / reach } else { 0.0 };
+        }
+        let mut all = [0i32; LANES];
+        words.fill(0);
+        for ((pairs, mean), words) in panel.chunks(2 * LANES).zip(mean.chunks(4)).zip(words.chunks_exact_mut(LANES)) {
+            for ((half, pairs), mean) in pairs.chunks_exact(LANES).enumerate().zip(mean.chunks_exact(2)) {
+                for (((word, sum), inverse), pair) in words.iter_mut().zip(&mut all).zip(&inverse).zip(pairs) {
+                    let rounded = |x: f32, mean: f32| ((x - mean) * inverse + ROUND).to_bits();
+                    let (low, high) = (rounded(low_half(*pair), mean[0]), rounded(high_half(*pair), mean[1]));
+                    *word |= (low & 0xff | (high & 0xff) << 8) << (16 * half);
+                    *sum += low.wrapping_sub(ROUND.to_bits()).wrapping_add(high).wrapping_sub(ROUND.to_bits()) as i32;
+                }
+            }
+        }
+        sums.copy_from_slice(&all);
+    }
+}
+
+vectorised! {
+    /// [`spread`] of two rows in bf16, a number of each to a word.
+    spread_pairs(pairs: &[u32], sum: &mut [f32], least: &mut [f32], most: &mut [f32]) {
+        for (((pair, sum), least), most) in pairs.iter().zip(sum).zip(least).zip(most) {
+            let (low, high) = (low_half(*pair), high_half(*pair));
+            *sum += low + high;
+            *least = -larger(larger(-low, -high), -*least);
+            *most = larger(larger(low, high), *most);
+        }
+    }
+}
+
+vectorised! {
+    /// [`interleave_int8`] of two rows and two more in bf16, a number of each two to a word.
+    interleave_pairs_int8(pairs: [&[u32]; 2], mean: &[f32], inverse: &[f32], words: &mut [u32]) {
+        let [first, second] = pairs;
+        for ((((word, first), second), mean), inverse) in words.iter_mut().zip(first).zip(second).zip(mean).zip(inverse) {
+            let byte = |x: f32| ((x - mean) * inverse + ROUND).to_bits() & 0xff;
+            let (first, second) = ([low_half(*first), high_half(*first)], [low_half(*second), high_half(*second)]);
+            *word = byte(first[0]) | byte(first[1]) << 8 | byte(second[0]) << 16 | byte(second[1]) << 24;
+        }
+    }
+}
+
 /// One number, rounded.
 pub(in super::super) fn round_bf16(x: f32) -> bf16 {
     bf16::from_bits(bf16_bits(x) as u16)

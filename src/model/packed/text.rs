@@ -7,8 +7,11 @@ use super::chunks;
 use crate::config::{ModelConfig, TextConfig};
 use crate::error::Result;
 use crate::kernels::{
-    self, Attend, Cpu, Heads, KeyValueCache, PackedLinear, Precision, Rows, Split, Stored, Then, grow,
+    self, Attend, Cpu, Heads, Int8KeysValues, KeyValueCache, PackedLinear, Precision, Rows, Split, Stored, Then, grow,
 };
+
+/// As many tokens at once look at keys and values in 8 bits, if weights have no more: for fewer, packing takes longer than that saves.
+const PROMPT: usize = 32;
 
 /// Decoder, token embedding and head.
 pub struct TextModel {
@@ -84,7 +87,7 @@ impl TextModel {
         let tokens = embeddings.len() / hidden;
         let Cache { layers, len, buffers } = cache;
         buffers.turn(*len, tokens, &self.inv_freq);
-        let Buffers { x, qkv, cos, sin, .. } = buffers;
+        let Buffers { x, qkv, cos, sin, packed, .. } = buffers;
         let x = grow(x, tokens * hidden);
         x.copy_from_slice(embeddings);
         let angles = (&cos[..], &sin[..]);
@@ -98,7 +101,16 @@ impl TextModel {
             cache.truncate(*len);
             let [keys, values] = layer.keys_and_values(stream.qkv);
             cache.append(keys, values);
-            let (seen, before) = (cache.stored(), *len);
+            let before = *len;
+            let seen = if tokens >= PROMPT && layer.qkv_proj.precision() != Precision::Bf16 {
+                let packed = packed.get_or_insert_with(|| {
+                    Int8KeysValues::new(self.config.num_key_value_heads, self.config.head_dim, Cpu::detect())
+                });
+                packed.copy(cache);
+                packed.stored()
+            } else {
+                cache.stored()
+            };
             // A task goes on with its tokens into the next layer: only keys and values are for all.
             stream.in_chunks(|chunk, buffers| {
                 layer.finish(chunk, &seen, before, buffers);
@@ -151,6 +163,8 @@ struct Buffers {
     /// Cosines and sines [tokens, head_dim / 2].
     cos: Vec<f32>,
     sin: Vec<f32>,
+    /// Keys and values of the layer at work, as a prompt's tokens look at them.
+    packed: Option<Int8KeysValues>,
 }
 
 impl Buffers {

@@ -41,12 +41,22 @@ pub(super) fn sigmoid<const FUSED: bool>(x: f32) -> f32 {
 }
 
 vectorised! {
-    /// GELU by its tanh approximation.
+    /// GELU by its tanh approximation, within 2e-4 of it: its results are rounded to 8 bits, or to 8 significant ones.
+    ///
+    /// That is x times a half more than an odd function: a polynomial up to 3.8, whose coefficients make the largest error smallest (by
+    /// reweighted least squares), and half of one from there on.
     gelu(x: &[f32], out: &mut [f32]) {
-        const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+        const REACH: f32 = 3.8;
+        const COEFFICIENTS: [f32; 6] =
+            [-2.078_385e-6, 5.707_075_3e-5, -8.981_312e-4, 9.151_529e-3, -6.527_664e-2, 0.398_165_82];
         for (out, x) in out.iter_mut().zip(x) {
-            // (1 + tanh z) / 2 = sigmoid(2 z)
-            *out = x * sigmoid::<FUSED>(2.0 * SQRT_2_OVER_PI * *x * fma::<FUSED>(0.044_715 * *x, *x, 1.0));
+            let near = larger(if *x < REACH { *x } else { REACH }, -REACH);
+            let square = near * near;
+            let mut p = 3.259_987e-8;
+            for coefficient in COEFFICIENTS {
+                p = fma::<FUSED>(p, square, coefficient);
+            }
+            *out = x * fma::<FUSED>(near, p, 0.5);
         }
     }
 }

@@ -43,6 +43,8 @@ pub(crate) struct Inner {
     /// Ids that end an answer.
     pub(crate) eos: Vec<u32>,
     pub(crate) context_tokens: usize,
+    /// That a call takes.
+    pub(crate) threads: usize,
 }
 
 impl Engine {
@@ -99,7 +101,8 @@ impl Engine {
             dtype.name()
         ));
         let image_token_id = model.image_token_id;
-        Ok(Self(Arc::new(Inner { backend, tokenizer, prompt, images, image_token_id, eos, context_tokens })))
+        let threads = backend::threads(options);
+        Ok(Self(Arc::new(Inner { backend, tokenizer, prompt, images, image_token_id, eos, context_tokens, threads })))
     }
 
     /// Answers one question; nothing is remembered. Many threads may call at once.

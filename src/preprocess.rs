@@ -46,6 +46,8 @@ pub struct TileOptions {
     pub longest_edge: usize,
     /// Whether the image is cut at all; if not, it becomes one tile.
     pub split: bool,
+    /// On how many threads, at most. The tiles are the same.
+    pub threads: usize,
 }
 
 /// Cuts `image` into tiles. `stop` is asked before every pass and every row of tiles; `None` means that it said so.
@@ -59,6 +61,9 @@ pub fn tiles(image: &RgbImage, options: &TileOptions, stop: &mut dyn FnMut() -> 
 
     let input = FrameView { pixels: image.as_raw(), width, height };
     let scaled = scaled_size(width, height, options.longest_edge);
+    let pass = |input: FrameView<'_>, size, stop: &mut dyn FnMut() -> bool| {
+        if stop() { Ok(None) } else { resize(input, size, options.threads).map(Some) }
+    };
     let Some(scaled) = pass(input, scaled, stop)? else { return Ok(None) };
     if !options.split {
         return Ok(pass(scaled.view(), (size, size), stop)?.map(|frame| single(frame, size)));
@@ -95,14 +100,6 @@ fn check(name: &str, value: usize, limit: usize) -> Result<()> {
         return Err(Error::invalid_argument(format!("{name}: {value} is not in 1..={limit}")));
     }
     Ok(())
-}
-
-fn pass(
-    input: FrameView<'_>,
-    (width, height): (usize, usize),
-    stop: &mut dyn FnMut() -> bool,
-) -> Result<Option<Frame>> {
-    if stop() { Ok(None) } else { resize(input, width, height).map(Some) }
 }
 
 fn single(frame: Frame, size: usize) -> Tiles {
@@ -196,7 +193,7 @@ mod tests {
     use super::*;
 
     fn options(tile_size: usize, longest_edge: usize, split: bool) -> TileOptions {
-        TileOptions { tile_size, longest_edge, split }
+        TileOptions { tile_size, longest_edge, split, threads: 1 }
     }
 
     fn cut(image: &RgbImage, options: &TileOptions) -> Result<Option<Tiles>> {

@@ -375,7 +375,7 @@ fn preprocess_images(inner: &Inner, request: &Request<'_>, stop: &Stop, metrics:
         return Err(Error::invalid_argument(message).into());
     }
     let split = request.split && inner.images.split;
-    let options = TileOptions { tile_size: inner.images.tile_size, longest_edge, split };
+    let options = TileOptions { tile_size: inner.images.tile_size, longest_edge, split, threads: inner.threads };
     let mut all: Vec<Tiles> = Vec::new();
     let mut image_tokens = 0;
     let done = request.images.iter().enumerate().try_for_each(|(i, view)| {

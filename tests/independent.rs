@@ -156,7 +156,7 @@ fn the_vision_encoder_is_candle_transformers_siglip() {
         rng.fill_bytes(&mut noise);
         let picture = ImageView::raw(&noise, 0, 50, 40, PixelFormat::Rgb8).unwrap().to_rgb().unwrap();
         let size = images.tile_size;
-        let options = TileOptions { tile_size: size, longest_edge: size, split: false };
+        let options = TileOptions { tile_size: size, longest_edge: size, split: false, threads: 1 };
         let tiles = preprocess::tiles(&picture, &options, &mut || false).unwrap().unwrap();
         let pixels = Tensor::from_slice(&tiles.pixels, (size, size, 3), &Device::Cpu).unwrap();
         let pixels = (pixels.permute((2, 0, 1)).unwrap().to_dtype(DType::F32).unwrap() / 127.5).unwrap() - 1.0;

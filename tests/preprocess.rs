@@ -87,7 +87,8 @@ fn every_tile_equals_the_reference() {
             (None, Some(kind), Some(width), Some(height)) => picture(kind, width, height),
             _ => panic!("neither a file nor a formula: {case:?}"),
         };
-        let options = TileOptions { tile_size: case.tile_size, longest_edge: case.longest_edge, split: case.split };
+        let options =
+            TileOptions { tile_size: case.tile_size, longest_edge: case.longest_edge, split: case.split, threads: 2 };
         let cut = tiles(&image, &options, &mut || false).unwrap().unwrap();
         let shape = (cut.rows, cut.cols, cut.count());
         if shape != (case.rows, case.cols, case.count) || sha256(&cut.pixels) != case.sha256 {

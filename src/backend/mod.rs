@@ -216,6 +216,14 @@ const VISION_PATCHES: usize = 1024;
 /// More threads than any machine this runs on has.
 const MAX_THREADS: usize = 1024;
 
+/// Threads that a call takes.
+pub(crate) fn threads(options: &EngineOptions) -> usize {
+    match options.num_threads {
+        0 => std::thread::available_parallelism().map_or(1, Into::into),
+        n => n,
+    }
+}
+
 /// Loads the weights on the backend that the options name.
 pub(crate) fn open(
     files: &ModelFiles,

@@ -2,7 +2,7 @@
 
 use std::f64::consts::PI;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// Lobes of the Lanczos window on each side.
 const LOBES: f64 = 3.0;
@@ -124,7 +124,8 @@ struct RowRing {
 }
 
 impl RowRing {
-    fn new(input: FrameView<'_>, width: usize, window: usize) -> Self {
+    /// None yet, the first of them `first`.
+    fn new(input: FrameView<'_>, width: usize, window: usize, first: usize) -> Self {
         let stride = (width * 3).next_multiple_of(BLOCK_LANES);
         let rows = window.min(input.height) + STRIP_ROWS;
         let strip_out = if width == input.width { 0 } else { width };
@@ -132,7 +133,7 @@ impl RowRing {
             bytes: vec![0; rows * stride],
             stride,
             rows,
-            filled: 0,
+            filled: first,
             strip_in: vec![[0; STRIP_LANES]; if strip_out == 0 { 0 } else { input.width }],
             strip_out: vec![[0; STRIP_LANES]; strip_out],
         }
@@ -173,44 +174,66 @@ impl RowRing {
     }
 }
 
-#[inline(always)]
-fn resample(input: FrameView<'_>, out: &mut Frame) {
-    let horizontal = (out.width != input.width).then(|| Weights::new(input.width, out.width));
-    let vertical = (out.height != input.height).then(|| Weights::new(input.height, out.height));
-    let mut ring = RowRing::new(input, out.width, vertical.as_ref().map_or(1, |weights| weights.stride));
-    let line_size = out.width * 3;
-    for (y, line) in out.pixels.chunks_exact_mut(line_size).enumerate() {
-        // Where the height stays, Pillow has no vertical pass: each row is itself.
-        let (start, weights) = vertical.as_ref().map_or((y, &[1 << FRACTION_BITS][..]), |weights| weights.at(y));
-        while ring.filled < start + weights.len() {
-            ring.fill(input, horizontal.as_ref());
+/// A pass: where a size stays, Pillow has no pass, and there are no weights.
+struct Pass<'a> {
+    input: FrameView<'a>,
+    width: usize,
+    horizontal: Option<Weights>,
+    vertical: Option<Weights>,
+}
+
+impl Pass<'_> {
+    fn vertical(&self, y: usize) -> (usize, &[i32]) {
+        self.vertical.as_ref().map_or((y, &[1 << FRACTION_BITS]), |weights| weights.at(y))
+    }
+
+    /// The rows of the result from `first` on, as many as there is room for.
+    #[inline(always)]
+    fn resample(&self, first: usize, out: &mut [u8]) {
+        let window = self.vertical.as_ref().map_or(1, |weights| weights.stride);
+        let mut ring = RowRing::new(self.input, self.width, window, self.vertical(first).0);
+        for (i, line) in out.chunks_exact_mut(self.width * 3).enumerate() {
+            let (start, weights) = self.vertical(first + i);
+            while ring.filled < start + weights.len() {
+                ring.fill(self.input, self.horizontal.as_ref());
+            }
+            for (block, bytes) in line.chunks_mut(BLOCK_LANES).enumerate() {
+                let mut sums = [0; BLOCK_LANES];
+                let rows = (start..start + weights.len()).map(|row| ring.block(row, block));
+                weigh(rows, weights, &mut sums);
+                bytes.copy_from_slice(&sums[..bytes.len()]);
+            }
         }
-        for (block, bytes) in line.chunks_mut(BLOCK_LANES).enumerate() {
-            let mut sums = [0; BLOCK_LANES];
-            let rows = (start..start + weights.len()).map(|row| ring.block(row, block));
-            weigh(rows, weights, &mut sums);
-            bytes.copy_from_slice(&sums[..bytes.len()]);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    fn resample_avx2(&self, first: usize, out: &mut [u8]) {
+        self.resample(first, out);
+    }
+
+    fn run(&self, first: usize, out: &mut [u8]) {
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("avx2") {
+            // SAFETY: the CPU has AVX2, asked on the line above.
+            unsafe { self.resample_avx2(first, out) };
+            return;
         }
+        self.resample(first, out);
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn resample_avx2(input: FrameView<'_>, out: &mut Frame) {
-    resample(input, out);
-}
-
-/// Resizes to `width` x `height`. Both images' sizes are the caller's to bound; none may be zero.
-pub(super) fn resize(input: FrameView<'_>, width: usize, height: usize) -> Result<Frame> {
+/// Resizes to `width` x `height` on so many threads, or fewer. Both images' sizes are the caller's to bound; none may be zero.
+pub(super) fn resize(input: FrameView<'_>, (width, height): (usize, usize), threads: usize) -> Result<Frame> {
     if [input.width, input.height, width, height].contains(&0) {
         let from = format!("{}x{}", input.width, input.height);
         return Err(Error::invalid_argument(format!("image: cannot resize {from} to {width}x{height}")));
     }
     if vertical_first(input, width, height) {
-        let shrunk = run(input, input.width, height);
-        return Ok(run(shrunk.view(), width, height));
+        let shrunk = run(input, (input.width, height), threads)?;
+        return run(shrunk.view(), (width, height), threads);
     }
-    Ok(run(input, width, height))
+    run(input, (width, height), threads)
 }
 
 /// Since version 13 Pillow begins with the vertical pass where the height loses more than twice what the width does.
@@ -219,16 +242,32 @@ fn vertical_first(input: FrameView<'_>, width: usize, height: usize) -> bool {
     input.height > height && input.height - height > 2 * input.width.saturating_sub(width)
 }
 
-fn run(input: FrameView<'_>, width: usize, height: usize) -> Frame {
-    let mut out = Frame { pixels: vec![0; width * height * 3], width, height };
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
-        // SAFETY: the CPU has AVX2, asked on the line above.
-        unsafe { resample_avx2(input, &mut out) };
-        return out;
-    }
-    resample(input, &mut out);
-    out
+/// Rows of the result that are worth a thread.
+const BAND: usize = 64;
+
+fn run(input: FrameView<'_>, (width, height): (usize, usize), threads: usize) -> Result<Frame> {
+    let pass = Pass {
+        input,
+        width,
+        horizontal: (width != input.width).then(|| Weights::new(input.width, width)),
+        vertical: (height != input.height).then(|| Weights::new(input.height, height)),
+    };
+    let mut pixels = vec![0; width * height * 3];
+    let rows = height.div_ceil(threads.min(height / BAND).max(1));
+    std::thread::scope(|scope| {
+        let mut bands = pixels.chunks_mut(rows * width * 3).enumerate();
+        let here = bands.next();
+        for (i, band) in bands {
+            let pass = &pass;
+            let thread = std::thread::Builder::new().spawn_scoped(scope, move || pass.run(i * rows, band));
+            thread.map_err(|e| Error::new(ErrorKind::Backend, format!("num_threads: {threads}: {e}")))?;
+        }
+        if let Some((_, band)) = here {
+            pass.run(0, band);
+        }
+        Ok::<_, Error>(())
+    })?;
+    Ok(Frame { pixels, width, height })
 }
 
 #[cfg(test)]
@@ -265,7 +304,7 @@ mod tests {
         let pixels = vec![200; 33 * 21 * 3];
         let input = FrameView { pixels: &pixels, width: 33, height: 21 };
         for (width, height) in [(33, 21), (33, 40), (7, 21), (100, 3), (1, 1)] {
-            let out = resize(input, width, height).unwrap();
+            let out = resize(input, (width, height), 1).unwrap();
             assert_eq!(out.pixels.len(), width * height * 3);
             assert!(out.pixels.iter().all(|&byte| byte == 200), "{width}x{height}");
         }
@@ -276,9 +315,23 @@ mod tests {
         let pixels: Vec<u8> = (0..61_u32 * 47 * 3).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
         let input = FrameView { pixels: &pixels, width: 61, height: 47 };
         for (width, height) in [(61, 100), (20, 47), (150, 13), (22, 21)] {
-            let mut portable = Frame { pixels: vec![0; width * height * 3], width, height };
-            resample(input, &mut portable);
-            assert!(portable.pixels == run(input, width, height).pixels, "{width}x{height}");
+            let horizontal = (width != 61).then(|| Weights::new(61, width));
+            let vertical = (height != 47).then(|| Weights::new(47, height));
+            let mut portable = vec![0; width * height * 3];
+            Pass { input, width, horizontal, vertical }.resample(0, &mut portable);
+            assert!(portable == run(input, (width, height), 1).unwrap().pixels, "{width}x{height}");
+        }
+    }
+
+    #[test]
+    fn threads_make_no_difference() {
+        let pixels: Vec<u8> = (0..90_u32 * 300 * 3).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        let input = FrameView { pixels: &pixels, width: 90, height: 300 };
+        for size in [(90, 700), (40, 300), (70, 129), (200, 1000), (90, 300)] {
+            let one = resize(input, size, 1).unwrap().pixels;
+            for threads in [2, 3, 1000] {
+                assert!(one == resize(input, size, threads).unwrap().pixels, "{size:?} {threads}");
+            }
         }
     }
 
@@ -295,6 +348,6 @@ mod tests {
     #[test]
     fn zero_sizes_are_refused() {
         let input = FrameView { pixels: &[], width: 0, height: 3 };
-        assert!(resize(input, 4, 4).is_err());
+        assert!(resize(input, (4, 4), 1).is_err());
     }
 }

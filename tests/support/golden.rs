@@ -95,7 +95,7 @@ pub fn open(dir: &Path) -> Parts {
 pub fn tiles(dir: &Path, case: &Case, tile_size: usize) -> Tiles {
     let file = std::fs::read(dir.join(&case.image)).unwrap();
     let rgb = ImageView::encoded(&file).to_rgb().unwrap();
-    let options = TileOptions { tile_size, longest_edge: case.longest_edge, split: case.split };
+    let options = TileOptions { tile_size, longest_edge: case.longest_edge, split: case.split, threads: 2 };
     preprocess::tiles(&rgb, &options, &mut || false).unwrap().unwrap()
 }
 

@@ -53,10 +53,7 @@ impl OnnxBackend {
         files.check_folder("onnx")?;
         // During a step the former cache and the new one are there.
         check_memory(variant.bytes(files)?, 2 * variant.cache_element_bytes(), model, options)?;
-        let threads = match options.num_threads {
-            0 => std::thread::available_parallelism().map_or(1, Into::into),
-            n => n,
-        };
+        let threads = super::threads(options);
         let opener = Opener { environment, providers: &providers, threads, same_shapes: false };
         // A table lookup: on an accelerator its rows would travel both ways.
         let lookup = Opener { environment, providers: &[], threads: 1, same_shapes: false };

@@ -65,17 +65,23 @@ impl KeyValueCache {
         let groups = head_dim / PAIR;
         let (key_words, value_words) = (self.capacity * groups, self.capacity / PAIR * padded);
         let (all_keys, all_values) = (Split::new(&mut self.keys), Split::new(&mut self.values));
-        team::share(self.heads, |head| {
-            // SAFETY: no other task has this head.
-            let packed_keys = unsafe { all_keys.part(head * key_words, key_words) };
-            // SAFETY: as above.
-            let packed_values = unsafe { all_values.part(head * value_words, value_words) };
-            let mut key = vec![0; groups];
+        team::share(self.heads * 2, |task| {
+            let head = task / 2;
+            if task % 2 == 0 {
+                // SAFETY: no other task has this head's keys.
+                let packed = unsafe { all_keys.part(head * key_words, key_words) };
+                let mut key = vec![0; groups];
+                for token in 0..tokens {
+                    math::to_bf16(keys.row(token, head), &mut key, cpu);
+                    set_lane(packed, first + token, &key);
+                }
+                return;
+            }
+            // SAFETY: no other task has this head's values.
+            let packed = unsafe { all_values.part(head * value_words, value_words) };
             for token in 0..tokens {
                 let position = first + token;
-                math::to_bf16(keys.row(token, head), &mut key, cpu);
-                set_lane(packed_keys, position, &key);
-                let pairs = &mut packed_values[position / PAIR * padded..][..head_dim];
+                let pairs = &mut packed[position / PAIR * padded..][..head_dim];
                 let value = values.row(token, head);
                 // The first of a pair takes what a forgotten position left beside it: multiplied by 0, infinity is none.
                 if position.is_multiple_of(PAIR) {

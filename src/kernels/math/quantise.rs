@@ -4,6 +4,8 @@ use half::bf16;
 
 use super::super::Cpu;
 use super::super::block::{BLOCK, INT4_OFFSET, OFFSET, QUAD};
+#[cfg(target_arch = "x86_64")]
+use super::super::x86;
 use super::{LANES, ROUND, fold, larger, largest};
 
 #[inline]
@@ -53,9 +55,19 @@ vectorised! {
     }
 }
 
+/// Four numbers to a word, in 8 bits plus OFFSET; missing ones are 0. What they have to be multiplied by.
+pub(in super::super) fn to_int8(x: &[f32], words: &mut [u32], cpu: Cpu) -> f32 {
+    match cpu {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: these sets exist only where the processor has AVX-512 F and BW.
+        Cpu::Avx512 | Cpu::Avx512Bf16 | Cpu::Amx => unsafe { x86::to_int8(x, words) },
+        _ => to_int8_elsewhere(x, words, cpu),
+    }
+}
+
 vectorised! {
-    /// Four numbers to a word, in 8 bits plus OFFSET; missing ones are 0. What they have to be multiplied by.
-    to_int8(x: &[f32], words: &mut [u32]) -> f32 {
+    /// [`to_int8`] without instructions of its own.
+    to_int8_elsewhere(x: &[f32], words: &mut [u32]) -> f32 {
         let largest = largest(x, 0.0, f32::abs);
         let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
         // The first of a word's numbers is lowest: machines are little-endian.

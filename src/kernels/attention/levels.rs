@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 #[cfg(target_os = "linux")]
 use super::super::block::Strides;
 use super::super::block::{LANES, QUAD};
-use super::super::x86::{TALL_PANELS, dispatch, even_rows};
+use super::super::x86::{RowOffsets, TALL_PANELS, dispatch, even_rows};
 #[cfg(target_os = "linux")]
 use super::super::x86::{TILE_ROWS, amx};
 use super::super::{Cpu, Rows};
@@ -17,16 +17,16 @@ use super::softmax::OCTAVE;
 /// Positions of a vector of weights. Blocks of positions are multiples of it.
 pub(super) const VECTOR: usize = LANES * QUAD;
 
-/// Weights of 8 bits and of 16, as numbers of a table that are shifted: `one` times 2^`spare`, times 2 to the power of minus each level of an
-/// octave. `spare` bits are shifted out of the first level's.
+/// Weights as numbers of a table that are shifted: `one` times 2^`spare`, times 2 to the power of minus each level of an octave. `spare` bits
+/// are shifted out of the first level's.
 struct Powers {
     numbers: [u16; OCTAVE],
     spare: u32,
 }
 
-/// A bit more than the weight has is left, which says how to round.
+/// Of 8 bits: one bit more than the weight has is left, which says how to round.
 const POWERS: Powers = powers(255, 7);
-/// Nothing is rounded: a unit is little.
+/// Of 16 bits: nothing is rounded, a unit is little.
 const FINE_POWERS: Powers = powers(65535, 0);
 
 const fn powers(one: u32, spare: u32) -> Powers {
@@ -104,6 +104,7 @@ unsafe fn tile<const ROWS: usize, const PANELS: usize>(
     // SAFETY: the caller has checked that all of it is there.
     unsafe {
         let words = queries.words.as_ptr().add(row * groups);
+        let offsets = RowOffsets::new(groups * size_of::<u32>());
         let vectors = keys.values.as_ptr().add(position * groups * QUAD);
         let start: [_; PANELS] = std::array::from_fn(|p| {
             let corrections = _mm512_loadu_si512(keys.corrections.as_ptr().add(position + p * LANES).cast());
@@ -114,7 +115,7 @@ unsafe fn tile<const ROWS: usize, const PANELS: usize>(
             let panels: [_; PANELS] =
                 std::array::from_fn(|p| _mm512_loadu_si512(vectors.add((p * groups + group) * LANES * QUAD).cast()));
             for (r, sums) in sums.iter_mut().enumerate() {
-                let word = _mm512_set1_epi32(*words.add(r * groups + group) as i32);
+                let word = _mm512_set1_epi32(offsets.read(words.add(group), r) as i32);
                 for (sum, panel) in sums.iter_mut().zip(panels) {
                     *sum = _mm512_dpbusd_epi32(*sum, word, panel);
                 }
@@ -202,20 +203,24 @@ pub(super) unsafe fn weigh(scores: &mut [i16], seen: usize, words: &mut [u32], l
     let mut sums = _mm512_setzero_si512();
     let scores = scores.chunks_exact(VECTOR).zip(words.chunks_exact_mut(LANES));
     let Some(low) = low else {
+        // SAFETY: as this function.
+        let lookup = unsafe { Lookup::new(&POWERS, largest) };
         for (scores, words) in scores {
             // SAFETY: two registers of scores, one of words.
             unsafe {
-                let halves = shifted(scores, largest, &POWERS).map(|x| _mm512_avg_epu16(x, _mm512_setzero_si512()));
+                let halves = lookup.weights(scores).map(|x| _mm512_avg_epu16(x, _mm512_setzero_si512()));
                 sums = store_bytes(sums, halves, words);
             }
         }
         return (largest, _mm512_reduce_add_epi32(sums) as u32);
     };
+    // SAFETY: as this function.
+    let lookup = unsafe { Lookup::new(&FINE_POWERS, largest) };
     let mut low_sums = _mm512_setzero_si512();
     for ((scores, words), low) in scores.zip(low.chunks_exact_mut(LANES)) {
         // SAFETY: as above.
         unsafe {
-            let weights = shifted(scores, largest, &FINE_POWERS);
+            let weights = lookup.weights(scores);
             sums = store_bytes(sums, weights.map(|x| _mm512_srli_epi16::<8>(x)), words);
             let bytes = weights.map(|x| _mm512_and_si512(x, _mm512_set1_epi16(0xff)));
             low_sums = store_bytes(low_sums, bytes, low);
@@ -225,24 +230,40 @@ pub(super) unsafe fn weigh(scores: &mut [i16], seen: usize, words: &mut [u32], l
     (largest, _mm512_reduce_add_epi32(sum) as u32)
 }
 
-/// What [`VECTOR`] scores weigh: numbers of the table, shifted.
-///
-/// # Safety
-/// The processor has AVX-512 F and BW. There are as many scores.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn shifted(scores: &[i16], largest: i16, powers: &Powers) -> [__m512i; 2] {
-    // SAFETY: as many numbers as a register has.
-    let numbers = unsafe { _mm512_loadu_si512(powers.numbers.as_ptr().cast()) };
-    let spare = (OCTAVE as u32 * powers.spare.saturating_sub(1)) as i16;
-    let top = _mm512_set1_epi16(largest.saturating_add(spare));
-    [0, 1].map(|half| {
-        // SAFETY: two registers of them.
-        let scores = unsafe { _mm512_loadu_si512(scores.as_ptr().add(half * OCTAVE).cast()) };
-        let below = _mm512_subs_epi16(top, scores);
-        // The lookup takes the level in its octave, the shift the octaves.
-        _mm512_srlv_epi16(_mm512_permutexvar_epi16(below, numbers), _mm512_srli_epi16::<{ OCTAVE.ilog2() }>(below))
-    })
+/// [`Powers`] for a row, whose largest score gets the first of them.
+struct Lookup {
+    numbers: __m512i,
+    top: __m512i,
+}
+
+impl Lookup {
+    /// # Safety
+    /// The processor has AVX-512 F and BW.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn new(powers: &Powers, largest: i16) -> Self {
+        let spare = (OCTAVE as u32 * powers.spare.saturating_sub(1)) as i16;
+        // SAFETY: as many numbers as a register has.
+        let numbers = unsafe { _mm512_loadu_si512(powers.numbers.as_ptr().cast()) };
+        Self { numbers, top: _mm512_set1_epi16(largest.saturating_add(spare)) }
+    }
+
+    /// What [`VECTOR`] scores weigh, in two halves.
+    ///
+    /// # Safety
+    /// As [`Lookup::new`]; there are as many scores.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn weights(&self, scores: &[i16]) -> [__m512i; 2] {
+        [0, 1].map(|half| {
+            // SAFETY: two registers of them.
+            let scores = unsafe { _mm512_loadu_si512(scores.as_ptr().add(half * OCTAVE).cast()) };
+            let below = _mm512_subs_epi16(self.top, scores);
+            // The lookup takes the level in its octave, the shift the octaves.
+            let power = _mm512_permutexvar_epi16(below, self.numbers);
+            _mm512_srlv_epi16(power, _mm512_srli_epi16::<{ OCTAVE.ilog2() }>(below))
+        })
+    }
 }
 
 /// Stores numbers of 8 bits, of either half, in the order of positions, and adds four each to `sums`.

@@ -7,7 +7,7 @@ use half::bf16;
 use super::super::block::{Block, LANES, Out, PAIR};
 use super::super::math;
 use super::super::rows::scratch;
-use super::{Column, TALL_PANELS, TALL_ROWS, TILE_ROWS, dispatch};
+use super::{Column, RowOffsets, TALL_PANELS, TALL_ROWS, TILE_ROWS, dispatch};
 
 /// # Safety
 /// The processor has AVX-512 F, BW and BF16. `values` starts at the block's first panel.
@@ -111,6 +111,8 @@ unsafe fn f32_tile<const ROWS: usize, const PANELS: usize>(
 ) {
     let groups = block.rows.groups;
     assert!(numbers.len() == ROWS * groups * PAIR);
+    let numbers = numbers.as_ptr();
+    let offsets = RowOffsets::new(PAIR * groups * size_of::<f32>());
     let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
     let mut sums = [[_mm512_setzero_ps(); PANELS]; ROWS];
     for group in 0..groups {
@@ -128,7 +130,7 @@ unsafe fn f32_tile<const ROWS: usize, const PANELS: usize>(
             });
             for (r, sums) in sums.iter_mut().enumerate() {
                 // SAFETY: each row has `groups` numbers of either half.
-                let x = _mm512_set1_ps(unsafe { *numbers.get_unchecked((r * PAIR + half) * groups + group) });
+                let x = _mm512_set1_ps(unsafe { offsets.read(numbers.add(half * groups + group), r) });
                 for (sum, panel) in sums.iter_mut().zip(panels) {
                     *sum = _mm512_fmadd_ps(x, panel, *sum);
                 }

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::super::block::{Block, LANES, Out, QUAD};
-use super::{Column, ON, TALL_PANELS, TILE_ROWS, dispatch, even_rows};
+use super::{Column, ON, RowOffsets, TALL_PANELS, TILE_ROWS, dispatch, even_rows};
 
 /// Bytes that a tall tile of int8 fetches for each group: half a line, so that a block of a few dozen rows fetches as much as it has
 /// itself. Fewer rows read faster than that.
@@ -72,6 +72,7 @@ unsafe fn int8_tile<const ROWS: usize, const PANELS: usize>(
     // Where nothing is ahead, what is at hand is fetched again.
     let ahead: *const i8 = ahead.map_or(values, |ahead| ahead.as_ptr().cast());
     let words = block.rows.words[(block.first_row + first.0) * groups..][..ROWS * groups].as_ptr();
+    let offsets = RowOffsets::new(groups * size_of::<u32>());
     let row_scales = &block.rows.scales[block.first_row + first.0..][..ROWS];
     let start: [_; PANELS] = std::array::from_fn(|p| match corrections {
         // SAFETY: the slice holds LANES values of each panel.
@@ -97,7 +98,7 @@ unsafe fn int8_tile<const ROWS: usize, const PANELS: usize>(
         }
         for (r, sums) in sums.iter_mut().enumerate() {
             // SAFETY: `words` holds ROWS * groups words.
-            let word = unsafe { _mm512_set1_epi32(*words.add(r * groups + group) as i32) };
+            let word = unsafe { _mm512_set1_epi32(offsets.read(words.add(group), r) as i32) };
             for (sum, panel) in sums.iter_mut().zip(panels) {
                 *sum = _mm512_dpbusd_epi32(*sum, word, panel);
             }

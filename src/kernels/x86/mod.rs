@@ -7,6 +7,7 @@ mod int4;
 mod int8;
 mod quantise;
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::block::Out;
@@ -30,6 +31,41 @@ const ON: usize = 2048;
 /// Rows of each of as many tall tiles as `rows` need: a last one of few rows would read all of the panels for little work.
 pub(super) fn even_rows(rows: usize) -> usize {
     rows.div_ceil(rows.div_ceil(TALL_ROWS))
+}
+
+/// Multiples of a stride, from a tile's first row to each of the others, in bytes.
+///
+/// The odd ones are kept in registers, and addresses have these times 2, 4 or 8 for the others. Compilers are not to see what they are: they
+/// add one row to the other in the innermost loop instead, on the ports that products need.
+#[derive(Clone, Copy)]
+pub(super) struct RowOffsets([usize; TALL_ROWS / 2]);
+
+impl RowOffsets {
+    #[inline(always)]
+    pub(super) fn new(stride: usize) -> Self {
+        let mut odd = [0; TALL_ROWS / 2];
+        for (i, offset) in odd.iter_mut().enumerate() {
+            let mut multiple = stride * (2 * i + 1);
+            // SAFETY: nothing is done.
+            unsafe { asm!("/* {} */", inout(reg) multiple, options(pure, nomem, nostack, preserves_flags)) };
+            *offset = multiple;
+        }
+        Self(odd)
+    }
+
+    /// What a row has where the first one has `first`.
+    ///
+    /// # Safety
+    /// The tile has this row, and it has a number there.
+    #[inline(always)]
+    pub(super) unsafe fn read<T: Copy>(self, first: *const T, row: usize) -> T {
+        let offset = match row {
+            0 => 0,
+            _ => self.0[(row >> row.trailing_zeros()) / 2] << row.trailing_zeros(),
+        };
+        // SAFETY: as the caller promises.
+        unsafe { *first.byte_add(offset) }
+    }
 }
 
 /// Calls `$kernel::<ROWS, PANELS>` for the constants out of the lists that `$rows` and `$panels` are.

@@ -81,6 +81,7 @@ impl Rows {
         (count, width): (usize, usize),
         mut make: impl FnMut(usize, &mut [u32]) -> f32,
     ) {
+        self.shape(precision, (count, width));
         for row in 0..count {
             self.set_row(precision, (count, width), row, |words| make(row, words));
         }
@@ -131,14 +132,14 @@ impl Rows {
     pub fn rms_norm(&mut self, precision: Precision, x: &[f32], weight: &[f32], eps: f32, cpu: Cpu) {
         let width = weight.len();
         self.set(precision, (x.len() / width, width), cpu, |row, out| {
-            math::rms_norm(&x[row * width..][..width], weight, eps, out, cpu);
+            math::rms_norm(&x[row * width..][..width], weight, eps, out, cpu.narrow());
         });
     }
 
     /// GELU, by its tanh approximation, of rows of `x`.
     pub fn gelu(&mut self, precision: Precision, x: &[f32], width: usize, cpu: Cpu) {
         self.set(precision, (x.len() / width, width), cpu, |row, out| {
-            math::gelu(&x[row * width..][..width], out, cpu);
+            math::gelu(&x[row * width..][..width], out, cpu.narrow());
         });
     }
 
@@ -146,7 +147,7 @@ impl Rows {
     pub fn silu_mul(&mut self, precision: Precision, x: &[f32], width: usize, cpu: Cpu) {
         self.set(precision, (x.len() / (2 * width), width), cpu, |row, out| {
             let (gates, numbers) = x[row * 2 * width..][..2 * width].split_at(width);
-            math::silu_mul(gates, numbers, out, cpu);
+            math::silu_mul(gates, numbers, out, cpu.narrow());
         });
     }
 

@@ -88,7 +88,7 @@ impl Int8KeysValues {
         for all in [keys, values] {
             assert_eq!((all.rows, all.heads, all.head_dim), (keys.rows, self.heads, self.head_dim));
         }
-        let cpu = self.cpu;
+        let cpu = self.cpu.narrow();
         self.fill(
             (keys.rows, Weights::Bytes),
             |head, packed| pack_keys((keys, head), packed, cpu),
@@ -99,7 +99,7 @@ impl Int8KeysValues {
     /// Becomes what `cache` holds, of a prompt's tokens and those before them.
     pub fn copy(&mut self, cache: &KeyValueCache) {
         assert_eq!(cache.shape(), (self.heads, self.head_dim));
-        let (len, cpu) = (cache.len(), self.cpu);
+        let (len, cpu) = (cache.len(), self.cpu.narrow());
         self.fill(
             (len, Weights::Fine),
             |head, packed| copy_keys((cache.packed(head).0, len), packed, cpu),

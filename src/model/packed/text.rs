@@ -10,7 +10,7 @@ use crate::kernels::{
     self, Attend, Cpu, Heads, Int8KeysValues, KeyValueCache, PackedLinear, Precision, Rows, Split, Stored, Then, grow,
 };
 
-/// As many tokens at once look at keys and values in 8 bits, if weights have no more: for fewer, packing takes longer than that saves.
+/// As many tokens at once look at keys and values in 8 bits, if weights have no more: all positions are packed for them.
 const PROMPT: usize = 32;
 
 /// Decoder, token embedding and head.

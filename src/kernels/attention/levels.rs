@@ -67,6 +67,8 @@ pub(super) unsafe fn scores(queries: &Rows, keys: Keys<'_>, positions: usize, ou
     assert!(keys.values.len() >= positions * groups * QUAD);
     assert!(keys.scales.len() >= positions && keys.corrections.len() >= positions);
     assert!(queries.words.len() >= rows * groups && queries.scales.len() >= rows);
+    #[cfg(not(target_os = "linux"))]
+    let _ = cpu;
     #[cfg(target_os = "linux")]
     if cpu == Cpu::Amx && rows > TILE_ROWS {
         // SAFETY: as this function; the slices are as long as said.
@@ -186,11 +188,14 @@ pub(super) unsafe fn weigh(scores: &mut [i16], seen: usize, words: &mut [u32], l
         low.into_iter().for_each(|low| low.fill(0));
         return (i16::MIN, 0);
     }
-    for position in seen..scores.len() {
-        scores[place(position)] = i16::MIN;
+    // Vectors of positions some of which are seen; in the last one, what is not seen is neither the largest nor of any weight.
+    let (used, vectors) = (&mut scores[..seen.next_multiple_of(VECTOR)], seen.div_ceil(VECTOR));
+    for position in seen..used.len() {
+        used[place(position)] = i16::MIN;
     }
+    let mask = |vector: usize| u64::MAX >> (VECTOR - (seen - vector * VECTOR).min(VECTOR));
     let mut lanes = _mm512_set1_epi16(i16::MIN);
-    for scores in scores.chunks_exact(OCTAVE) {
+    for scores in used.chunks_exact(OCTAVE) {
         // SAFETY: a register of them.
         lanes = _mm512_max_epi16(lanes, unsafe { _mm512_loadu_si512(scores.as_ptr().cast()) });
     }
@@ -201,15 +206,17 @@ pub(super) unsafe fn weigh(scores: &mut [i16], seen: usize, words: &mut [u32], l
     let largest = _mm_extract_epi16::<0>(_mm_minpos_epu16(flipped)) as i16 ^ i16::MAX;
 
     let mut sums = _mm512_setzero_si512();
-    let scores = scores.chunks_exact(VECTOR).zip(words.chunks_exact_mut(LANES));
+    let (words, unseen) = words.split_at_mut(vectors * LANES);
+    unseen.fill(0);
+    let scores = used.chunks_exact(VECTOR).zip(words.chunks_exact_mut(LANES)).enumerate();
     let Some(low) = low else {
         // SAFETY: as this function.
         let lookup = unsafe { Lookup::new(&POWERS, largest) };
-        for (scores, words) in scores {
+        for (vector, (scores, words)) in scores {
             // SAFETY: two registers of scores, one of words.
             unsafe {
                 let halves = lookup.weights(scores).map(|x| _mm512_avg_epu16(x, _mm512_setzero_si512()));
-                sums = store_bytes(sums, halves, words);
+                sums = store_bytes(sums, halves, mask(vector), words);
             }
         }
         return (largest, _mm512_reduce_add_epi32(sums) as u32);
@@ -217,13 +224,15 @@ pub(super) unsafe fn weigh(scores: &mut [i16], seen: usize, words: &mut [u32], l
     // SAFETY: as this function.
     let lookup = unsafe { Lookup::new(&FINE_POWERS, largest) };
     let mut low_sums = _mm512_setzero_si512();
-    for ((scores, words), low) in scores.zip(low.chunks_exact_mut(LANES)) {
+    let (low, unseen) = low.split_at_mut(vectors * LANES);
+    unseen.fill(0);
+    for ((vector, (scores, words)), low) in scores.zip(low.chunks_exact_mut(LANES)) {
         // SAFETY: as above.
         unsafe {
             let weights = lookup.weights(scores);
-            sums = store_bytes(sums, weights.map(|x| _mm512_srli_epi16::<8>(x)), words);
+            sums = store_bytes(sums, weights.map(|x| _mm512_srli_epi16::<8>(x)), mask(vector), words);
             let bytes = weights.map(|x| _mm512_and_si512(x, _mm512_set1_epi16(0xff)));
-            low_sums = store_bytes(low_sums, bytes, low);
+            low_sums = store_bytes(low_sums, bytes, mask(vector), low);
         }
     }
     let sum = _mm512_add_epi32(_mm512_slli_epi32::<8>(sums), low_sums);
@@ -266,15 +275,15 @@ impl Lookup {
     }
 }
 
-/// Stores numbers of 8 bits, of either half, in the order of positions, and adds four each to `sums`.
+/// Stores numbers of 8 bits, of either half, in the order of positions, and adds four each to `sums`; those that `mask` lacks become 0.
 ///
 /// # Safety
 /// The processor has AVX-512 F, BW and VNNI. `words` are LANES.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn store_bytes(sums: __m512i, [first, second]: [__m512i; 2], words: &mut [u32]) -> __m512i {
+unsafe fn store_bytes(sums: __m512i, [first, second]: [__m512i; 2], mask: __mmask64, words: &mut [u32]) -> __m512i {
     let in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    let bytes = _mm512_permutexvar_epi32(in_order, _mm512_packus_epi16(first, second));
+    let bytes = _mm512_maskz_mov_epi8(mask, _mm512_permutexvar_epi32(in_order, _mm512_packus_epi16(first, second)));
     // SAFETY: as many words.
     unsafe { _mm512_storeu_si512(words.as_mut_ptr().cast(), bytes) };
     _mm512_dpbusd_epi32(sums, bytes, _mm512_set1_epi8(1))

@@ -115,10 +115,32 @@ fn a_prompts_small_weights_add_up_beside_a_large_one() {
 }
 
 #[test]
+fn what_a_token_does_not_see_weighs_nothing_however_little_the_rest_does() {
+    // The first token sees itself alone, which weighs far less than what it does not see: further below than there are 16-bit levels.
+    let (head_dim, positions) = (16, 40);
+    let score = |p: usize| if p == 0 { -690.0 } else { 690.0 };
+    let keys: Vec<f32> = (0..positions).flat_map(|p| (0..head_dim).map(move |i| [score(p), 0.0][i.min(1)])).collect();
+    let values = numbers(positions * head_dim, 2);
+    let queries: Vec<f32> =
+        (0..positions * head_dim).map(|i| if i % head_dim == 0 { 1.0 / 0.3 } else { 0.0 }).collect();
+    let expected = exact(&queries, &keys, &values, (1, 1), head_dim, true);
+    for cpu in Cpu::available() {
+        let all = |rows| Heads::beside(rows, head_dim, 0, (1, head_dim));
+        let mut cache = KeyValueCache::new(1, head_dim, cpu);
+        cache.append(all(&keys), all(&values));
+        let mut prompt = Int8KeysValues::new(1, head_dim, cpu);
+        prompt.copy(&cache);
+        let mut ours = vec![f32::NAN; positions * head_dim];
+        prompt.stored().attend(all(&queries), 0.3, Attend::CausallyFrom(0), &mut ours);
+        assert!(largest_difference(&ours, &expected) < 0.02, "{cpu:?} {:?} {:?}", &ours[..4], &expected[..4]);
+    }
+}
+
+#[test]
 fn attention_is_attention_however_the_tokens_come() {
-    for (query_heads, kv_heads, head_dim) in [(1, 1, 2), (3, 1, 64), (6, 2, 24), (4, 4, 72)] {
+    for (query_heads, kv_heads, head_dim) in [(1, 1, 2), (2, 1, 6), (3, 1, 64), (6, 2, 24), (4, 4, 72)] {
         for (positions, tokens) in
-            [(1, 1), (17, 17), (70, 70), (70, 5), (131, 1), (700, 1), (513, 1), (POSITIONS + 70, 2)]
+            [(1, 1), (17, 17), (70, 70), (70, 5), (131, 1), (700, 1), (513, 1), (POSITIONS + 5, 17)]
         {
             let width = kv_heads * head_dim;
             let (keys, values) = (numbers(positions * width, 1), numbers(positions * width, 2));

@@ -1,8 +1,9 @@
 //! Lanczos resampling that equals Pillow 13's bit for bit: fixed-point weights, two passes, 8 bits between them.
 
 use std::f64::consts::PI;
+use std::sync::{Mutex, PoisonError};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 
 /// Lobes of the Lanczos window on each side.
 const LOBES: f64 = 3.0;
@@ -230,10 +231,10 @@ pub(super) fn resize(input: FrameView<'_>, (width, height): (usize, usize), thre
         return Err(Error::invalid_argument(format!("image: cannot resize {from} to {width}x{height}")));
     }
     if vertical_first(input, width, height) {
-        let shrunk = run(input, (input.width, height), threads)?;
-        return run(shrunk.view(), (width, height), threads);
+        let shrunk = run(input, (input.width, height), threads);
+        return Ok(run(shrunk.view(), (width, height), threads));
     }
-    run(input, (width, height), threads)
+    Ok(run(input, (width, height), threads))
 }
 
 /// Since version 13 Pillow begins with the vertical pass where the height loses more than twice what the width does.
@@ -245,7 +246,7 @@ fn vertical_first(input: FrameView<'_>, width: usize, height: usize) -> bool {
 /// Rows of the result that are worth a thread.
 const BAND: usize = 64;
 
-fn run(input: FrameView<'_>, (width, height): (usize, usize), threads: usize) -> Result<Frame> {
+fn run(input: FrameView<'_>, (width, height): (usize, usize), threads: usize) -> Frame {
     let pass = Pass {
         input,
         width,
@@ -253,21 +254,28 @@ fn run(input: FrameView<'_>, (width, height): (usize, usize), threads: usize) ->
         vertical: (height != input.height).then(|| Weights::new(input.height, height)),
     };
     let mut pixels = vec![0; width * height * 3];
-    let rows = height.div_ceil(threads.min(height / BAND).max(1));
+    let threads = threads.min(height / BAND).max(1);
+    let rows = height.div_ceil(threads);
+    let bands = Mutex::new(pixels.chunks_mut(rows * width * 3).enumerate());
+    let work = || {
+        while let Some((i, band)) = next(&bands) {
+            pass.run(i * rows, band);
+        }
+    };
     std::thread::scope(|scope| {
-        let mut bands = pixels.chunks_mut(rows * width * 3).enumerate();
-        let here = bands.next();
-        for (i, band) in bands {
-            let pass = &pass;
-            let thread = std::thread::Builder::new().spawn_scoped(scope, move || pass.run(i * rows, band));
-            thread.map_err(|e| Error::new(ErrorKind::Backend, format!("num_threads: {threads}: {e}")))?;
-        }
-        if let Some((_, band)) = here {
-            pass.run(0, band);
-        }
-        Ok::<_, Error>(())
-    })?;
-    Ok(Frame { pixels, width, height })
+        // Where there are no more threads to be had, those that are there do it all.
+        let start = |_| std::thread::Builder::new().spawn_scoped(scope, work).ok();
+        let helpers: Vec<_> = (1..threads).map_while(start).collect();
+        work();
+        // The scope itself would not wait until they have ended.
+        helpers.into_iter().for_each(|helper| helper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+    });
+    Frame { pixels, width, height }
+}
+
+/// The next one, for whichever thread asks.
+fn next<T>(of: &Mutex<impl Iterator<Item = T>>) -> Option<T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner).next()
 }
 
 #[cfg(test)]
@@ -319,7 +327,7 @@ mod tests {
             let vertical = (height != 47).then(|| Weights::new(47, height));
             let mut portable = vec![0; width * height * 3];
             Pass { input, width, horizontal, vertical }.resample(0, &mut portable);
-            assert!(portable == run(input, (width, height), 1).unwrap().pixels, "{width}x{height}");
+            assert!(portable == run(input, (width, height), 1).pixels, "{width}x{height}");
         }
     }
 

@@ -57,7 +57,7 @@ impl CandleBackend {
         let weights = Arc::new(Weights::open(files)?);
         check_memory(weights.elements().saturating_mul(weight_bytes), cache_bytes, model, options)?;
 
-        let pools = Pools::new(options.num_threads);
+        let pools = Pools::new(super::threads(options));
         let loaded = pools.take()?.install(|| Model::load(&weights, &arithmetic, model, images))?;
         Ok(Self {
             shared: Arc::new(Shared { model: loaded, image_token_id: model.image_token_id, pools }),

@@ -13,7 +13,7 @@ use super::super::team::{self, Split};
 use super::super::{Cpu, math};
 use super::{Head, Heads, KeyValueCache, Stored, Weights, set_lane};
 
-/// Keys and values of one layer and tile; the memory is used again and again.
+/// Keys and values of one layer, of a tile or of a sequence; the memory is used again and again.
 pub struct Int8KeysValues {
     heads: usize,
     head_dim: usize,
@@ -96,9 +96,9 @@ impl Int8KeysValues {
         );
     }
 
-    /// Becomes what `cache` holds, of a prompt's tokens and those before them.
+    /// Becomes what `cache` holds, which is something, of a prompt's tokens and those before them.
     pub fn copy(&mut self, cache: &KeyValueCache) {
-        assert_eq!(cache.shape(), (self.heads, self.head_dim));
+        assert!(cache.shape() == (self.heads, self.head_dim) && cache.len() > 0);
         let (len, cpu) = (cache.len(), self.cpu.narrow());
         self.fill(
             (len, Weights::Fine),
@@ -199,7 +199,7 @@ fn pack_keys((all, head): (Heads<'_>, usize), packed: PackedKeys<'_>, cpu: Cpu) 
     math::scale(&mut mean, (all.rows as f32).recip(), cpu);
     for position in 0..all.rows {
         let (scale, sum) = math::centre_to_int8(all.row_of_many(position, head), &mean, &mut key, cpu);
-        (scales[position], corrections[position]) = (scale, OFFSET * sum);
+        (scales[position], corrections[position]) = (scale, sum.wrapping_mul(OFFSET));
         set_lane(words, position, &key);
     }
 }
@@ -226,7 +226,7 @@ fn copy_keys((cached, len): (&[u32], usize), packed: PackedKeys<'_>, cpu: Cpu) {
     let numbers = scales.chunks_exact_mut(LANES).zip(corrections.chunks_exact_mut(LANES));
     for ((panel, words), (scales, corrections)) in panels.zip(packed).zip(numbers) {
         math::panel_to_int8(panel, &mean, words, scales, corrections, cpu);
-        corrections.iter_mut().for_each(|sum| *sum *= OFFSET);
+        corrections.iter_mut().for_each(|sum| *sum = sum.wrapping_mul(OFFSET));
     }
 }
 

@@ -126,7 +126,7 @@ vectorised! {
         for ((byte, x), mean) in bytes.iter_mut().zip(x).zip(mean) {
             let bits = ((x - mean) * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits());
             *byte = bits as u8;
-            sum += bits as i32;
+            sum = bits.wrapping_add(sum as u32) as i32;
         }
         (largest / 127.0, sum)
     }
@@ -191,7 +191,9 @@ vectorised! {
                     let rounded = |x: f32, mean: f32| ((x - mean) * inverse + ROUND).to_bits();
                     let (low, high) = (rounded(low_half(*pair), mean[0]), rounded(high_half(*pair), mean[1]));
                     *word |= (low & 0xff | (high & 0xff) << 8) << (16 * half);
-                    *sum += low.wrapping_sub(ROUND.to_bits()).wrapping_add(high).wrapping_sub(ROUND.to_bits()) as i32;
+                    let both = low.wrapping_sub(ROUND.to_bits()).wrapping_add(high).wrapping_sub(ROUND.to_bits());
+                    // What is no number may be anything.
+                    *sum = sum.wrapping_add(both as i32);
                 }
             }
         }

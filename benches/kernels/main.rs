@@ -109,15 +109,21 @@ fn attention(
     let all = Heads::beside(&values, cached, 0, (heads.1, HEAD_DIM));
     let mut cache = KeyValueCache::new(heads.1, HEAD_DIM, Cpu::detect());
     let mut tile = Int8KeysValues::new(heads.1, HEAD_DIM, Cpu::detect());
-    let stored = if precision == Precision::Bf16 {
-        cache.append(all, all);
-        cache.stored()
-    } else {
-        tile.set(all, all);
-        tile.stored()
+    let is_vision = heads.0 == heads.1;
+    cache.append(all, all);
+    let stored = match precision {
+        Precision::Bf16 => cache.stored(),
+        _ if is_vision => {
+            tile.set(all, all);
+            tile.stored()
+        }
+        _ => {
+            tile.copy(&cache);
+            tile.stored()
+        }
     };
     let causally = (Attend::CausallyFrom(positions - tokens), positions - tokens / 2);
-    let (attend, seen) = if heads.0 == heads.1 { (Attend::Everywhere, positions) } else { causally };
+    let (attend, seen) = if is_vision { (Attend::Everywhere, positions) } else { causally };
     let work = match tokens {
         1 => Work::Bytes(2 * positions * cached * 2),
         _ => Work::Products(4 * width * tokens * seen, precision),
@@ -153,6 +159,8 @@ fn main() {
     products(&mut criterion);
     attention(&mut criterion, "vision, 1024, int8", Precision::Int8, (12, 12), 1024, 1024);
     attention(&mut criterion, "vision, 1024", Precision::Bf16, (12, 12), 1024, 1024);
+    attention(&mut criterion, "prefill, 128, int8", Precision::Int8, (9, 3), 128, 128);
+    attention(&mut criterion, "prefill, 1100, int8", Precision::Int8, (9, 3), 1100, 1100);
     attention(&mut criterion, "prefill, 128", Precision::Bf16, (9, 3), 128, 128);
     attention(&mut criterion, "prefill, 1100", Precision::Bf16, (9, 3), 1100, 1100);
     attention(&mut criterion, "decode at 128", Precision::Bf16, (9, 3), 1, 128);

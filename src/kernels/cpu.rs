@@ -121,7 +121,8 @@ impl Cpu {
 }
 
 /// Whether the processor has AMX in bf16 and 8 bits, and the system lets this process use it: it has to be asked, since tiles make what it
-/// saves of a thread larger by 8 KiB. Those who have it keep it; see the Linux kernel's `Documentation/arch/x86/xstate.rst`.
+/// saves of a thread larger by 8 KiB. From then on, and in all threads, it accepts no stack for signals that these would not fit on, and where
+/// one is in use already, it says no. See the Linux kernel's `Documentation/arch/x86/xstate.rst`.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn amx_runs_here() -> bool {
     use std::arch::x86_64::__cpuid_count;
@@ -132,9 +133,16 @@ fn amx_runs_here() -> bool {
         #[allow(unused_unsafe, reason = "safe from Rust 1.94 on")]
         // SAFETY: every x86-64 processor has the instruction.
         let [leaves, features] = unsafe { [__cpuid_count(0, 0).eax, __cpuid_count(7, 0).edx] };
-        // SAFETY: the call takes two numbers, and changes nothing but what it is asked for.
+        // SAFETY: the call takes two numbers, and reads and writes no memory of ours.
         let granted = || unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0 };
-        leaves >= 7 && features & BF16_TILE_INT8 == BF16_TILE_INT8 && granted()
+        if leaves < 7 || features & BF16_TILE_INT8 != BF16_TILE_INT8 {
+            return false;
+        }
+        let granted = granted();
+        if !granted {
+            log::info(format_args!("AMX: {}", std::io::Error::last_os_error()));
+        }
+        granted
     });
     *RUNS
 }
@@ -168,6 +176,16 @@ mod tests {
             error,
             "SMOLVLM_CPU: \"AVX2\" is none of portable, avx2, avxvnni, avx512, avx512bf16, amx; it is ignored"
         );
+    }
+
+    #[test]
+    fn amx_is_tested_wherever_avx_512_is() {
+        // The tests of products and of attention take all of them.
+        let sets = Cpu::available();
+        let limit = limit(std::env::var(VARIABLE).ok().as_deref()).ok().flatten();
+        let is_tested =
+            cfg!(target_os = "linux") && sets.contains(&Cpu::Avx512) && limit.is_none_or(|cpu| cpu == Cpu::Amx);
+        assert_eq!(sets.contains(&Cpu::Amx), is_tested);
     }
 
     #[test]

@@ -191,12 +191,3 @@ impl State {
         }
     }
 }
-
-#[test]
-fn amx_is_tested_wherever_avx_512_is() {
-    use crate::kernels::Cpu;
-    // The tests of products and of attention take all of them.
-    let sets = Cpu::available();
-    let limited = std::env::var("SMOLVLM_CPU").is_ok_and(|name| Cpu::Amx.name() != name);
-    assert_eq!(sets.contains(&Cpu::Amx), sets.contains(&Cpu::Avx512) && !limited);
-}

@@ -118,11 +118,13 @@ fn a_prompts_small_weights_add_up_beside_a_large_one() {
 fn what_a_token_does_not_see_weighs_nothing_however_little_the_rest_does() {
     // The first token sees itself alone, which weighs far less than what it does not see: further below than there are 16-bit levels.
     let (head_dim, positions) = (16, 40);
-    let score = |p: usize| if p == 0 { -690.0 } else { 690.0 };
-    let keys: Vec<f32> = (0..positions).flat_map(|p| (0..head_dim).map(move |i| [score(p), 0.0][i.min(1)])).collect();
+    let mut keys = vec![0.0; positions * head_dim];
+    for (p, key) in keys.chunks_exact_mut(head_dim).enumerate() {
+        key[0] = if p == 0 { -690.0 } else { 690.0 };
+    }
     let values = numbers(positions * head_dim, 2);
-    let queries: Vec<f32> =
-        (0..positions * head_dim).map(|i| if i % head_dim == 0 { 1.0 / 0.3 } else { 0.0 }).collect();
+    let mut queries = vec![0.0; positions * head_dim];
+    queries.iter_mut().step_by(head_dim).for_each(|x| *x = 1.0 / 0.3);
     let expected = exact(&queries, &keys, &values, (1, 1), head_dim, true);
     for cpu in Cpu::available() {
         let all = |rows| Heads::beside(rows, head_dim, 0, (1, head_dim));

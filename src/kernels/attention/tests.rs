@@ -92,25 +92,32 @@ fn a_far_off_peak_costs_a_blocks_small_weights_no_precision() {
     }
 }
 
+/// What queries of one head see of keys and values that a cache holds, taken over into 8 bits.
+fn seen_by_a_prompt([queries, keys, values]: [&[f32]; 3], head_dim: usize, attend: Attend, cpu: Cpu) -> Vec<f32> {
+    let all = |rows| Heads::beside(rows, head_dim, 0, (1, head_dim));
+    let mut cache = KeyValueCache::new(1, head_dim, cpu);
+    cache.append(all(keys), all(values));
+    let mut prompt = Int8KeysValues::new(1, head_dim, cpu);
+    prompt.copy(&cache);
+    let mut seen = vec![f32::NAN; queries.len()];
+    prompt.stored().attend(all(queries), 0.3, attend, &mut seen);
+    seen
+}
+
 #[test]
 fn a_prompts_small_weights_add_up_beside_a_large_one() {
-    // One position is 2000 times as heavy as each of the 2047 others, whose values are all the same: half of what the query sees.
+    // One position is 2048 times, 11 octaves, as heavy as each of the 2047 others, whose values are all the same: half of what the query sees.
     let (head_dim, positions) = (16, 2 * POSITIONS);
     let keys: Vec<f32> =
-        (0..positions).flat_map(|p| (0..head_dim).map(move |i| if p + i == 0 { 2000f32.ln() } else { 0.0 })).collect();
+        (0..positions).flat_map(|p| (0..head_dim).map(move |i| if p + i == 0 { 2048f32.ln() } else { 0.0 })).collect();
     let values: Vec<f32> = (0..positions * head_dim).map(|i| if i < head_dim { -1.0 } else { 1.0 }).collect();
     let query: Vec<f32> = (0..2 * head_dim).map(|i| if i % head_dim == 0 { 1.0 / 0.3 } else { 0.0 }).collect();
     let expected = exact(&query, &keys, &values, (1, 1), head_dim, false);
     for cpu in Cpu::available() {
-        let all = |rows| Heads::beside(rows, head_dim, 0, (1, head_dim));
-        let mut cache = KeyValueCache::new(1, head_dim, cpu);
-        cache.append(all(&keys), all(&values));
-        let mut prompt = Int8KeysValues::new(1, head_dim, cpu);
-        prompt.copy(&cache);
-        let mut ours = vec![f32::NAN; 2 * head_dim];
-        prompt.stored().attend(all(&query), 0.3, Attend::Everywhere, &mut ours);
-        // A weight is off by 1.1 % at most.
-        assert!(largest_difference(&ours, &expected) < 0.02, "{cpu:?} {ours:?} {expected:?}");
+        let ours = seen_by_a_prompt([&query, &keys, &values], head_dim, Attend::Everywhere, cpu);
+        // In AVX-512 either weight is off by 1.1 % at most, and what is seen by as much; elsewhere all of it is exact.
+        let bound = if cpu >= Cpu::Avx512 { 0.012 } else { 1e-3 };
+        assert!(largest_difference(&ours, &expected) < bound, "{cpu:?} {ours:?} {expected:?}");
     }
 }
 
@@ -127,13 +134,7 @@ fn what_a_token_does_not_see_weighs_nothing_however_little_the_rest_does() {
     queries.iter_mut().step_by(head_dim).for_each(|x| *x = 1.0 / 0.3);
     let expected = exact(&queries, &keys, &values, (1, 1), head_dim, true);
     for cpu in Cpu::available() {
-        let all = |rows| Heads::beside(rows, head_dim, 0, (1, head_dim));
-        let mut cache = KeyValueCache::new(1, head_dim, cpu);
-        cache.append(all(&keys), all(&values));
-        let mut prompt = Int8KeysValues::new(1, head_dim, cpu);
-        prompt.copy(&cache);
-        let mut ours = vec![f32::NAN; positions * head_dim];
-        prompt.stored().attend(all(&queries), 0.3, Attend::CausallyFrom(0), &mut ours);
+        let ours = seen_by_a_prompt([&queries, &keys, &values], head_dim, Attend::CausallyFrom(0), cpu);
         assert!(largest_difference(&ours, &expected) < 0.02, "{cpu:?} {:?} {:?}", &ours[..4], &expected[..4]);
     }
 }

@@ -83,23 +83,18 @@ impl Rows {
     ) {
         self.shape(precision, (count, width));
         for row in 0..count {
-            self.set_row(precision, (count, width), row, |words| make(row, words));
+            let (words, scale) = self.row_mut(row);
+            *scale = make(row, words);
         }
     }
 
-    /// The same for one of the rows.
-    pub(super) fn set_row(
-        &mut self,
-        precision: Precision,
-        shape: (usize, usize),
-        row: usize,
-        make: impl FnOnce(&mut [u32]) -> f32,
-    ) {
-        self.shape(precision, shape);
-        self.scales[row] = make(&mut self.words[row * self.groups..][..self.groups]);
+    /// A row's words, and what its numbers have to be multiplied by.
+    pub(super) fn row_mut(&mut self, row: usize) -> (&mut [u32], &mut f32) {
+        (&mut self.words[row * self.groups..][..self.groups], &mut self.scales[row])
     }
 
-    fn shape(&mut self, precision: Precision, (count, width): (usize, usize)) {
+    /// Makes room for `count` rows of `width`.
+    pub(super) fn shape(&mut self, precision: Precision, (count, width): (usize, usize)) {
         (self.precision, self.count, self.width) = (precision, count, width);
         self.groups = width.div_ceil(if precision == Precision::Bf16 { PAIR } else { QUAD });
         grow(&mut self.words, count * self.groups);

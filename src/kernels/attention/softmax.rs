@@ -121,14 +121,14 @@ fn set_int8(
 ) {
     match kind {
         Weights::Bytes => weights.set_words(Precision::Int8, shape, |row, words| make(row, words, None)),
-        Weights::Fine => weights.set_words(Precision::Int8, shape, |row, words| {
-            let mut unit = 0.0;
-            low.set_row(Precision::Int8, shape, row, |low| {
-                unit = make(row, words, Some(low));
-                unit
+        Weights::Fine => {
+            low.shape(Precision::Int8, shape);
+            weights.set_words(Precision::Int8, shape, |row, words| {
+                let (low, unit) = low.row_mut(row);
+                *unit = make(row, words, Some(low));
+                *unit * 256.0
             });
-            unit * 256.0
-        }),
+        }
     }
 }
 

@@ -161,25 +161,18 @@ mod x86 {
                 // SAFETY: registers alone, all of which are given as changed, and the shapes of the one palette.
                 unsafe {
                     asm!(
-                        "ldtilecfg [{shapes}]",
+                        "ldtilecfg [rdx]",
                         "2:",
                         concat!($instruction, " tmm0, tmm4, tmm6"),
                         concat!($instruction, " tmm1, tmm4, tmm7"),
                         concat!($instruction, " tmm2, tmm5, tmm6"),
                         concat!($instruction, " tmm3, tmm5, tmm7"),
-                        "dec {loops}",
+                        "dec rcx",
                         "jnz 2b",
                         "tilerelease",
-                        shapes = in(reg) &shapes,
-                        loops = inout(reg) LOOPS => _,
-                        out("tmm0") _,
-                        out("tmm1") _,
-                        out("tmm2") _,
-                        out("tmm3") _,
-                        out("tmm4") _,
-                        out("tmm5") _,
-                        out("tmm6") _,
-                        out("tmm7") _,
+                        in("rdx") &shapes,
+                        inout("rcx") LOOPS => _,
+                        clobber_abi("C"),
                         options(nostack, readonly),
                     );
                 }

@@ -8,7 +8,9 @@ use std::cell::Cell;
 use std::time::Instant;
 
 use criterion::Criterion;
-use smolvlm::kernels::{self, Attend, Cpu, Heads, Int8KeysValues, KeyValueCache, PackedLinear, Precision, Rows, Then};
+use smolvlm::kernels::{
+    self, Attend, Cpu, Heads, Int8KeysValues, Int16KeysValues, KeyValueCache, PackedLinear, Precision, Rows, Then,
+};
 
 const THREADS: usize = 2;
 const HEAD_DIM: usize = 64;
@@ -108,13 +110,18 @@ fn attention(
     let (queries, values) = (numbers(tokens * width), numbers(positions * cached));
     let all = Heads::beside(&values, cached, 0, (heads.1, HEAD_DIM));
     let mut cache = KeyValueCache::new(heads.1, HEAD_DIM, Cpu::detect());
+    let mut patches = Int16KeysValues::new(heads.1, HEAD_DIM, Cpu::detect());
     let mut tile = Int8KeysValues::new(heads.1, HEAD_DIM, Cpu::detect());
     let is_vision = heads.0 == heads.1;
-    cache.append(all, all);
+    // SAFETY: there is one thread.
+    unsafe {
+        cache.append(positions).put(0, all, all);
+        patches.room(positions).put(0, all, all);
+    }
     let stored = match precision {
         Precision::Bf16 => cache.stored(),
         _ if is_vision => {
-            tile.set(all, all);
+            tile.set(&patches);
             tile.stored()
         }
         _ => {

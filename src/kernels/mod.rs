@@ -17,7 +17,7 @@ mod team;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use attention::{Attend, Heads, Int8KeysValues, KeyValueCache, Stored};
+pub use attention::{Attend, CacheRoom, Heads, Int8KeysValues, Int16KeysValues, Int16Room, KeyValueCache, Stored};
 pub use cpu::Cpu;
 pub use linear::{PackedLinear, Precision, Then};
 pub use rotary::rotate;

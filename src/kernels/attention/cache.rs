@@ -1,10 +1,10 @@
-//! Keys and values in bf16, to which positions are appended one after another.
+//! Keys and values in bf16, to which positions are appended.
 
 use super::super::aligned::Aligned;
 use super::super::block::{LANES, PAIR, Panels};
-use super::super::team::{self, Split};
+use super::super::team::Split;
 use super::super::{Cpu, math};
-use super::{Head, Heads, Stored, Weights, set_lane};
+use super::{Head, Heads, Stored, Weights};
 
 /// Keys and values of one layer and sequence.
 pub struct KeyValueCache {
@@ -52,46 +52,23 @@ impl KeyValueCache {
         self.capacity = capacity;
     }
 
-    /// Appends the rows of `keys` and `values`.
-    pub fn append(&mut self, keys: Heads<'_>, values: Heads<'_>) {
-        let tokens = keys.rows;
-        for all in [keys, values] {
-            assert_eq!((all.rows, all.heads, all.head_dim), (tokens, self.heads, self.head_dim));
+    /// Holds `count` positions more. All have to be put into the room for them before anyone looks at them.
+    pub fn append(&mut self, count: usize) -> CacheRoom<'_> {
+        let first = self.len;
+        self.len += count;
+        if self.len > self.capacity {
+            self.reserve(self.len.next_power_of_two());
         }
-        if self.len + tokens > self.capacity {
-            self.reserve((self.len + tokens).next_power_of_two());
+        CacheRoom {
+            heads: self.heads,
+            head_dim: self.head_dim,
+            capacity: self.capacity,
+            first,
+            count,
+            keys: Split::new(&mut self.keys),
+            values: Split::new(&mut self.values),
+            cpu: self.cpu,
         }
-        let (head_dim, padded, first, cpu) = (self.head_dim, self.head_dim.next_multiple_of(LANES), self.len, self.cpu);
-        let groups = head_dim / PAIR;
-        let (key_words, value_words) = (self.capacity * groups, self.capacity / PAIR * padded);
-        let (all_keys, all_values) = (Split::new(&mut self.keys), Split::new(&mut self.values));
-        team::share(self.heads * 2, |task| {
-            let head = task / 2;
-            if task % 2 == 0 {
-                // SAFETY: no other task has this head's keys.
-                let packed = unsafe { all_keys.part(head * key_words, key_words) };
-                let mut key = vec![0; groups];
-                for token in 0..tokens {
-                    math::to_bf16(keys.row(token, head), &mut key, cpu);
-                    set_lane(packed, first + token, &key);
-                }
-                return;
-            }
-            // SAFETY: no other task has this head's values.
-            let packed = unsafe { all_values.part(head * value_words, value_words) };
-            for token in 0..tokens {
-                let position = first + token;
-                let pairs = &mut packed[position / PAIR * padded..][..head_dim];
-                let value = values.row(token, head);
-                // The first of a pair takes what a forgotten position left beside it: multiplied by 0, infinity is none.
-                if position.is_multiple_of(PAIR) {
-                    math::set_low(value, pairs, cpu);
-                } else {
-                    math::set_high(value, pairs, cpu);
-                }
-            }
-        });
-        self.len += tokens;
     }
 
     /// What queries are to look at.
@@ -128,5 +105,59 @@ impl KeyValueCache {
     /// How many heads, and head_dim.
     pub(super) fn shape(&self) -> (usize, usize) {
         (self.heads, self.head_dim)
+    }
+}
+
+/// Room for the keys and values of some positions at the end of a cache.
+pub struct CacheRoom<'a> {
+    heads: usize,
+    head_dim: usize,
+    capacity: usize,
+    /// Of the positions, and how many.
+    first: usize,
+    count: usize,
+    /// As the cache's.
+    keys: Split<'a, u32>,
+    values: Split<'a, u32>,
+    cpu: Cpu,
+}
+
+impl CacheRoom<'_> {
+    /// Puts the rows of `keys` and `values` from position `at` of the room on; on this thread.
+    ///
+    /// # Safety
+    /// No other thread puts one of these positions, or the one beside it in a pair: pairs begin at even positions of the cache.
+    pub unsafe fn put(&self, at: usize, keys: Heads<'_>, values: Heads<'_>) {
+        for all in [keys, values] {
+            assert_eq!((all.rows, all.heads, all.head_dim), (keys.rows, self.heads, self.head_dim));
+        }
+        assert!(at <= self.count && keys.rows <= self.count - at);
+        let (head_dim, padded, first) = (self.head_dim, self.head_dim.next_multiple_of(LANES), self.first + at);
+        let groups = head_dim / PAIR;
+        let mut key = vec![0; groups];
+        for head in 0..self.heads {
+            for row in 0..keys.rows {
+                math::to_bf16(keys.row(row, head), &mut key, self.cpu);
+                let (panel, lane) = ((first + row) / LANES, (first + row) % LANES);
+                let start = (head * self.capacity + panel * LANES) * groups + lane;
+                for (group, word) in key.iter().enumerate() {
+                    // SAFETY: a word of this position's, which is the caller's.
+                    unsafe { *self.keys.at(start + group * LANES) = *word };
+                }
+            }
+            for row in 0..values.rows {
+                let position = first + row;
+                let pair = (head * self.capacity + position) / PAIR * padded;
+                // SAFETY: as the caller promises.
+                let pairs = unsafe { self.values.part(pair, head_dim) };
+                let value = values.row(row, head);
+                // The first of a pair takes what a forgotten position left beside it: multiplied by 0, infinity is none.
+                if position.is_multiple_of(PAIR) {
+                    math::set_low(value, pairs, self.cpu);
+                } else {
+                    math::set_high(value, pairs, self.cpu);
+                }
+            }
+        }
     }
 }

@@ -11,7 +11,8 @@ use super::super::block::{LANES, OFFSET, PAIR, Panels, QUAD};
 use super::super::rows::grow;
 use super::super::team::{self, Split};
 use super::super::{Cpu, math};
-use super::{Head, Heads, KeyValueCache, Stored, Weights, set_lane};
+use super::int16::{Int16KeysValues, Int16Rows};
+use super::{Head, KeyValueCache, Stored, Weights};
 
 /// Keys and values of one layer, of a tile or of a sequence; the memory is used again and again.
 pub struct Int8KeysValues {
@@ -83,16 +84,14 @@ impl Int8KeysValues {
         }
     }
 
-    /// Becomes these `keys` and `values`, of a picture's patches.
-    pub fn set(&mut self, keys: Heads<'_>, values: Heads<'_>) {
-        for all in [keys, values] {
-            assert_eq!((all.rows, all.heads, all.head_dim), (keys.rows, self.heads, self.head_dim));
-        }
-        let cpu = self.cpu.narrow();
+    /// Becomes what `all` has, of a picture's patches.
+    pub fn set(&mut self, all: &Int16KeysValues) {
+        assert_eq!(all.shape(), (self.heads, self.head_dim));
+        let cpu = self.cpu;
         self.fill(
-            (keys.rows, Weights::Bytes),
-            |head, packed| pack_keys((keys, head), packed, cpu),
-            |head, packed| pack_values((values, head), packed, cpu),
+            (all.len(), Weights::Bytes),
+            |head, packed| pack_keys(all.keys(head), packed, cpu),
+            |head, packed| pack_values(all.values(head), packed, cpu.narrow()),
         );
     }
 
@@ -192,15 +191,19 @@ struct PackedValues<'a> {
 }
 
 /// One head's keys, from rows.
-fn pack_keys((all, head): (Heads<'_>, usize), packed: PackedKeys<'_>, cpu: Cpu) {
+fn pack_keys(all: Int16Rows<'_>, packed: PackedKeys<'_>, cpu: Cpu) {
     let PackedKeys { words, scales, corrections, mut mean } = packed;
-    let mut key = vec![0; all.head_dim.div_ceil(QUAD)];
-    (0..all.rows).for_each(|row| math::add(&mut mean, all.row_of_many(row, head), cpu));
-    math::scale(&mut mean, (all.rows as f32).recip(), cpu);
-    for position in 0..all.rows {
-        let (scale, sum) = math::centre_to_int8(all.row_of_many(position, head), &mean, &mut key, cpu);
-        (scales[position], corrections[position]) = (scale, sum.wrapping_mul(OFFSET));
-        set_lane(words, position, &key);
+    let head_dim = mean.len();
+    for (row, scale) in all.numbers.chunks_exact(head_dim).zip(all.scales) {
+        math::add_int16(row, *scale, &mut mean, cpu.narrow());
+    }
+    mean.iter_mut().for_each(|mean| *mean /= all.count() as f32);
+    let rows = all.numbers.chunks(LANES * head_dim).zip(all.scales.chunks(LANES));
+    let packed = words.chunks_exact_mut(head_dim.div_ceil(QUAD) * LANES);
+    let numbers = scales.chunks_exact_mut(LANES).zip(corrections.chunks_exact_mut(LANES));
+    for ((rows, words), (scales, corrections)) in rows.zip(packed).zip(numbers) {
+        math::keys_to_int8(rows, &mean, words, scales, corrections, cpu);
+        corrections.iter_mut().for_each(|sum| *sum = sum.wrapping_mul(OFFSET));
     }
 }
 
@@ -231,19 +234,20 @@ fn copy_keys((cached, len): (&[u32], usize), packed: PackedKeys<'_>, cpu: Cpu) {
 }
 
 /// One head's values, from rows.
-fn pack_values((all, head): (Heads<'_>, usize), packed: PackedValues<'_>, cpu: Cpu) {
-    let mut reach = Reach::new(all.head_dim);
-    packed.means.fill(0.0);
-    for row in 0..all.rows {
-        math::spread(all.row_of_many(row, head), packed.means, &mut reach.least, &mut reach.most, cpu);
-    }
+fn pack_values(all: Int16Rows<'_>, packed: PackedValues<'_>, cpu: Cpu) {
     let PackedValues { words, scales, means } = packed;
-    let inverses = reach.scales(all.rows, means, scales);
-    let quads = words.chunks_exact_mut(all.head_dim.next_multiple_of(LANES));
-    for (quad, words) in quads.take(all.rows.div_ceil(QUAD)).enumerate() {
+    let head_dim = means.len();
+    let mut reach = Reach::new(head_dim);
+    means.fill(0.0);
+    for position in 0..all.count() {
+        math::spread_int16(all.row(position), means, &mut reach.least, &mut reach.most, cpu);
+    }
+    let inverses = reach.scales(all.count(), means, scales);
+    let quads = words.chunks_exact_mut(head_dim.next_multiple_of(LANES));
+    for (quad, words) in quads.take(all.count().div_ceil(QUAD)).enumerate() {
         // The last row again in place of those that are missing: they weigh nothing.
-        let rows = std::array::from_fn(|i| all.row((quad * QUAD + i).min(all.rows - 1), head));
-        math::interleave_int8(rows, means, &inverses, &mut words[..all.head_dim], cpu);
+        let rows = std::array::from_fn(|i| all.row((quad * QUAD + i).min(all.count() - 1)));
+        math::interleave_int8(rows, means, &inverses, &mut words[..head_dim], cpu);
     }
 }
 

@@ -6,6 +6,7 @@
 //! block; sums are f32.
 
 mod cache;
+mod int16;
 mod int8;
 #[cfg(target_arch = "x86_64")]
 mod levels;
@@ -20,8 +21,9 @@ use super::team::{self, Split};
 use super::{Cpu, Precision, Rows, math};
 use softmax::{OCTAVE, Scores, Softmax, Weights};
 
-pub use cache::KeyValueCache;
+pub use cache::{CacheRoom, KeyValueCache};
 pub use int8::Int8KeysValues;
+pub use int16::{Int16KeysValues, Int16Room};
 
 /// Query rows that one task takes, or a few less.
 const ROWS: usize = 96;
@@ -279,14 +281,6 @@ impl Work<'_> {
         for ((row, mixed), softmax) in mixed.chunks_exact(head_dim).enumerate().zip(rows) {
             take(row, mixed, softmax.largest, softmax.sum);
         }
-    }
-}
-
-/// Puts a key's words to its position's lane.
-fn set_lane(keys: &mut [u32], position: usize, key: &[u32]) {
-    let panel = &mut keys[position / LANES * LANES * key.len()..][..LANES * key.len()];
-    for (vector, word) in panel.chunks_exact_mut(LANES).zip(key) {
-        vector[position % LANES] = *word;
     }
 }
 

@@ -35,6 +35,39 @@ fn exact(
     out
 }
 
+/// Calls `put` with rows of `keys` and `values` as chunks have them, the last ones first; `odd` positions come before all.
+fn in_chunks(
+    [keys, values]: [&[f32]; 2],
+    (heads, head_dim): (usize, usize),
+    odd: usize,
+    put: impl Fn(usize, Heads<'_>, Heads<'_>),
+) {
+    const CHUNK: usize = 22;
+    let width = heads * head_dim;
+    let rows = keys.len() / width;
+    let first = |chunk: usize| (chunk * CHUNK).saturating_sub(odd % 2).min(rows);
+    for chunk in (0..(rows + 1).div_ceil(CHUNK)).rev() {
+        let all = first(chunk) * width..first(chunk + 1) * width;
+        let [keys, values] = [keys, values].map(|x| Heads::beside(&x[all.clone()], width, 0, (heads, head_dim)));
+        put(first(chunk), keys, values);
+    }
+}
+
+fn append(cache: &mut KeyValueCache, rows: [&[f32]; 2]) {
+    let ((heads, head_dim), before) = (cache.shape(), cache.len());
+    let room = cache.append(rows[0].len() / heads / head_dim);
+    // SAFETY: there is one thread.
+    in_chunks(rows, (heads, head_dim), before, |at, keys, values| unsafe { room.put(at, keys, values) });
+}
+
+fn set(tile: &mut Int8KeysValues, rows: [&[f32]; 2], (heads, head_dim): (usize, usize), cpu: Cpu) {
+    let mut all = Int16KeysValues::new(heads, head_dim, cpu);
+    let room = all.room(rows[0].len() / heads / head_dim);
+    // SAFETY: there is one thread.
+    in_chunks(rows, (heads, head_dim), 0, |at, keys, values| unsafe { room.put(at, keys, values) });
+    tile.set(&all);
+}
+
 #[test]
 fn what_all_keys_and_values_have_in_common_costs_8_bits_no_precision() {
     let (heads, head_dim, positions) = (2, 64, 70);
@@ -50,7 +83,7 @@ fn what_all_keys_and_values_have_in_common_costs_8_bits_no_precision() {
     let all = |rows| Heads::beside(rows, width, 0, (heads, head_dim));
     for cpu in Cpu::available() {
         let mut tile = Int8KeysValues::new(heads, head_dim, cpu);
-        tile.set(all(&keys), all(&values));
+        set(&mut tile, [&keys, &values], (heads, head_dim), cpu);
         let mut ours = vec![f32::NAN; positions * width];
         tile.stored().attend(all(&queries), 0.3, Attend::Everywhere, &mut ours);
         let difference = largest_difference(&ours, &expected);
@@ -76,9 +109,9 @@ fn a_far_off_peak_costs_a_blocks_small_weights_no_precision() {
         for cpu in Cpu::available() {
             let all = |rows| Heads::beside(rows, head_dim, 0, (1, head_dim));
             let mut cache = KeyValueCache::new(1, head_dim, cpu);
-            cache.append(all(&keys), all(&values));
+            append(&mut cache, [&keys, &values]);
             let mut tile = Int8KeysValues::new(1, head_dim, cpu);
-            tile.set(all(&keys), all(&values));
+            set(&mut tile, [&keys, &values], (1, head_dim), cpu);
             let mut prompt = Int8KeysValues::new(1, head_dim, cpu);
             prompt.copy(&cache);
             for stored in [cache.stored(), tile.stored(), prompt.stored()] {
@@ -96,7 +129,7 @@ fn a_far_off_peak_costs_a_blocks_small_weights_no_precision() {
 fn seen_by_a_prompt([queries, keys, values]: [&[f32]; 3], head_dim: usize, attend: Attend, cpu: Cpu) -> Vec<f32> {
     let all = |rows| Heads::beside(rows, head_dim, 0, (1, head_dim));
     let mut cache = KeyValueCache::new(1, head_dim, cpu);
-    cache.append(all(keys), all(values));
+    append(&mut cache, [keys, values]);
     let mut prompt = Int8KeysValues::new(1, head_dim, cpu);
     prompt.copy(&cache);
     let mut seen = vec![f32::NAN; queries.len()];
@@ -154,27 +187,26 @@ fn attention_is_attention_however_the_tokens_come() {
                 // Of a piece of the positions at a time, or all at once; in 8 bits, from those or all at once.
                 let ways = [(Some(positions), false), (Some(3), false), (Some(3), true), (None, true)];
                 for (cpu, (piece, int8)) in Cpu::available().into_iter().flat_map(|cpu| ways.map(|way| (cpu, way))) {
-                    let all = |rows| Heads::beside(rows, width, 0, (kv_heads, head_dim));
                     let mut cache = KeyValueCache::new(kv_heads, head_dim, cpu);
                     let mut tile = Int8KeysValues::new(kv_heads, head_dim, cpu);
                     // Something that is forgotten again must leave no trace.
                     let forgotten = vec![f32::INFINITY; width * positions.next_multiple_of(2)];
                     let stored = if let Some(piece) = piece {
-                        cache.append(all(&forgotten), all(&forgotten));
+                        append(&mut cache, [&forgotten, &forgotten]);
                         cache.truncate(0);
                         for (keys, values) in keys.chunks(piece * width).zip(values.chunks(piece * width)) {
-                            cache.append(all(keys), all(values));
+                            append(&mut cache, [keys, values]);
                         }
                         if int8 {
-                            tile.set(all(&forgotten), all(&forgotten));
+                            set(&mut tile, [&forgotten, &forgotten], (kv_heads, head_dim), cpu);
                             tile.copy(&cache);
                             tile.stored()
                         } else {
                             cache.stored()
                         }
                     } else {
-                        tile.set(all(&forgotten), all(&forgotten));
-                        tile.set(all(&keys), all(&values));
+                        set(&mut tile, [&forgotten, &forgotten], (kv_heads, head_dim), cpu);
+                        set(&mut tile, [&keys, &values], (kv_heads, head_dim), cpu);
                         tile.stored()
                     };
                     assert_eq!(stored.len, positions);

@@ -49,8 +49,9 @@ pub(super) use nonlinear::{
     exp2_row, exp2_row_int8, exp2_row_int16, gelu, layer_norm, power_of_two, rms_norm, silu_mul,
 };
 pub(super) use quantise::{
-    add_panel, centre_to_int8, high_half, interleave_int8, interleave_pairs_int8, low_half, panel_to_int8, round_bf16,
-    set_high, set_low, sign_and_sum, spread, spread_pairs, to_bf16, to_int4, to_int8,
+    add_int16, add_panel, high_half, interleave_int8, interleave_pairs_int8, keys_to_int8, low_half, panel_to_int8,
+    round_bf16, set_high, set_low, sign_and_sum, spread, spread_int16, spread_pairs, to_bf16, to_int4, to_int8,
+    to_int16,
 };
 
 /// The larger one, without what `f32::max` promises for NaN: one instruction.
@@ -92,13 +93,6 @@ fn largest(x: &[f32], least: f32, of: impl Fn(f32) -> f32) -> f32 {
 #[inline(always)]
 fn fma<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FUSED { a.mul_add(b, c) } else { a * b + c }
-}
-
-vectorised! {
-    /// `sums` plus `x`.
-    add(sums: &mut [f32], x: &[f32]) {
-        sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += x);
-    }
 }
 
 vectorised! {
@@ -227,6 +221,33 @@ pub(super) mod tests {
                 let back: Vec<f32> = bytes.iter().map(|&b| (i32::from(b) - OFFSET) as f32 * scale).collect();
                 assert!(largest_difference(&back[..count], &x) <= scale / 2.0 * 1.001);
                 assert!(back[count..].iter().all(|&x| x == 0.0));
+            }
+        }
+    }
+
+    #[test]
+    fn keys_in_8_bits_are_off_by_half_a_step_on_every_processor() {
+        for (head_dim, count) in
+            [1, 4, 6, 63, 64, 65, 72, 128, 130].into_iter().flat_map(|d| [(d, 1), (d, 15), (d, 16)])
+        {
+            for cpu in Cpu::available() {
+                let (x, mean) = (numbers(count * head_dim, 3), numbers(head_dim, 5));
+                let mut keys = vec![0; x.len()];
+                let rows = keys.chunks_exact_mut(head_dim).zip(x.chunks_exact(head_dim));
+                let key_scales: Vec<f32> = rows.map(|(key, x)| to_int16(x, key, cpu)).collect();
+                let groups = head_dim.div_ceil(4);
+                let (mut words, mut scales, mut sums) = (vec![0; groups * LANES], [0.0; LANES], [0; LANES]);
+                keys_to_int8((&keys, &key_scales), &mean, &mut words, &mut scales, &mut sums, cpu);
+                for (lane, x) in x.chunks_exact(head_dim).enumerate() {
+                    let word = |group: usize| words[group * LANES + lane].to_le_bytes();
+                    let bytes: Vec<i8> = (0..groups).flat_map(word).map(|byte| byte as i8).collect();
+                    let ours: Vec<f32> =
+                        bytes.iter().zip(&mean).map(|(&b, m)| f32::from(b) * scales[lane] + m).collect();
+                    let bound = scales[lane] * 0.501 + key_scales[lane] * 0.501;
+                    assert!(largest_difference(&ours, x) <= bound, "{cpu:?} {head_dim} {count} {lane}");
+                    assert_eq!(bytes.iter().map(|&b| i32::from(b)).sum::<i32>(), sums[lane]);
+                    assert!(bytes[head_dim..].iter().all(|&b| b == 0));
+                }
             }
         }
     }

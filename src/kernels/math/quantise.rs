@@ -80,6 +80,46 @@ vectorised! {
     }
 }
 
+/// `x` in 16 bits; what they have to be multiplied by.
+pub(in super::super) fn to_int16(x: &[f32], numbers: &mut [i16], cpu: Cpu) -> f32 {
+    match cpu {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: these sets exist only where the processor has AVX-512 F, BW and VL.
+        Cpu::Avx512 | Cpu::Avx512Bf16 | Cpu::Amx => unsafe { x86::to_int16(x, numbers) },
+        _ => to_int16_elsewhere(x, numbers, cpu),
+    }
+}
+
+vectorised! {
+    /// [`to_int16`] without instructions of its own.
+    to_int16_elsewhere(x: &[f32], numbers: &mut [i16]) -> f32 {
+        let largest = largest(x, 0.0, f32::abs);
+        let inverse = if largest > 0.0 { 32767.0 / largest } else { 0.0 };
+        for (number, x) in numbers.iter_mut().zip(x) {
+            *number = (x * inverse + ROUND).to_bits() as i16;
+        }
+        largest / 32767.0
+    }
+}
+
+vectorised! {
+    /// What [`to_int16`] was given, but for its rounding.
+    from_int16(numbers: &[i16], scale: f32, x: &mut [f32]) {
+        for (x, number) in x.iter_mut().zip(numbers) {
+            *x = f32::from(*number) * scale;
+        }
+    }
+}
+
+vectorised! {
+    /// The same, added to `sums`.
+    add_int16(numbers: &[i16], scale: f32, sums: &mut [f32]) {
+        for (sum, number) in sums.iter_mut().zip(numbers) {
+            *sum += f32::from(*number) * scale;
+        }
+    }
+}
+
 vectorised! {
     /// Numbers divided by `scale`, rounded to 4 bits, plus INT4_OFFSET; the sum of the squares of the errors.
     to_int4(x: &[f32], scale: f32, integers: &mut [u8; BLOCK]) -> f32 {
@@ -106,6 +146,35 @@ vectorised! {
                 *sum += word.to_le_bytes().iter().map(|&b| i32::from(b as i8)).sum::<i32>();
             }
         }
+    }
+}
+
+/// Keys of up to LANES positions in 16 bits, with their scales, less `mean`: the panel of a packed product [groups, LANES] in `words`. What
+/// each key's numbers have to be multiplied by then, and their sum.
+pub(in super::super) fn keys_to_int8(
+    (keys, key_scales): (&[i16], &[f32]),
+    mean: &[f32],
+    words: &mut [u32],
+    scales: &mut [f32],
+    sums: &mut [i32],
+    cpu: Cpu,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if cpu >= Cpu::Avx512 {
+        // SAFETY: these sets exist only where the processor has AVX-512 F, BW, VL and VNNI.
+        match mean.len().div_ceil(x86::KEY_BLOCK) {
+            1 => return unsafe { x86::keys_to_int8::<1>(keys, key_scales, mean, words, scales, sums) },
+            // SAFETY: as above.
+            2 => return unsafe { x86::keys_to_int8::<2>(keys, key_scales, mean, words, scales, sums) },
+            _ => {}
+        }
+    }
+    let cpu = cpu.narrow();
+    let (mut row, mut key) = (vec![0.0; mean.len()], vec![0; mean.len().div_ceil(QUAD)]);
+    for (lane, (numbers, scale)) in keys.chunks_exact(mean.len()).zip(key_scales).enumerate() {
+        from_int16(numbers, *scale, &mut row, cpu);
+        (scales[lane], sums[lane]) = centre_to_int8(&row, mean, &mut key, cpu);
+        words.chunks_exact_mut(LANES).zip(&key).for_each(|(lanes, word)| lanes[lane] = *word);
     }
 }
 
@@ -144,13 +213,27 @@ vectorised! {
 }
 
 vectorised! {
-    /// Four rows less `mean`, times `inverse`, rounded to 8 bits: a word for each of their columns, the first row lowest.
-    interleave_int8(rows: [&[f32]; QUAD], mean: &[f32], inverse: &[f32], words: &mut [u32]) {
+    /// [`spread`] of numbers in 16 bits and their scale.
+    spread_int16(row: (&[i16], f32), sum: &mut [f32], least: &mut [f32], most: &mut [f32]) {
+        let (numbers, scale) = row;
+        for (((number, sum), least), most) in numbers.iter().zip(sum).zip(least).zip(most) {
+            let x = f32::from(*number) * scale;
+            *sum += x;
+            *least = -larger(-x, -*least);
+            *most = larger(x, *most);
+        }
+    }
+}
+
+vectorised! {
+    /// Four rows in 16 bits, with their scales, less `mean`, times `inverse`, rounded to 8 bits: a word for each of their columns, the first
+    /// row lowest.
+    interleave_int8(rows: [(&[i16], f32); QUAD], mean: &[f32], inverse: &[f32], words: &mut [u32]) {
         let [a, b, c, d] = rows;
-        let all = words.iter_mut().zip(a).zip(b).zip(c).zip(d).zip(mean).zip(inverse);
-        for ((((((word, a), b), c), d), mean), inverse) in all {
-            let byte = |x: &f32| ((x - mean) * inverse + ROUND).to_bits() & 0xff;
-            *word = byte(a) | byte(b) << 8 | byte(c) << 16 | byte(d) << 24;
+        let all = words.iter_mut().zip(a.0).zip(b.0).zip(c.0).zip(d.0).zip(mean).zip(inverse);
+        for ((((((word, x), y), z), w), mean), inverse) in all {
+            let byte = |number: &i16, scale: f32| ((f32::from(*number) * scale - mean) * inverse + ROUND).to_bits() & 0xff;
+            *word = byte(x, a.1) | byte(y, b.1) << 8 | byte(z, c.1) << 16 | byte(w, d.1) << 24;
         }
     }
 }

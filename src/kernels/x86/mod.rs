@@ -3,6 +3,7 @@
 #[cfg(target_os = "linux")]
 pub(super) mod amx;
 mod bf16;
+mod int16;
 mod int4;
 mod int8;
 mod quantise;
@@ -15,6 +16,7 @@ use super::block::Out;
 pub(super) use bf16::{bf16_block, bf16_block_in_f32};
 pub(super) use int4::int4_block;
 pub(super) use int8::int8_block;
+pub(super) use int16::{KEY_BLOCK, keys_to_int8, to_int16};
 pub(super) use quantise::to_int8;
 
 /// Rows of a register tile: 6 rows by 4 panels are 24 accumulators of the 32 registers.

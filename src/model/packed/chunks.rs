@@ -23,16 +23,22 @@ pub(super) struct Buffers {
     pub(super) inside: Vec<f32>,
 }
 
-/// Calls `work` with all numbers below `rows`, a chunk at a time.
-pub(super) fn in_chunks(rows: usize, work: impl Fn(Range<usize>, &mut Buffers) + Sync) {
+/// Calls `work` with all of `rows`, a chunk at a time. With `before` rows before the first of all, all chunks but the first one begin at an
+/// even row.
+pub(super) fn in_chunks(before: usize, rows: Range<usize>, work: impl Fn(Range<usize>, &mut Buffers) + Sync) {
     thread_local! {
         static BUFFERS: RefCell<Buffers> = RefCell::default();
     }
     let threads = kernels::threads();
-    let chunk =
-        if rows < threads * LEAST { rows } else { rows.div_ceil(rows.div_ceil(ROWS).next_multiple_of(threads)) };
-    kernels::share(rows.div_ceil(chunk), |task| {
-        let first = task * chunk;
-        BUFFERS.with_borrow_mut(|buffers| work(first..rows.min(first + chunk), buffers));
+    let chunk = if rows.len() < threads * LEAST {
+        rows.len() + 1
+    } else {
+        rows.len().div_ceil(rows.len().div_ceil(ROWS).next_multiple_of(threads)).next_multiple_of(2)
+    };
+    // From an even row on, which may be the one before the first.
+    let odd = (before + rows.start) % 2;
+    let first = |task: usize| rows.start + (task * chunk).saturating_sub(odd).min(rows.len());
+    kernels::share((rows.len() + odd).div_ceil(chunk), |task| {
+        BUFFERS.with_borrow_mut(|buffers| work(first(task)..first(task + 1), buffers));
     });
 }

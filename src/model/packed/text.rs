@@ -7,7 +7,8 @@ use super::chunks;
 use crate::config::{ModelConfig, TextConfig};
 use crate::error::Result;
 use crate::kernels::{
-    self, Attend, Cpu, Heads, Int8KeysValues, KeyValueCache, PackedLinear, Precision, Rows, Split, Stored, Then, grow,
+    self, Attend, CacheRoom, Cpu, Heads, Int8KeysValues, KeyValueCache, PackedLinear, Precision, Rows, Split, Stored,
+    Then, grow,
 };
 
 /// As many tokens at once look at keys and values in 8 bits, if weights have no more: all positions are packed for them.
@@ -92,16 +93,17 @@ impl TextModel {
         x.copy_from_slice(embeddings);
         let angles = (&cos[..], &sin[..]);
         let qkv_width = self.layers.first().map_or(0, |layer| layer.qkv_proj.outputs());
-        let mut stream = Stream { x, qkv: grow(qkv, tokens * qkv_width), tokens };
-        if let Some(first) = self.layers.first() {
-            stream.in_chunks(|chunk, buffers| first.project(chunk, angles, buffers));
+        let before = *len;
+        let mut stream = Stream { x, qkv: grow(qkv, tokens * qkv_width), before, tokens };
+        if let Some((first, cache)) = self.layers.first().zip(layers.first_mut()) {
+            let room = room(cache, before, tokens);
+            stream.in_chunks(0..tokens, |chunk, buffers| first.project(chunk, angles, &room, buffers));
         }
-        for (i, (layer, cache)) in self.layers.iter().zip(layers).enumerate() {
+        for (i, layer) in self.layers.iter().enumerate() {
             check()?;
-            cache.truncate(*len);
-            let [keys, values] = layer.keys_and_values(stream.qkv);
-            cache.append(keys, values);
-            let before = *len;
+            let (cache, later) = layers[i..].split_at_mut(1);
+            let cache = &cache[0];
+            let next = self.layers.get(i + 1).zip(later.first_mut());
             let seen = if tokens >= PROMPT && layer.qkv_proj.precision() != Precision::Bf16 {
                 let packed = packed.get_or_insert_with(|| {
                     Int8KeysValues::new(self.config.num_key_value_heads, self.config.head_dim, Cpu::detect())
@@ -111,11 +113,12 @@ impl TextModel {
             } else {
                 cache.stored()
             };
+            let next = next.map(|(layer, cache)| (layer, room(cache, before, tokens)));
             // A task goes on with its tokens into the next layer: only keys and values are for all.
-            stream.in_chunks(|chunk, buffers| {
+            stream.in_chunks(0..tokens, |chunk, buffers| {
                 layer.finish(chunk, &seen, before, buffers);
-                if let Some(next) = self.layers.get(i + 1) {
-                    next.project(chunk, angles, buffers);
+                if let Some((next, room)) = &next {
+                    next.project(chunk, angles, room, buffers);
                 }
             });
         }
@@ -180,10 +183,18 @@ impl Buffers {
     }
 }
 
+/// Room in a layer's cache for `tokens` more behind the first `before`.
+fn room(cache: &mut KeyValueCache, before: usize, tokens: usize) -> CacheRoom<'_> {
+    cache.truncate(before);
+    cache.append(tokens)
+}
+
 /// What the layers hand on to each other; see [`Buffers`].
 struct Stream<'a> {
     x: &'a mut [f32],
     qkv: &'a mut [f32],
+    /// Of earlier passes, and of this one.
+    before: usize,
     tokens: usize,
 }
 
@@ -195,11 +206,11 @@ struct Chunk<'a> {
 }
 
 impl Stream<'_> {
-    /// Calls `work` with all tokens, a chunk at a time.
-    fn in_chunks(&mut self, work: impl Fn(&mut Chunk<'_>, &mut chunks::Buffers) + Sync) {
+    /// Calls `work` with these tokens, a chunk at a time.
+    fn in_chunks(&mut self, tokens: Range<usize>, work: impl Fn(&mut Chunk<'_>, &mut chunks::Buffers) + Sync) {
         let (width, qkv_width) = (self.x.len() / self.tokens, self.qkv.len() / self.tokens);
         let (x, qkv) = (Split::new(self.x), Split::new(self.qkv));
-        chunks::in_chunks(self.tokens, |tokens, buffers| {
+        chunks::in_chunks(self.before, tokens, |tokens, buffers| {
             // SAFETY: no other task has these tokens.
             let (x, qkv) = unsafe {
                 (
@@ -250,8 +261,14 @@ impl Layer {
         })
     }
 
-    /// Queries, keys and values of a chunk, turned; `angles` are all tokens'.
-    fn project(&self, chunk: &mut Chunk<'_>, angles: (&[f32], &[f32]), buffers: &mut chunks::Buffers) {
+    /// Queries, keys and values of a chunk, turned; `angles` are all tokens'. Keys and values go to `room`.
+    fn project(
+        &self,
+        chunk: &mut Chunk<'_>,
+        angles: (&[f32], &[f32]),
+        room: &CacheRoom<'_>,
+        buffers: &mut chunks::Buffers,
+    ) {
         let rows = &mut buffers.rows;
         rows.rms_norm(self.qkv_proj.precision(), chunk.x, &self.input_layernorm, self.eps, Cpu::detect());
         self.qkv_proj.multiply(rows, chunk.qkv, Then::Store);
@@ -259,12 +276,12 @@ impl Layer {
         let of_chunk = chunk.tokens.start * half..chunk.tokens.end * half;
         let angles = (&angles.0[of_chunk.clone()], &angles.1[of_chunk]);
         kernels::rotate(chunk.qkv, self.qkv_proj.outputs(), self.heads + self.kv_heads, self.head_dim, angles);
-    }
-
-    fn keys_and_values<'a>(&self, qkv: &'a [f32]) -> [Heads<'a>; 2] {
         let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let of_cache = (self.kv_heads, self.head_dim);
-        [queries, queries + keys].map(|first| Heads::beside(qkv, self.qkv_proj.outputs(), first, of_cache))
+        let [keys, values] =
+            [queries, queries + keys].map(|first| Heads::beside(chunk.qkv, self.qkv_proj.outputs(), first, of_cache));
+        // SAFETY: no other task has these tokens, or one that is in a pair with them.
+        unsafe { room.put(chunk.tokens.start, keys, values) };
     }
 
     /// What follows when `all` keys and values are there; `before` of them are of earlier tokens.

@@ -5,7 +5,8 @@ use super::chunks::{self, Buffers};
 use crate::config::{ModelConfig, VisionConfig};
 use crate::error::Result;
 use crate::kernels::{
-    self, Attend, Cpu, Heads, Int8KeysValues, KeyValueCache, PackedLinear, Precision, Rows, Split, Stored, Then, grow,
+    self, Attend, CacheRoom, Cpu, Heads, Int8KeysValues, Int16KeysValues, Int16Room, KeyValueCache, PackedLinear,
+    Precision, Rows, Split, Stored, Then, grow,
 };
 use crate::preprocess::Normalise;
 
@@ -68,26 +69,25 @@ impl VisionModel {
         let x = grow(&mut buffers.x, patches * hidden);
         x.copy_from_slice(&self.position_embedding);
         self.patch_embedding.multiply(&buffers.rows, x, Then::Add);
-        let VisionBuffers { x, queries, keys, values, packed, .. } = buffers;
-        let mut stream = Stream {
-            x: &mut x[..patches * hidden],
-            queries: grow(queries, patches * hidden),
-            keys: grow(keys, patches * hidden),
-            values: grow(values, patches * hidden),
-            hidden,
-        };
+        let VisionBuffers { x, normed, packed, .. } = buffers;
+        normed.resize_with(patches, Rows::default);
+        let mut stream = Stream { x: &mut x[..patches * hidden], normed, hidden };
         if let Some(first) = self.layers.first() {
-            stream.in_chunks(|chunk, buffers| first.project(chunk, buffers));
+            let packed = packed.get_or_insert_with(|| Packed::new(first));
+            let (_, room) = packed.halves(patches);
+            stream.in_chunks(|chunk, buffers| first.project(chunk, &room, buffers));
         }
         for (i, layer) in self.layers.iter().enumerate() {
             check()?;
-            let [keys, values] = [&stream.keys, &stream.values].map(|all| Heads::beside(all, hidden, 0, layer.heads));
-            let packed = packed.get_or_insert_with(|| Packed::new(layer)).set(keys, values);
+            let packed = packed.get_or_insert_with(|| Packed::new(layer));
+            packed.turn();
+            let (seen, room) = packed.halves(patches);
+            let next = self.layers.get(i + 1);
             // A task goes on with its patches into the next layer: only keys and values are for all.
             stream.in_chunks(|chunk, buffers| {
-                layer.finish(chunk, &packed, buffers);
-                if let Some(next) = self.layers.get(i + 1) {
-                    next.project(chunk, buffers);
+                layer.finish(chunk, &seen, buffers);
+                if let Some(next) = next {
+                    next.project(chunk, &room, buffers);
                 }
             });
         }
@@ -140,39 +140,51 @@ pub struct VisionBuffers {
     x: Vec<f32>,
     /// What goes into a product of all patches.
     rows: Rows,
-    /// [patches, hidden], as the two that follow.
-    queries: Vec<f32>,
-    keys: Vec<f32>,
-    values: Vec<f32>,
+    /// What queries, keys and values are made of: of a chunk's patches, at the first one's place.
+    normed: Vec<Rows>,
     packed: Option<Packed>,
 }
 
-/// Keys and values of the layer at work, as attention takes them.
+/// Keys and values of the layer at work, as attention takes them, and what of the next layer's is there.
 enum Packed {
-    Bf16(KeyValueCache),
-    Int8(Int8KeysValues),
+    Bf16(KeyValueCache, KeyValueCache),
+    Int8(Int8KeysValues, Int16KeysValues),
+}
+
+/// Where keys and values of the next layer go.
+enum Room<'a> {
+    Bf16(CacheRoom<'a>),
+    Int8(Int16Room<'a>),
 }
 
 impl Packed {
     fn new(layer: &Layer) -> Self {
         let (heads, head_dim) = layer.heads;
+        let cpu = Cpu::detect();
         match layer.k_proj.precision() {
-            Precision::Bf16 => Packed::Bf16(KeyValueCache::new(heads, head_dim, Cpu::detect())),
-            _ => Packed::Int8(Int8KeysValues::new(heads, head_dim, Cpu::detect())),
+            Precision::Bf16 => {
+                Packed::Bf16(KeyValueCache::new(heads, head_dim, cpu), KeyValueCache::new(heads, head_dim, cpu))
+            }
+            _ => Packed::Int8(Int8KeysValues::new(heads, head_dim, cpu), Int16KeysValues::new(heads, head_dim, cpu)),
         }
     }
 
-    fn set(&mut self, keys: Heads<'_>, values: Heads<'_>) -> Stored<'_> {
+    /// What the layer at work looks at, and room for `patches` of the next one.
+    fn halves(&mut self, patches: usize) -> (Stored<'_>, Room<'_>) {
         match self {
-            Packed::Bf16(cache) => {
-                cache.truncate(0);
-                cache.append(keys, values);
-                cache.stored()
+            Packed::Bf16(now, next) => {
+                next.truncate(0);
+                (now.stored(), Room::Bf16(next.append(patches)))
             }
-            Packed::Int8(packed) => {
-                packed.set(keys, values);
-                packed.stored()
-            }
+            Packed::Int8(now, next) => (now.stored(), Room::Int8(next.room(patches))),
+        }
+    }
+
+    /// The next layer comes to work: all of its keys and values are there.
+    fn turn(&mut self) {
+        match self {
+            Packed::Bf16(now, next) => std::mem::swap(now, next),
+            Packed::Int8(now, next) => now.set(next),
         }
     }
 }
@@ -180,19 +192,17 @@ impl Packed {
 /// What the layers hand on to each other; see [`VisionBuffers`].
 struct Stream<'a> {
     x: &'a mut [f32],
-    queries: &'a mut [f32],
-    keys: &'a mut [f32],
-    values: &'a mut [f32],
+    normed: &'a mut [Rows],
     hidden: usize,
 }
 
-/// Some patches of it, each [count, hidden].
+/// Some patches of it.
 struct Chunk<'a> {
+    first: usize,
     count: usize,
+    /// [count, hidden]
     x: &'a mut [f32],
-    queries: &'a mut [f32],
-    keys: &'a mut [f32],
-    values: &'a mut [f32],
+    normed: &'a mut Rows,
 }
 
 impl Stream<'_> {
@@ -200,13 +210,12 @@ impl Stream<'_> {
     fn in_chunks(&mut self, work: impl Fn(&mut Chunk<'_>, &mut Buffers) + Sync) {
         let hidden = self.hidden;
         let patches = self.x.len() / hidden;
-        let all = [&mut *self.x, self.queries, self.keys, self.values].map(Split::new);
-        chunks::in_chunks(patches, |of_chunk, buffers| {
-            let count = of_chunk.len();
+        let (x, normed) = (Split::new(self.x), Split::new(self.normed));
+        chunks::in_chunks(0, 0..patches, |of_chunk, buffers| {
+            let (first, count) = (of_chunk.start, of_chunk.len());
             // SAFETY: no other task has these patches.
-            let [x, queries, keys, values] =
-                all.each_ref().map(|all| unsafe { all.part(of_chunk.start * hidden, count * hidden) });
-            work(&mut Chunk { count, x, queries, keys, values }, buffers);
+            let (x, normed) = unsafe { (x.part(first * hidden, count * hidden), &mut normed.part(first, 1)[0]) };
+            work(&mut Chunk { first, count, x, normed }, buffers);
         });
     }
 }
@@ -242,14 +251,22 @@ impl Layer {
         })
     }
 
-    /// Queries, keys and values of a chunk.
-    fn project(&self, chunk: &mut Chunk<'_>, buffers: &mut Buffers) {
-        let rows = &mut buffers.rows;
-        let Norm { weight, bias, eps } = &self.layer_norm1;
-        rows.layer_norm(self.q_proj.precision(), chunk.x, (weight, bias), *eps, Cpu::detect());
-        self.q_proj.multiply(rows, chunk.queries, Then::Store);
-        self.k_proj.multiply(rows, chunk.keys, Then::Store);
-        self.v_proj.multiply(rows, chunk.values, Then::Store);
+    /// Keys and values of a chunk, and what its queries will be made of.
+    fn project(&self, chunk: &mut Chunk<'_>, room: &Room<'_>, buffers: &mut Buffers) {
+        let (rows, Norm { weight, bias, eps }) = (&mut *chunk.normed, &self.layer_norm1);
+        let hidden = weight.len();
+        rows.layer_norm(self.k_proj.precision(), chunk.x, (weight, bias), *eps, Cpu::detect());
+        let (keys, values) = grow(&mut buffers.inside, 2 * chunk.count * hidden).split_at_mut(chunk.count * hidden);
+        self.k_proj.multiply(rows, keys, Then::Store);
+        self.v_proj.multiply(rows, values, Then::Store);
+        let [keys, values] = [keys, values].map(|all| Heads::beside(all, hidden, 0, self.heads));
+        // SAFETY: no other task has these patches; chunks begin at even ones.
+        unsafe {
+            match room {
+                Room::Bf16(room) => room.put(chunk.first, keys, values),
+                Room::Int8(room) => room.put(chunk.first, keys, values),
+            }
+        }
     }
 
     /// What follows when all keys and values are there.
@@ -260,8 +277,10 @@ impl Layer {
         let (hidden, inner) = (heads * head_dim, self.fc1.outputs());
 
         // All tiles are full: no mask.
+        let queries = grow(inside, chunk.count * hidden);
+        self.q_proj.multiply(chunk.normed, queries, Then::Store);
         let mixed = grow(mixed, chunk.count * hidden);
-        let queries = Heads::beside(chunk.queries, hidden, 0, self.heads);
+        let queries = Heads::beside(queries, hidden, 0, self.heads);
         all.attend(queries, (head_dim as f32).powf(-0.5), Attend::Everywhere, mixed);
         rows.convert(precision, mixed, hidden, cpu);
         self.out_proj.multiply(rows, chunk.x, Then::Add);

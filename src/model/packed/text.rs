@@ -104,7 +104,13 @@ impl TextModel {
             let (cache, later) = layers[i..].split_at_mut(1);
             let cache = &cache[0];
             let next = self.layers.get(i + 1).zip(later.first_mut());
-            let seen = if tokens >= PROMPT && layer.qkv_proj.precision() != Precision::Bf16 {
+            // Of the last layer nothing is wanted but what gives the logits.
+            let wanted = match (&next, &logits) {
+                (Some(_), _) => 0..tokens,
+                (None, Some(_)) => tokens - 1..tokens,
+                (None, None) => break,
+            };
+            let seen = if wanted.len() >= PROMPT && layer.qkv_proj.precision() != Precision::Bf16 {
                 let packed = packed.get_or_insert_with(|| {
                     Int8KeysValues::new(self.config.num_key_value_heads, self.config.head_dim, Cpu::detect())
                 });
@@ -115,7 +121,7 @@ impl TextModel {
             };
             let next = next.map(|(layer, cache)| (layer, room(cache, before, tokens)));
             // A task goes on with its tokens into the next layer: only keys and values are for all.
-            stream.in_chunks(0..tokens, |chunk, buffers| {
+            stream.in_chunks(wanted, |chunk, buffers| {
                 layer.finish(chunk, &seen, before, buffers);
                 if let Some((next, room)) = &next {
                     next.project(chunk, angles, room, buffers);

@@ -142,6 +142,7 @@ fn attention(
             0.125,
             attend,
             std::hint::black_box(&mut out),
+            &[],
         );
     });
 }

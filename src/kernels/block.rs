@@ -43,13 +43,21 @@ pub(super) enum Panels<'a> {
     },
 }
 
-impl Panels<'_> {
+impl<'a> Panels<'a> {
     /// What rows must be in.
     pub(super) fn precision(&self) -> Precision {
         match self {
             Panels::Bf16(_) => Precision::Bf16,
             Panels::Int8 { .. } => Precision::Int8,
             Panels::Int4 { .. } => Precision::Int4,
+        }
+    }
+
+    /// What may be fetched ahead.
+    pub(super) fn bytes(self) -> &'a [u8] {
+        match self {
+            Panels::Int8 { values, .. } => bytemuck::cast_slice(values),
+            _ => &[],
         }
     }
 

@@ -91,6 +91,11 @@ impl PackedLinear {
 
     /// `rows` [rows, inputs] -> `out` [rows, outputs], shared out to the team of the caller's pass.
     pub fn multiply(&self, rows: &Rows, out: &mut [f32], then: Then) {
+        self.multiply_and_fetch(rows, out, then, &[]);
+    }
+
+    /// The same; at its end some of `next` is fetched, which a thread wants after that.
+    pub fn multiply_and_fetch(&self, rows: &Rows, out: &mut [f32], then: Then, next: &[u8]) {
         let count = rows.count();
         assert_eq!((rows.width(), rows.precision, out.len()), (self.inputs, self.precision(), count * self.outputs));
         let (panels, out) = (self.outputs.div_ceil(LANES), Split::new(out));
@@ -104,13 +109,21 @@ impl PackedLinear {
         team::share(blocks.div_ceil(at_once) * chunks, |task| {
             let (first, row) = (task / chunks * at_once, task % chunks * chunk);
             for block in first..blocks.min(first + at_once) {
-                self.block(rows, (row, chunk.min(count - row)), block * PANELS, &out, then);
+                self.block(rows, (row, chunk.min(count - row)), block * PANELS, &out, then, next);
             }
         });
     }
 
     /// The product of some rows and a block of panels from `panel` on.
-    fn block(&self, rows: &Rows, (row, count): (usize, usize), panel: usize, out: &Split<'_, f32>, then: Then) {
+    fn block(
+        &self,
+        rows: &Rows,
+        (row, count): (usize, usize),
+        panel: usize,
+        out: &Split<'_, f32>,
+        then: Then,
+        next: &[u8],
+    ) {
         let block = Block {
             rows,
             first_row: row,
@@ -118,7 +131,7 @@ impl PackedLinear {
             panels: self.panels(panel, rows),
             panel_count: PANELS.min(self.outputs.div_ceil(LANES) - panel),
             strides: Strides { panel: rows.groups, group: 1 },
-            ahead: self.ahead(panel + PANELS, rows),
+            ahead: Some(self.block_bytes(panel + PANELS)).filter(|bytes| !bytes.is_empty()).unwrap_or(next),
         };
         let column = panel * LANES;
         let columns = (PANELS * LANES).min(self.outputs - column);
@@ -129,11 +142,16 @@ impl PackedLinear {
         block.run(&mut out, self.cpu);
     }
 
-    /// The weights of a block of panels from `first` on.
-    fn ahead(&self, first: usize, rows: &Rows) -> &[u8] {
+    /// The weights that a product begins with, for the one before it to fetch; none that are not in 8 bits.
+    pub fn first(&self) -> &[u8] {
+        self.block_bytes(0)
+    }
+
+    /// Those of a block of panels from `first` on.
+    fn block_bytes(&self, first: usize) -> &[u8] {
         match &self.weights {
             Weights::Int8 { values, .. } => {
-                let panel = rows.groups * LANES * QUAD;
+                let panel = self.inputs.div_ceil(QUAD) * LANES * QUAD;
                 let values = values.get(first * panel..).unwrap_or_default();
                 bytemuck::cast_slice(&values[..values.len().min(PANELS * panel)])
             }

@@ -17,6 +17,10 @@ use super::softmax::OCTAVE;
 /// Positions of a vector of weights. Blocks of positions are multiples of it.
 pub(super) const VECTOR: usize = LANES * QUAD;
 
+/// Bytes that a tile of scores fetches of what is wanted after them, and of a cache line.
+const AHEAD: usize = 512;
+const LINE: usize = 64;
+
 /// Weights as numbers of a table that are shifted: `one` times 2^`spare`, times 2 to the power of minus each level of an octave. `spare` bits
 /// are shifted out of the first level's.
 struct Powers {
@@ -56,12 +60,13 @@ fn place(position: usize) -> usize {
     pair * 2 * LANES + lane / QUAD * 2 * QUAD + panel * QUAD + lane % QUAD
 }
 
-/// Scores of `queries` with `positions` keys, in no particular order [rows, positions]. Those beyond the i16 are its ends.
+/// Scores of `queries` with `positions` keys, in no particular order [rows, positions]. Those beyond the i16 are its ends. `ahead` is fetched
+/// meanwhile, but not by AMX.
 ///
 /// # Safety
 /// The processor has AVX-512 F, BW and VNNI, and what `cpu` has.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub(super) unsafe fn scores(queries: &Rows, keys: Keys<'_>, positions: usize, out: &mut [i16], cpu: Cpu) {
+pub(super) unsafe fn scores(queries: &Rows, keys: Keys<'_>, positions: usize, out: &mut [i16], ahead: &[u8], cpu: Cpu) {
     let (rows, groups) = (queries.count(), queries.groups);
     assert!(positions.is_multiple_of(VECTOR) && out.len() == rows * positions);
     assert!(keys.values.len() >= positions * groups * QUAD);
@@ -75,6 +80,7 @@ pub(super) unsafe fn scores(queries: &Rows, keys: Keys<'_>, positions: usize, ou
         return unsafe { scores_in_tiles(queries, keys, positions, out) };
     }
     let tile_rows = even_rows(rows);
+    let mut pieces = ahead.chunks(AHEAD);
     for row in (0..rows).step_by(tile_rows) {
         let count = tile_rows.min(rows - row);
         for position in (0..positions).step_by(TALL_PANELS * LANES) {
@@ -84,7 +90,7 @@ pub(super) unsafe fn scores(queries: &Rows, keys: Keys<'_>, positions: usize, ou
                     tile,
                     [1 2 3 4 5 6 7 8 9 10 11 12] [2],
                     (count, TALL_PANELS),
-                    (queries, row, keys, position, out.as_mut_ptr().add(row * positions + position), positions)
+                    (queries, row, keys, position, pieces.next(), out.as_mut_ptr().add(row * positions + position), positions)
                 );
             }
         }
@@ -99,6 +105,7 @@ unsafe fn tile<const ROWS: usize, const PANELS: usize>(
     row: usize,
     keys: Keys<'_>,
     position: usize,
+    ahead: Option<&[u8]>,
     out: *mut i16,
     stride: usize,
 ) {
@@ -112,6 +119,9 @@ unsafe fn tile<const ROWS: usize, const PANELS: usize>(
             let corrections = _mm512_loadu_si512(keys.corrections.as_ptr().add(position + p * LANES).cast());
             _mm512_sub_epi32(_mm512_setzero_si512(), corrections)
         });
+        for line in ahead.unwrap_or_default().chunks(LINE) {
+            _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
+        }
         let mut sums = [start; ROWS];
         for group in 0..groups {
             let panels: [_; PANELS] =

@@ -35,6 +35,10 @@ const POSITIONS: usize = 1024;
 /// Positions that one task takes where there is only one token.
 const PART: usize = 256;
 
+/// More bytes of keys and values than this are not in the second-level cache when their turn comes: the next ones are fetched while those
+/// before them are in use.
+const FAR: usize = 1 << 20;
+
 /// Keys and values as they lie in a cache.
 pub struct Stored<'a> {
     heads: Vec<Head<'a>>,
@@ -109,8 +113,9 @@ pub enum Attend {
 
 impl Stored<'_> {
     /// What tokens see: `queries`, each multiplied by `scale`, become mixed values [tokens, query heads * head_dim] in `out`. As
-    /// many query heads in a row share a head of the cache as there are more of them.
-    pub fn attend(&self, queries: Heads<'_>, scale: f32, attend: Attend, out: &mut [f32]) {
+    /// many query heads in a row share a head of the cache as there are more of them. At its end some of `next` is fetched, which a thread
+    /// wants after that.
+    pub fn attend(&self, queries: Heads<'_>, scale: f32, attend: Attend, out: &mut [f32], next: &[u8]) {
         let (tokens, heads, width) = (queries.rows, self.heads.len(), queries.heads * queries.head_dim);
         assert!(queries.heads.is_multiple_of(heads) && queries.head_dim == self.head_dim);
         let first_position = match attend {
@@ -130,6 +135,7 @@ impl Stored<'_> {
             count,
             first_position,
             positions,
+            next,
         };
         if tokens == 1 {
             return self.attend_once(group, &out, |head, positions| work(head, 0, 1, positions));
@@ -147,6 +153,29 @@ impl Stored<'_> {
                 self.finish(head, mixed, sum, out);
             });
         });
+    }
+
+    /// What [`Self::attend`] begins with, to be fetched before; none that are not in 8 bits.
+    pub fn first(&self) -> &[u8] {
+        self.block(0, 0)[0].bytes()
+    }
+
+    /// A head's keys and values, from position `from` on.
+    fn block(&self, head: usize, from: usize) -> [Panels<'_>; 2] {
+        let Head { keys, values, .. } = self.heads[head];
+        let (keys_of_group, positions_of_group) = match keys.precision() {
+            Precision::Bf16 => (self.head_dim.div_ceil(PAIR), PAIR),
+            _ => (self.head_dim.div_ceil(QUAD), QUAD),
+        };
+        [
+            keys.skip(from / LANES * keys_of_group, from),
+            values.skip(from / positions_of_group * self.head_dim.div_ceil(LANES), 0),
+        ]
+    }
+
+    /// Bytes that may be fetched ahead.
+    fn bytes(&self) -> usize {
+        self.heads.iter().map(|head| head.keys.bytes().len() + head.values.bytes().len()).sum()
     }
 
     /// Values mixed with weights that add up to `sum`, of a head -> what its query sees.
@@ -208,6 +237,8 @@ struct Work<'a> {
     first_position: Option<usize>,
     /// From a multiple of [`LANES`] on, and up to which.
     positions: (usize, usize),
+    /// What is wanted after the last head.
+    next: &'a [u8],
 }
 
 /// What a task needs for a while; the memory stays with its thread.
@@ -221,7 +252,7 @@ struct Buffers {
     rows: Vec<Softmax>,
 }
 
-impl Work<'_> {
+impl<'a> Work<'a> {
     /// The token and the query head of this task's row: tokens in order, and each one's heads.
     fn place(&self, row: usize) -> (usize, usize) {
         (self.first + row / self.group, self.head * self.group + row % self.group)
@@ -244,14 +275,14 @@ impl Work<'_> {
 
     fn run_in(&self, buffers: &mut Buffers, mut take: impl FnMut(usize, &[f32], f32, f32)) {
         let Stored { head_dim, cpu, weights: kind, .. } = *self.stored;
-        let Head { keys, values, .. } = self.stored.heads[self.head];
+        let precision = self.stored.heads[self.head].keys.precision();
         let Buffers { queries, scores, mixed, rows } = buffers;
         let count = self.count * self.group;
 
         // Weights are powers of 2, not of e.
-        let octave = if keys.precision() == Precision::Bf16 { 1.0 } else { OCTAVE as f32 };
+        let octave = if precision == Precision::Bf16 { 1.0 } else { OCTAVE as f32 };
         let scale = self.scale * std::f32::consts::LOG2_E * octave;
-        queries.set(keys.precision(), (count, head_dim), cpu, |row, out| {
+        queries.set(precision, (count, head_dim), cpu, |row, out| {
             let (token, query_head) = self.place(row);
             math::scale_and_add(self.queries.row_of_many(token, query_head), scale, &[], out, cpu);
         });
@@ -260,22 +291,27 @@ impl Work<'_> {
         rows.clear();
         rows.resize(count, Softmax::NONE);
         let (first, end) = (self.positions.0, self.end(count - 1));
+        let strides = Strides { panel: 1, group: head_dim.div_ceil(LANES) };
+        let far = self.stored.bytes() > FAR;
+        let fetched = |panels: Panels<'a>| if far { panels.bytes() } else { &[] };
         for from in (first..end).step_by(POSITIONS) {
             let positions = POSITIONS.min(end - from);
-            let keys = keys.skip(from / LANES * queries.groups, from);
+            let [keys, values] = self.stored.block(self.head, from);
+            let after_values = match from + POSITIONS {
+                next if next < end => fetched(self.stored.block(self.head, next)[0]),
+                _ if self.head + 1 < self.stored.heads.len() => fetched(self.stored.block(self.head + 1, first)[0]),
+                _ => self.next,
+            };
             let seen = |row| self.end(row).saturating_sub(from).min(positions);
-            scores.weigh(queries, (keys, positions), kind, seen, cpu, rows);
+            scores.weigh(queries, (keys, positions), seen, (kind, cpu), rows, fetched(values));
             if from > first {
                 for (mixed, row) in mixed.chunks_exact_mut(head_dim).zip(&*rows).filter(|(_, row)| row.kept != 1.0) {
                     math::scale(mixed, row.kept, cpu);
                 }
             }
-            let strides = Strides { panel: 1, group: head_dim.div_ceil(LANES) };
-            let positions_of_group = if values.precision() == Precision::Bf16 { PAIR } else { QUAD };
-            let values = values.skip(from / positions_of_group * strides.group, 0);
-            product(&scores.weights, values, strides, head_dim, cpu, mixed, from > first);
+            product(&scores.weights, values, (head_dim, strides), after_values, cpu, mixed, from > first);
             if kind == Weights::Fine {
-                product(&scores.low, values, strides, head_dim, cpu, mixed, true);
+                product(&scores.low, values, (head_dim, strides), &[], cpu, mixed, true);
             }
         }
         for ((row, mixed), softmax) in mixed.chunks_exact(head_dim).enumerate().zip(rows) {
@@ -284,8 +320,16 @@ impl Work<'_> {
     }
 }
 
-/// `out` [rows, outputs] = `rows` times `panels`, or that is added to it, on this thread.
-fn product(rows: &Rows, panels: Panels<'_>, strides: Strides, outputs: usize, cpu: Cpu, out: &mut [f32], add: bool) {
+/// `out` [rows, outputs] = `rows` times `panels`, or that is added to it, on this thread; `ahead` is fetched meanwhile.
+fn product(
+    rows: &Rows,
+    panels: Panels<'_>,
+    (outputs, strides): (usize, Strides),
+    ahead: &[u8],
+    cpu: Cpu,
+    out: &mut [f32],
+    add: bool,
+) {
     let row_count = rows.count();
     assert_eq!(out.len(), row_count * outputs);
     let panel_count = outputs.div_ceil(LANES);
@@ -297,7 +341,7 @@ fn product(rows: &Rows, panels: Panels<'_>, strides: Strides, outputs: usize, cp
             panels: panels.skip(strides.at(panel, 0), panel * LANES),
             panel_count: PANELS.min(panel_count - panel),
             strides,
-            ahead: &[],
+            ahead,
         };
         let column = panel * LANES;
         let columns = (PANELS * LANES).min(outputs - column);

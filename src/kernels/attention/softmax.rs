@@ -54,15 +54,16 @@ pub(super) struct Scores {
 
 impl Scores {
     /// `weights` become those of `positions` for each of `queries`, relative to the row's largest score so far in bf16, to that of the
-    /// block in 8 bits; `rows` take them in. What a row does not see, from position `seen(row)` on, has no weight. On this thread.
+    /// block in 8 bits; `rows` take them in. What a row does not see, from position `seen(row)` on, has no weight. On this thread;
+    /// `ahead` is fetched meanwhile.
     pub(super) fn weigh(
         &mut self,
         queries: &Rows,
         (keys, positions): (Panels<'_>, usize),
-        kind: Weights,
         seen: impl Fn(usize) -> usize,
-        cpu: Cpu,
+        (kind, cpu): (Weights, Cpu),
         rows: &mut [Softmax],
+        ahead: &[u8],
     ) {
         let count = queries.count();
         let Self { weights, low, .. } = self;
@@ -73,7 +74,9 @@ impl Scores {
             let padded = positions.next_multiple_of(levels::VECTOR);
             let scores = self.levels.grow(count * padded);
             // SAFETY: the processor has what these sets need, which is more than that.
-            unsafe { levels::scores(queries, levels::Keys { values, scales, corrections }, padded, scores, cpu) };
+            unsafe {
+                levels::scores(queries, levels::Keys { values, scales, corrections }, padded, scores, ahead, cpu)
+            };
             set_int8(kind, weights, low, (count, padded), |row, words, low| {
                 // SAFETY: as above.
                 let (largest, sum) =
@@ -84,7 +87,8 @@ impl Scores {
         }
 
         let scores = self.numbers.grow(count * positions);
-        product(queries, keys, Strides { panel: queries.groups, group: 1 }, positions, cpu, scores, false);
+        let strides = Strides { panel: queries.groups, group: 1 };
+        product(queries, keys, (positions, strides), &[], cpu, scores, false);
         let scores = |row: usize| &scores[row * positions..][..seen(row)];
         if keys.precision() == Precision::Bf16 {
             weights.set_words(Precision::Bf16, (count, positions), |row, words| {

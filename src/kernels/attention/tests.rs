@@ -85,7 +85,7 @@ fn what_all_keys_and_values_have_in_common_costs_8_bits_no_precision() {
         let mut tile = Int8KeysValues::new(heads, head_dim, cpu);
         set(&mut tile, [&keys, &values], (heads, head_dim), cpu);
         let mut ours = vec![f32::NAN; positions * width];
-        tile.stored().attend(all(&queries), 0.3, Attend::Everywhere, &mut ours);
+        tile.stored().attend(all(&queries), 0.3, Attend::Everywhere, &mut ours, &[]);
         let difference = largest_difference(&ours, &expected);
         assert!(difference < 0.02, "{cpu:?}: {difference}");
     }
@@ -116,7 +116,7 @@ fn a_far_off_peak_costs_a_blocks_small_weights_no_precision() {
             prompt.copy(&cache);
             for stored in [cache.stored(), tile.stored(), prompt.stored()] {
                 let mut ours = vec![f32::NAN; 2 * head_dim];
-                stored.attend(all(&both), 0.3, Attend::Everywhere, &mut ours);
+                stored.attend(all(&both), 0.3, Attend::Everywhere, &mut ours, &[]);
                 for ours in ours.chunks(head_dim) {
                     assert!(largest_difference(ours, &expected) < 0.1, "{cpu:?} {last} {ours:?} {expected:?}");
                 }
@@ -133,7 +133,7 @@ fn seen_by_a_prompt([queries, keys, values]: [&[f32]; 3], head_dim: usize, atten
     let mut prompt = Int8KeysValues::new(1, head_dim, cpu);
     prompt.copy(&cache);
     let mut seen = vec![f32::NAN; queries.len()];
-    prompt.stored().attend(all(queries), 0.3, attend, &mut seen);
+    prompt.stored().attend(all(queries), 0.3, attend, &mut seen, &[]);
     seen
 }
 
@@ -212,7 +212,7 @@ fn attention_is_attention_however_the_tokens_come() {
                     assert_eq!(stored.len, positions);
                     let queries = Heads::beside(&queries, query_heads * head_dim, 0, (query_heads, head_dim));
                     let mut ours = vec![f32::NAN; tokens * query_heads * head_dim];
-                    stored.attend(queries, 0.3, attend, &mut ours);
+                    stored.attend(queries, 0.3, attend, &mut ours, &[]);
                     let difference = largest_difference(&ours, &expected);
                     // Numbers from -1 to 1, rounded to 8 bits three times.
                     assert!(

@@ -122,7 +122,8 @@ impl TextModel {
             let next = next.map(|(layer, cache)| (layer, room(cache, before, tokens)));
             // A task goes on with its tokens into the next layer: only keys and values are for all.
             stream.in_chunks(wanted, |chunk, buffers| {
-                layer.finish(chunk, &seen, before, buffers);
+                let first = next.as_ref().map_or(&[][..], |(next, _)| next.qkv_proj.first());
+                layer.finish(chunk, &seen, before, first, buffers);
                 if let Some((next, room)) = &next {
                     next.project(chunk, angles, room, buffers);
                 }
@@ -291,7 +292,14 @@ impl Layer {
     }
 
     /// What follows when `all` keys and values are there; `before` of them are of earlier tokens.
-    fn finish(&self, chunk: &mut Chunk<'_>, all: &Stored<'_>, before: usize, buffers: &mut chunks::Buffers) {
+    fn finish(
+        &self,
+        chunk: &mut Chunk<'_>,
+        all: &Stored<'_>,
+        before: usize,
+        next: &[u8],
+        buffers: &mut chunks::Buffers,
+    ) {
         let chunks::Buffers { rows, mixed, inside } = buffers;
         let (cpu, precision, tokens) = (Cpu::detect(), self.qkv_proj.precision(), chunk.tokens.len());
         let width = self.heads * self.head_dim;
@@ -299,15 +307,15 @@ impl Layer {
         let mixed = grow(mixed, tokens * width);
         let queries = Heads::beside(chunk.qkv, self.qkv_proj.outputs(), 0, (self.heads, self.head_dim));
         let causally = Attend::CausallyFrom(before + chunk.tokens.start);
-        all.attend(queries, (self.head_dim as f32).powf(-0.5), causally, mixed);
+        all.attend(queries, (self.head_dim as f32).powf(-0.5), causally, mixed, self.o_proj.first());
         rows.convert(precision, mixed, width, cpu);
-        self.o_proj.multiply(rows, chunk.x, Then::Add);
+        self.o_proj.multiply_and_fetch(rows, chunk.x, Then::Add, self.gate_up_proj.first());
 
         rows.rms_norm(precision, chunk.x, &self.post_attention_layernorm, self.eps, cpu);
         // Gates, and the numbers they gate.
         let gate_up = grow(inside, tokens * 2 * self.inner);
-        self.gate_up_proj.multiply(rows, gate_up, Then::Store);
+        self.gate_up_proj.multiply_and_fetch(rows, gate_up, Then::Store, self.down_proj.first());
         rows.silu_mul(precision, gate_up, self.inner, cpu);
-        self.down_proj.multiply(rows, chunk.x, Then::Add);
+        self.down_proj.multiply_and_fetch(rows, chunk.x, Then::Add, next);
     }
 }

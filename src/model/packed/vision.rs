@@ -75,7 +75,7 @@ impl VisionModel {
         if let Some(first) = self.layers.first() {
             let packed = packed.get_or_insert_with(|| Packed::new(first));
             let (_, room) = packed.halves(patches);
-            stream.in_chunks(|chunk, buffers| first.project(chunk, &room, buffers));
+            stream.in_chunks(|chunk, buffers| first.project(chunk, &room, &[], buffers));
         }
         for (i, layer) in self.layers.iter().enumerate() {
             check()?;
@@ -85,9 +85,9 @@ impl VisionModel {
             let next = self.layers.get(i + 1);
             // A task goes on with its patches into the next layer: only keys and values are for all.
             stream.in_chunks(|chunk, buffers| {
-                layer.finish(chunk, &seen, buffers);
+                layer.finish(chunk, &seen, next.map_or(&[], |next| next.k_proj.first()), buffers);
                 if let Some(next) = next {
-                    next.project(chunk, &room, buffers);
+                    next.project(chunk, &room, layer.q_proj.first(), buffers);
                 }
             });
         }
@@ -252,13 +252,13 @@ impl Layer {
     }
 
     /// Keys and values of a chunk, and what its queries will be made of.
-    fn project(&self, chunk: &mut Chunk<'_>, room: &Room<'_>, buffers: &mut Buffers) {
+    fn project(&self, chunk: &mut Chunk<'_>, room: &Room<'_>, next: &[u8], buffers: &mut Buffers) {
         let (rows, Norm { weight, bias, eps }) = (&mut *chunk.normed, &self.layer_norm1);
         let hidden = weight.len();
         rows.layer_norm(self.k_proj.precision(), chunk.x, (weight, bias), *eps, Cpu::detect());
         let (keys, values) = grow(&mut buffers.inside, 2 * chunk.count * hidden).split_at_mut(chunk.count * hidden);
-        self.k_proj.multiply(rows, keys, Then::Store);
-        self.v_proj.multiply(rows, values, Then::Store);
+        self.k_proj.multiply_and_fetch(rows, keys, Then::Store, self.v_proj.first());
+        self.v_proj.multiply_and_fetch(rows, values, Then::Store, next);
         let [keys, values] = [keys, values].map(|all| Heads::beside(all, hidden, 0, self.heads));
         // SAFETY: no other task has these patches; chunks begin at even ones.
         unsafe {
@@ -270,7 +270,7 @@ impl Layer {
     }
 
     /// What follows when all keys and values are there.
-    fn finish(&self, chunk: &mut Chunk<'_>, all: &Stored<'_>, buffers: &mut Buffers) {
+    fn finish(&self, chunk: &mut Chunk<'_>, all: &Stored<'_>, next: &[u8], buffers: &mut Buffers) {
         let Buffers { rows, mixed, inside } = buffers;
         let (cpu, precision) = (Cpu::detect(), self.out_proj.precision());
         let (heads, head_dim) = self.heads;
@@ -278,19 +278,19 @@ impl Layer {
 
         // All tiles are full: no mask.
         let queries = grow(inside, chunk.count * hidden);
-        self.q_proj.multiply(chunk.normed, queries, Then::Store);
+        self.q_proj.multiply_and_fetch(chunk.normed, queries, Then::Store, all.first());
         let mixed = grow(mixed, chunk.count * hidden);
         let queries = Heads::beside(queries, hidden, 0, self.heads);
-        all.attend(queries, (head_dim as f32).powf(-0.5), Attend::Everywhere, mixed);
+        all.attend(queries, (head_dim as f32).powf(-0.5), Attend::Everywhere, mixed, self.out_proj.first());
         rows.convert(precision, mixed, hidden, cpu);
-        self.out_proj.multiply(rows, chunk.x, Then::Add);
+        self.out_proj.multiply_and_fetch(rows, chunk.x, Then::Add, self.fc1.first());
 
         let Norm { weight, bias, eps } = &self.layer_norm2;
         rows.layer_norm(precision, chunk.x, (weight, bias), *eps, cpu);
         let inside = grow(inside, chunk.count * inner);
-        self.fc1.multiply(rows, inside, Then::Store);
+        self.fc1.multiply_and_fetch(rows, inside, Then::Store, self.fc2.first());
         rows.gelu(precision, inside, inner, cpu);
-        self.fc2.multiply(rows, chunk.x, Then::Add);
+        self.fc2.multiply_and_fetch(rows, chunk.x, Then::Add, next);
     }
 }
 

@@ -97,6 +97,41 @@ fn products(criterion: &mut Criterion) {
     }
 }
 
+/// Layers of the decoder.
+const LAYERS: usize = 30;
+
+/// All matrices of a decode step, one after another: what each reads comes from as far away as it does there.
+fn step(criterion: &mut Criterion) {
+    for (precision, of_head, bits) in [
+        (Precision::Bf16, Precision::Bf16, 32),
+        (Precision::Int8, Precision::Int8, 16),
+        (Precision::Int4, Precision::Int8, 9),
+    ] {
+        let random = numbers(VECTORS.iter().map(|(inputs, outputs)| inputs * outputs).max().unwrap_or(0));
+        let matrix = |(inputs, outputs): (usize, usize), precision| {
+            let read = |output: usize, row: &mut [f32]| row.copy_from_slice(&random[output * inputs..][..inputs]);
+            let mut x = Rows::default();
+            x.convert(precision, &numbers(inputs), inputs, Cpu::detect());
+            (PackedLinear::new((outputs, inputs), read, Vec::new(), precision, Cpu::detect()), x, vec![0.0; outputs])
+        };
+        let [layer @ .., head] = VECTORS;
+        let size = |(inputs, outputs): (usize, usize)| inputs * outputs;
+        let bytes = LAYERS * layer.map(size).iter().sum::<usize>() * bits / 16
+            + size(head) * if of_head == Precision::Bf16 { 2 } else { 1 };
+        let name = format!("{precision:?} all of a decode step");
+        let mut all = Vec::new();
+        measure(criterion, &name, Work::Bytes(bytes), || {
+            if all.is_empty() {
+                all = (0..LAYERS).flat_map(|_| layer.map(|shape| matrix(shape, precision))).collect();
+                all.push(matrix(head, of_head));
+            }
+            for (packed, x, out) in &mut all {
+                packed.multiply(x, std::hint::black_box(out), Then::Store);
+            }
+        });
+    }
+}
+
 /// `tokens` of `heads.0` query heads look at as many positions in `heads.1` heads.
 fn attention(
     criterion: &mut Criterion,
@@ -165,6 +200,7 @@ fn main() {
     println!("kernels: {}; {THREADS} threads", Cpu::detect().name());
     let mut criterion = Criterion::default().sample_size(10).configure_from_args();
     products(&mut criterion);
+    step(&mut criterion);
     attention(&mut criterion, "vision, 1024, int8", Precision::Int8, (12, 12), 1024, 1024);
     attention(&mut criterion, "vision, 1024", Precision::Bf16, (12, 12), 1024, 1024);
     attention(&mut criterion, "prefill, 128, int8", Precision::Int8, (9, 3), 128, 128);

@@ -194,6 +194,10 @@ mod x86 {
                 ".irp i,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
                 "vmovdqu ymm\\i, [rsi + 32 * \\i]",
                 ".endr",
+                // Beyond the page that the processor's own prefetching ends with.
+                ".irp i,0,1,2,3,4,5,6,7",
+                "prefetcht0 [rsi + 2048 + 64 * \\i]",
+                ".endr",
                 "add rsi, 512",
                 "cmp rsi, rdi",
                 "jb 2b",

@@ -69,9 +69,9 @@ test-rust: onnxruntime
 	ORT_DYLIB_PATH=$(ORT)/$(ORT_OLDEST)/libonnxruntime.so cargo test --release --locked --test onnx
 
 # Stable compilers have the sanitizer, but do not offer it. A folder of its own, since all of it is built for that.
-HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 test-asan:
-	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address cargo test --release --locked -p smolvlm-kernels --target $(HOST) --target-dir build/asan
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CARGO_PROFILE_RELEASE_STRIP=none CARGO_PROFILE_RELEASE_DEBUG=line-tables-only \
+	  cargo test --release --locked -p smolvlm-kernels --target "$$(rustc -vV | sed -n 's/^host: //p')" --target-dir build/asan
 
 test-features:
 	cargo check --release --locked --lib --no-default-features --features candle

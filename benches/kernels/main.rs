@@ -75,9 +75,17 @@ const MATRICES: [(usize, usize, usize); 8] = [
 /// inputs x outputs, times one row.
 const VECTORS: [(usize, usize); 5] = [(576, 576), (576, 960), (576, 3072), (1536, 576), (576, 49_280)];
 
+/// Of so many weights; 4 bits have 16 more for the scale of every 32.
+fn bytes(weights: usize, precision: Precision) -> usize {
+    match precision {
+        Precision::Bf16 => weights * 2,
+        Precision::Int8 => weights,
+        Precision::Int4 => weights * 9 / 16,
+    }
+}
+
 fn products(criterion: &mut Criterion) {
-    // 4 bits have 16 more for the scale of every 32.
-    for (precision, bits) in [(Precision::Bf16, 32), (Precision::Int8, 16), (Precision::Int4, 9)] {
+    for precision in [Precision::Bf16, Precision::Int8, Precision::Int4] {
         let shapes = MATRICES.into_iter().chain(VECTORS.map(|(inputs, outputs)| (1, inputs, outputs)));
         for (rows, inputs, outputs) in shapes {
             let weights = numbers(inputs * outputs);
@@ -87,7 +95,7 @@ fn products(criterion: &mut Criterion) {
             x.convert(precision, &numbers(rows * inputs), inputs, Cpu::detect());
             let mut out = vec![0.0; rows * outputs];
             let work = match rows {
-                1 => Work::Bytes(inputs * outputs * bits / 16),
+                1 => Work::Bytes(bytes(inputs * outputs, precision)),
                 _ => Work::Products(2 * rows * inputs * outputs, precision),
             };
             measure(criterion, &format!("{precision:?} {rows} x {inputs} x {outputs}"), work, || {
@@ -102,11 +110,9 @@ const LAYERS: usize = 30;
 
 /// All matrices of a decode step, one after another: what each reads comes from as far away as it does there.
 fn step(criterion: &mut Criterion) {
-    for (precision, of_head, bits) in [
-        (Precision::Bf16, Precision::Bf16, 32),
-        (Precision::Int8, Precision::Int8, 16),
-        (Precision::Int4, Precision::Int8, 9),
-    ] {
+    for (precision, of_head) in
+        [(Precision::Bf16, Precision::Bf16), (Precision::Int8, Precision::Int8), (Precision::Int4, Precision::Int8)]
+    {
         let random = numbers(VECTORS.iter().map(|(inputs, outputs)| inputs * outputs).max().unwrap_or(0));
         let matrix = |(inputs, outputs): (usize, usize), precision| {
             let read = |output: usize, row: &mut [f32]| row.copy_from_slice(&random[output * inputs..][..inputs]);
@@ -116,11 +122,10 @@ fn step(criterion: &mut Criterion) {
         };
         let [layer @ .., head] = VECTORS;
         let size = |(inputs, outputs): (usize, usize)| inputs * outputs;
-        let bytes = LAYERS * layer.map(size).iter().sum::<usize>() * bits / 16
-            + size(head) * if of_head == Precision::Bf16 { 2 } else { 1 };
+        let all_bytes = LAYERS * bytes(layer.map(size).iter().sum(), precision) + bytes(size(head), of_head);
         let name = format!("{precision:?} all of a decode step");
         let mut all = Vec::new();
-        measure(criterion, &name, Work::Bytes(bytes), || {
+        measure(criterion, &name, Work::Bytes(all_bytes), || {
             if all.is_empty() {
                 all = (0..LAYERS).flat_map(|_| layer.map(|shape| matrix(shape, precision))).collect();
                 all.push(matrix(head, of_head));

@@ -94,7 +94,7 @@ impl PackedLinear {
         self.multiply_and_fetch(rows, out, then, &[]);
     }
 
-    /// The same; at its end some of `next` is fetched, which a thread wants after that.
+    /// The same; at its end some of `next` is fetched, which a thread wants after that, where kernels fetch: many rows, in AVX-512 or AMX.
     pub fn multiply_and_fetch(&self, rows: &Rows, out: &mut [f32], then: Then, next: &[u8]) {
         let count = rows.count();
         assert_eq!((rows.width(), rows.precision, out.len()), (self.inputs, self.precision(), count * self.outputs));

@@ -202,7 +202,7 @@ fn pack_keys(all: Int16Rows<'_>, packed: PackedKeys<'_>, cpu: Cpu) {
     let packed = words.chunks_exact_mut(head_dim.div_ceil(QUAD) * LANES);
     let numbers = scales.chunks_exact_mut(LANES).zip(corrections.chunks_exact_mut(LANES));
     for ((rows, words), (scales, corrections)) in rows.zip(packed).zip(numbers) {
-        math::keys_to_int8(rows, &mean, words, scales, corrections, cpu);
+        math::keys_to_int8(rows, &mean, math::KeyPanel { words, scales, sums: corrections }, cpu);
         corrections.iter_mut().for_each(|sum| *sum = sum.wrapping_mul(OFFSET));
     }
 }

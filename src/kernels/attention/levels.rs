@@ -52,6 +52,8 @@ pub(super) struct Keys<'a> {
     pub(super) values: &'a [i8],
     pub(super) scales: &'a [f32],
     pub(super) corrections: &'a [i32],
+    /// A multiple of VECTOR.
+    pub(super) positions: usize,
 }
 
 /// Where a position's score lies in a row: panels of a pair alternate, as packing two registers leaves them.
@@ -60,14 +62,14 @@ fn place(position: usize) -> usize {
     pair * 2 * LANES + lane / QUAD * 2 * QUAD + panel * QUAD + lane % QUAD
 }
 
-/// Scores of `queries` with `positions` keys, in no particular order [rows, positions]. Those beyond the i16 are its ends. `ahead` is fetched
-/// meanwhile, but not by AMX.
+/// Scores of `queries` with `keys`, in no particular order [rows, positions]. Those beyond the i16 are its ends. `ahead` is fetched meanwhile,
+/// but not by AMX.
 ///
 /// # Safety
 /// The processor has AVX-512 F, BW and VNNI, and what `cpu` has.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub(super) unsafe fn scores(queries: &Rows, keys: Keys<'_>, positions: usize, out: &mut [i16], ahead: &[u8], cpu: Cpu) {
-    let (rows, groups) = (queries.count(), queries.groups);
+pub(super) unsafe fn scores(queries: &Rows, keys: Keys<'_>, out: &mut [i16], ahead: &[u8], cpu: Cpu) {
+    let (rows, groups, positions) = (queries.count(), queries.groups, keys.positions);
     assert!(positions.is_multiple_of(VECTOR) && out.len() == rows * positions);
     assert!(keys.values.len() >= positions * groups * QUAD);
     assert!(keys.scales.len() >= positions && keys.corrections.len() >= positions);
@@ -77,20 +79,23 @@ pub(super) unsafe fn scores(queries: &Rows, keys: Keys<'_>, positions: usize, ou
     #[cfg(target_os = "linux")]
     if cpu == Cpu::Amx && rows > TILE_ROWS {
         // SAFETY: as this function; the slices are as long as said.
-        return unsafe { scores_in_tiles(queries, keys, positions, out) };
+        return unsafe { scores_in_tiles(queries, keys, out) };
     }
     let tile_rows = even_rows(rows);
     let mut pieces = ahead.chunks(AHEAD);
     for row in (0..rows).step_by(tile_rows) {
         let count = tile_rows.min(rows - row);
         for position in (0..positions).step_by(TALL_PANELS * LANES) {
+            for line in pieces.next().unwrap_or_default().chunks(LINE) {
+                _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
+            }
             // SAFETY: as this function; rows and positions are there.
             unsafe {
                 dispatch!(
                     tile,
                     [1 2 3 4 5 6 7 8 9 10 11 12] [2],
                     (count, TALL_PANELS),
-                    (queries, row, keys, position, pieces.next(), out.as_mut_ptr().add(row * positions + position), positions)
+                    (queries, row, keys, position, out.as_mut_ptr().add(row * positions + position))
                 );
             }
         }
@@ -105,9 +110,7 @@ unsafe fn tile<const ROWS: usize, const PANELS: usize>(
     row: usize,
     keys: Keys<'_>,
     position: usize,
-    ahead: Option<&[u8]>,
     out: *mut i16,
-    stride: usize,
 ) {
     let groups = queries.groups;
     // SAFETY: the caller has checked that all of it is there.
@@ -119,9 +122,6 @@ unsafe fn tile<const ROWS: usize, const PANELS: usize>(
             let corrections = _mm512_loadu_si512(keys.corrections.as_ptr().add(position + p * LANES).cast());
             _mm512_sub_epi32(_mm512_setzero_si512(), corrections)
         });
-        for line in ahead.unwrap_or_default().chunks(LINE) {
-            _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
-        }
         let mut sums = [start; ROWS];
         for group in 0..groups {
             let panels: [_; PANELS] =
@@ -141,7 +141,7 @@ unsafe fn tile<const ROWS: usize, const PANELS: usize>(
                 let score = _mm512_cvtepi32_ps(sums[p]);
                 _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_mul_ps(score, scale), scales[p]))
             });
-            _mm512_storeu_si512(out.add(r * stride).cast(), _mm512_packs_epi32(levels[0], levels[1]));
+            _mm512_storeu_si512(out.add(r * keys.positions).cast(), _mm512_packs_epi32(levels[0], levels[1]));
         }
     }
 }
@@ -152,8 +152,8 @@ unsafe fn tile<const ROWS: usize, const PANELS: usize>(
 /// As [`scores`], which has checked the slices; the processor has AMX, and the process may use it. There are two rows at least.
 #[cfg(target_os = "linux")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn scores_in_tiles(queries: &Rows, keys: Keys<'_>, positions: usize, out: &mut [i16]) {
-    let (rows, groups) = (queries.count(), queries.groups);
+unsafe fn scores_in_tiles(queries: &Rows, keys: Keys<'_>, out: &mut [i16]) {
+    let (rows, groups, positions) = (queries.count(), queries.groups, keys.positions);
     let inputs = amx::Inputs {
         words: &queries.words,
         groups,

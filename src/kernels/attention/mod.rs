@@ -82,25 +82,7 @@ impl<'a> Heads<'a> {
     fn row(&self, row: usize, head: usize) -> &'a [f32] {
         &self.data[row * self.stride + head * self.head_dim..][..self.head_dim]
     }
-
-    /// The same for whoever asks for one row after another: rows are pages apart, which stops the processor's own prefetching, and another
-    /// core may have written them.
-    fn row_of_many(&self, row: usize, head: usize) -> &'a [f32] {
-        #[cfg(target_arch = "x86_64")]
-        if row + ROWS_ON < self.rows {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            for line in self.row(row + ROWS_ON, head).chunks(LANES) {
-                // SAFETY: every x86-64 processor has the instruction, which reads nothing.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
-            }
-        }
-        self.row(row, head)
-    }
 }
-
-/// How many rows on [`Heads::row_of_many`] fetches.
-#[cfg(target_arch = "x86_64")]
-const ROWS_ON: usize = 12;
 
 /// Which positions a token looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,8 +95,8 @@ pub enum Attend {
 
 impl Stored<'_> {
     /// What tokens see: `queries`, each multiplied by `scale`, become mixed values [tokens, query heads * head_dim] in `out`. As
-    /// many query heads in a row share a head of the cache as there are more of them. At its end some of `next` is fetched, which a thread
-    /// wants after that.
+    /// many query heads in a row share a head of the cache as there are more of them. At the last head's end some of `next` is
+    /// fetched, as [`PackedLinear::multiply_and_fetch`](super::PackedLinear::multiply_and_fetch) does.
     pub fn attend(&self, queries: Heads<'_>, scale: f32, attend: Attend, out: &mut [f32], next: &[u8]) {
         let (tokens, heads, width) = (queries.rows, self.heads.len(), queries.heads * queries.head_dim);
         assert!(queries.heads.is_multiple_of(heads) && queries.head_dim == self.head_dim);
@@ -284,7 +266,7 @@ impl<'a> Work<'a> {
         let scale = self.scale * std::f32::consts::LOG2_E * octave;
         queries.set(precision, (count, head_dim), cpu, |row, out| {
             let (token, query_head) = self.place(row);
-            math::scale_and_add(self.queries.row_of_many(token, query_head), scale, &[], out, cpu);
+            math::scale_and_add(self.queries.row(token, query_head), scale, &[], out, cpu);
         });
 
         let mixed = mixed.grow(count * head_dim);
@@ -292,8 +274,8 @@ impl<'a> Work<'a> {
         rows.resize(count, Softmax::NONE);
         let (first, end) = (self.positions.0, self.end(count - 1));
         let strides = Strides { panel: 1, group: head_dim.div_ceil(LANES) };
-        let far = self.stored.bytes() > FAR;
-        let fetched = |panels: Panels<'a>| if far { panels.bytes() } else { &[] };
+        let of_block = if self.stored.bytes() > FAR { POSITIONS * head_dim.next_multiple_of(LANES) } else { 0 };
+        let fetched = |panels: Panels<'a>| &panels.bytes()[..panels.bytes().len().min(of_block)];
         for from in (first..end).step_by(POSITIONS) {
             let positions = POSITIONS.min(end - from);
             let [keys, values] = self.stored.block(self.head, from);

@@ -73,10 +73,9 @@ impl Scores {
         {
             let padded = positions.next_multiple_of(levels::VECTOR);
             let scores = self.levels.grow(count * padded);
+            let keys = levels::Keys { values, scales, corrections, positions: padded };
             // SAFETY: the processor has what these sets need, which is more than that.
-            unsafe {
-                levels::scores(queries, levels::Keys { values, scales, corrections }, padded, scores, ahead, cpu)
-            };
+            unsafe { levels::scores(queries, keys, scores, ahead, cpu) };
             set_int8(kind, weights, low, (count, padded), |row, words, low| {
                 // SAFETY: as above.
                 let (largest, sum) =

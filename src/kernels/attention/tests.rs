@@ -35,21 +35,21 @@ fn exact(
     out
 }
 
-/// Calls `put` with rows of `keys` and `values` as chunks have them, the last ones first; `odd` positions come before all.
-fn in_chunks(
+/// Calls `put` with rows of `keys` and `values` in pieces, the last ones first; `before` positions come before all.
+fn in_pieces(
     [keys, values]: [&[f32]; 2],
     (heads, head_dim): (usize, usize),
-    odd: usize,
+    before: usize,
     put: impl Fn(usize, Heads<'_>, Heads<'_>),
 ) {
-    const CHUNK: usize = 22;
+    const PIECE: usize = 22;
     let width = heads * head_dim;
     let rows = keys.len() / width;
-    let first = |chunk: usize| (chunk * CHUNK).saturating_sub(odd % 2).min(rows);
-    for chunk in (0..(rows + 1).div_ceil(CHUNK)).rev() {
-        let all = first(chunk) * width..first(chunk + 1) * width;
+    let first = |piece: usize| (piece * PIECE).saturating_sub(before % 2).min(rows);
+    for piece in (0..(rows + 1).div_ceil(PIECE)).rev() {
+        let all = first(piece) * width..first(piece + 1) * width;
         let [keys, values] = [keys, values].map(|x| Heads::beside(&x[all.clone()], width, 0, (heads, head_dim)));
-        put(first(chunk), keys, values);
+        put(first(piece), keys, values);
     }
 }
 
@@ -57,14 +57,14 @@ fn append(cache: &mut KeyValueCache, rows: [&[f32]; 2]) {
     let ((heads, head_dim), before) = (cache.shape(), cache.len());
     let room = cache.append(rows[0].len() / heads / head_dim);
     // SAFETY: there is one thread.
-    in_chunks(rows, (heads, head_dim), before, |at, keys, values| unsafe { room.put(at, keys, values) });
+    in_pieces(rows, (heads, head_dim), before, |at, keys, values| unsafe { room.put(at, keys, values) });
 }
 
 fn set(tile: &mut Int8KeysValues, rows: [&[f32]; 2], (heads, head_dim): (usize, usize), cpu: Cpu) {
     let mut all = Int16KeysValues::new(heads, head_dim, cpu);
     let room = all.room(rows[0].len() / heads / head_dim);
     // SAFETY: there is one thread.
-    in_chunks(rows, (heads, head_dim), 0, |at, keys, values| unsafe { room.put(at, keys, values) });
+    in_pieces(rows, (heads, head_dim), 0, |at, keys, values| unsafe { room.put(at, keys, values) });
     tile.set(&all);
 }
 

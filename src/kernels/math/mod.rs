@@ -49,9 +49,9 @@ pub(super) use nonlinear::{
     exp2_row, exp2_row_int8, exp2_row_int16, gelu, layer_norm, power_of_two, rms_norm, silu_mul,
 };
 pub(super) use quantise::{
-    add_int16, add_panel, high_half, interleave_int8, interleave_pairs_int8, keys_to_int8, low_half, panel_to_int8,
-    round_bf16, set_high, set_low, sign_and_sum, spread, spread_int16, spread_pairs, to_bf16, to_int4, to_int8,
-    to_int16,
+    KeyPanel, add_int16, add_panel, high_half, interleave_int8, interleave_pairs_int8, keys_to_int8, low_half,
+    panel_to_int8, round_bf16, set_high, set_low, sign_and_sum, spread, spread_int16, spread_pairs, to_bf16, to_int4,
+    to_int8, to_int16,
 };
 
 /// The larger one, without what `f32::max` promises for NaN: one instruction.
@@ -237,7 +237,8 @@ pub(super) mod tests {
                 let key_scales: Vec<f32> = rows.map(|(key, x)| to_int16(x, key, cpu)).collect();
                 let groups = head_dim.div_ceil(4);
                 let (mut words, mut scales, mut sums) = (vec![0; groups * LANES], [0.0; LANES], [0; LANES]);
-                keys_to_int8((&keys, &key_scales), &mean, &mut words, &mut scales, &mut sums, cpu);
+                let panel = KeyPanel { words: &mut words, scales: &mut scales, sums: &mut sums };
+                keys_to_int8((&keys, &key_scales), &mean, panel, cpu);
                 for (lane, x) in x.chunks_exact(head_dim).enumerate() {
                     let word = |group: usize| words[group * LANES + lane].to_le_bytes();
                     let bytes: Vec<i8> = (0..groups).flat_map(word).map(|byte| byte as i8).collect();

@@ -149,32 +149,34 @@ vectorised! {
     }
 }
 
-/// Keys of up to LANES positions in 16 bits, with their scales, less `mean`: the panel of a packed product [groups, LANES] in `words`. What
-/// each key's numbers have to be multiplied by then, and their sum.
-pub(in super::super) fn keys_to_int8(
-    (keys, key_scales): (&[i16], &[f32]),
-    mean: &[f32],
-    words: &mut [u32],
-    scales: &mut [f32],
-    sums: &mut [i32],
-    cpu: Cpu,
-) {
+/// The panel that keys of LANES positions become.
+pub(in super::super) struct KeyPanel<'a> {
+    /// [groups, LANES], each four of a key's numbers, the first one lowest.
+    pub(in super::super) words: &'a mut [u32],
+    /// What each key's numbers have to be multiplied by, and their sum.
+    pub(in super::super) scales: &'a mut [f32],
+    pub(in super::super) sums: &'a mut [i32],
+}
+
+/// Keys of up to LANES positions in 16 bits, with their scales, less `mean`; missing ones have a sum of 0, and may be anything.
+pub(in super::super) fn keys_to_int8(keys: (&[i16], &[f32]), mean: &[f32], panel: KeyPanel<'_>, cpu: Cpu) {
     #[cfg(target_arch = "x86_64")]
     if cpu >= Cpu::Avx512 {
         // SAFETY: these sets exist only where the processor has AVX-512 F, BW, VL and VNNI.
         match mean.len().div_ceil(x86::KEY_BLOCK) {
-            1 => return unsafe { x86::keys_to_int8::<1>(keys, key_scales, mean, words, scales, sums) },
+            1 => return unsafe { x86::keys_to_int8::<1>(keys, mean, panel) },
             // SAFETY: as above.
-            2 => return unsafe { x86::keys_to_int8::<2>(keys, key_scales, mean, words, scales, sums) },
+            2 => return unsafe { x86::keys_to_int8::<2>(keys, mean, panel) },
             _ => {}
         }
     }
     let cpu = cpu.narrow();
     let (mut row, mut key) = (vec![0.0; mean.len()], vec![0; mean.len().div_ceil(QUAD)]);
-    for (lane, (numbers, scale)) in keys.chunks_exact(mean.len()).zip(key_scales).enumerate() {
+    panel.sums.fill(0);
+    for (lane, (numbers, scale)) in keys.0.chunks_exact(mean.len()).zip(keys.1).enumerate() {
         from_int16(numbers, *scale, &mut row, cpu);
-        (scales[lane], sums[lane]) = centre_to_int8(&row, mean, &mut key, cpu);
-        words.chunks_exact_mut(LANES).zip(&key).for_each(|(lanes, word)| lanes[lane] = *word);
+        (panel.scales[lane], panel.sums[lane]) = centre_to_int8(&row, mean, &mut key, cpu);
+        panel.words.chunks_exact_mut(LANES).zip(&key).for_each(|(lanes, word)| lanes[lane] = *word);
     }
 }
 

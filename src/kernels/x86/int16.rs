@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::super::block::{LANES, QUAD};
+use super::super::math::KeyPanel;
 
 /// Numbers of a key that are rounded at a time: as many bytes as a register has.
 pub(in super::super) const KEY_BLOCK: usize = LANES * QUAD;
@@ -15,7 +16,7 @@ fn lanes(count: usize) -> __mmask16 {
 /// See [`math::to_int16`](super::super::math::to_int16).
 ///
 /// # Safety
-/// The processor has AVX-512 F and BW.
+/// The processor has AVX-512 F, BW and VL.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub(in super::super) unsafe fn to_int16(x: &[f32], numbers: &mut [i16]) -> f32 {
     assert_eq!(x.len(), numbers.len());
@@ -44,12 +45,9 @@ pub(in super::super) unsafe fn to_int16(x: &[f32], numbers: &mut [i16]) -> f32 {
 /// The processor has AVX-512 F, BW, VL and VNNI.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 pub(in super::super) unsafe fn keys_to_int8<const BLOCKS: usize>(
-    keys: &[i16],
-    key_scales: &[f32],
+    (keys, key_scales): (&[i16], &[f32]),
     mean: &[f32],
-    words: &mut [u32],
-    scales: &mut [f32],
-    sums: &mut [i32],
+    KeyPanel { words, scales, sums }: KeyPanel<'_>,
 ) {
     let (head_dim, count) = (mean.len(), key_scales.len());
     let groups = head_dim.div_ceil(QUAD);

@@ -11,7 +11,8 @@ use crate::kernels::{
     Then, grow,
 };
 
-/// As many tokens at once look at keys and values in 8 bits, if weights have no more: all positions are packed for them.
+/// As many tokens at once look at keys and values in 8 bits, if weights have no more: all positions are packed for them. Not in the last
+/// layer, which runs for one.
 const PROMPT: usize = 32;
 
 /// Decoder, token embedding and head.
@@ -287,7 +288,7 @@ impl Layer {
         let of_cache = (self.kv_heads, self.head_dim);
         let [keys, values] =
             [queries, queries + keys].map(|first| Heads::beside(chunk.qkv, self.qkv_proj.outputs(), first, of_cache));
-        // SAFETY: no other task has these tokens, or one that is in a pair with them.
+        // SAFETY: no other task has these tokens, and `chunks::in_chunks` begins none but the first chunk within a pair.
         unsafe { room.put(chunk.tokens.start, keys, values) };
     }
 

@@ -260,7 +260,7 @@ impl Layer {
         self.k_proj.multiply_and_fetch(rows, keys, Then::Store, self.v_proj.first());
         self.v_proj.multiply_and_fetch(rows, values, Then::Store, next);
         let [keys, values] = [keys, values].map(|all| Heads::beside(all, hidden, 0, self.heads));
-        // SAFETY: no other task has these patches; chunks begin at even ones.
+        // SAFETY: no other task has these patches, and `chunks::in_chunks` begins none within a pair.
         unsafe {
             match room {
                 Room::Bf16(room) => room.put(chunk.first, keys, values),

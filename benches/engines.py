@@ -13,6 +13,7 @@ pixels that are ready; ours have the picture to prepare. Writes JSON and a plot 
 import argparse
 import json
 import platform
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -38,6 +39,7 @@ class Row:
     bits: int  # of a weight
     command: list
     files: list  # that it loads
+    packs: bool = False  # and may keep packed weights
 
 
 def rows(model, threads):
@@ -48,7 +50,7 @@ def rows(model, threads):
         return python_runner(kind, precision, model, threads)
 
     weights, suffix = [model / "model.safetensors"], {"f32": "", "int8": "_int8", "q4": "_q4"}
-    found = [Row(f"candle {p}", True, bits, python("candle", p), weights) for p, bits in (("int4", 4), ("int8", 8), ("bf16", 16))]
+    found = [Row(f"candle {p}", True, bits, python("candle", p), weights, True) for p, bits in (("int4", 4), ("int8", 8), ("bf16", 16))]
     found.append(Row("onnx int8", True, 8, python("onnx", "int8"), onnx("_int8", "decoder_model_merged")))
     found.append(Row("candle f32 (stock)", False, 32, python("candle", "f32"), weights))
     found += [
@@ -83,15 +85,29 @@ class Run:
         for _ in range(rounds):
             for row in list(self.rows):
                 try:
-                    forget_files(path for path in row.files if path.exists())
-                    with Process(row.command) as process:
-                        self.add("load cold", row, process.load_seconds)
-                    with Process(row.command) as process:
-                        self.add("load warm", row, process.load_seconds)
+                    with self.load_cold_and_warm(row, row.command, row.files, "") as process:
                         process.measure("answer", 1, prompt_tokens, NEW_TOKENS)
                         self.add("peak MiB", row, process.peak_mib())
+                    if row.packs:
+                        self.load_packed(row)
                 except CannotRun as error:
                     self.miss(row, "load and memory", error)
+
+    def load_cold_and_warm(self, row, command, files, suffix):
+        forget_files(path for path in files if path.exists())
+        with Process(command) as process:
+            self.add(f"load cold{suffix}", row, process.load_seconds)
+        process = Process(command)
+        self.add(f"load warm{suffix}", row, process.load_seconds)
+        return process
+
+    def load_packed(self, row):
+        """The same with weights that a load before this one has packed and kept."""
+        with tempfile.TemporaryDirectory(dir=BUILD) as packed:
+            command = [*row.command, packed]
+            with Process(command):
+                kept = list(Path(packed).iterdir())
+            self.load_cold_and_warm(row, command, [*row.files, *kept], ", packed").end()
 
     def start(self):
         self.processes = {}

@@ -18,8 +18,8 @@ PICTURES = {
 
 
 class Ours:
-    def __init__(self, library, model, backend, dtype, threads):
-        self.model = Library(library, model, backend, dtype, threads).model
+    def __init__(self, library, model, backend, dtype, threads, packed_cache_dir=None):
+        self.model = Library(library, model, backend, dtype, threads, packed_cache_dir).model
         self.pictures, self.fixed = {}, {}
 
     def ask(self, tiles, text_tokens, new_tokens):

@@ -21,6 +21,7 @@ class Work:
     bar: float = 0.0  # that our ratio shall reach; 0: none, the figure is stated
     more_is_better: bool = False
     unit: str = "s"
+    ours: str = ""  # our column, where it is another than the peers'
 
 
 WORKS = [
@@ -39,8 +40,10 @@ WORKS = [
     Work("peak memory, one tile, 20 + 20 tokens", "peak MiB", bar=1.0, unit="MiB"),
     Work("load, page cache cold", "load cold"),
     Work("load, page cache warm", "load warm"),
+    Work("load of packed weights, page cache cold", "load cold", ours="load cold, packed"),
+    Work("load of packed weights, page cache warm", "load warm", ours="load warm, packed"),
 ]
-COLUMNS = list(dict.fromkeys(work.column for work in WORKS))
+COLUMNS = list(dict.fromkeys(work.ours or work.column for work in WORKS))
 
 
 def medians(found):
@@ -55,7 +58,7 @@ def best(found, middle, work, ours):
     """The name and the figure of the best row of one side, or None."""
     rows = {
         name: value
-        for name, value in middle.get(work.column, {}).items()
+        for name, value in middle.get(ours and work.ours or work.column, {}).items()
         if name in found["rows"] and found["rows"][name]["ours"] == ours and (not work.bits or found["rows"][name]["bits"] == work.bits)
     }
     return (max if work.more_is_better else min)(rows.items(), key=lambda row: row[1], default=None)

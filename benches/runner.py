@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """One engine in a process of its own, for the benchmarks: a measure and its numbers a line on standard input, seconds on standard output.
 
-    runner.py KIND PRECISION MODEL_DIR THREADS        KIND: candle, onnx, onnxruntime, transformers, openvino
+    runner.py KIND PRECISION MODEL_DIR THREADS [PACKED_CACHE_DIR]        KIND: candle, onnx, onnxruntime, transformers, openvino
 
 It says `ready` and the seconds that loading took, then answers; `error:` and a line of text is what it cannot do.
 """
@@ -13,11 +13,11 @@ from pathlib import Path
 from common import LIBRARY
 
 
-def load(kind, precision, model, threads):
+def load(kind, precision, model, threads, packed_cache_dir=None):
     if kind in ("candle", "onnx"):
         from ours import Ours
 
-        return lambda: Ours(LIBRARY, model, kind, precision, threads)
+        return lambda: Ours(LIBRARY, model, kind, precision, threads, packed_cache_dir)
     import peers
 
     __import__(kind)  # is no part of loading a model
@@ -26,14 +26,14 @@ def load(kind, precision, model, threads):
 
 
 def main():
-    kind, precision, model, threads = sys.argv[1:]
+    kind, precision, model, threads, *packed_cache_dir = sys.argv[1:]
     out, sys.stdout = sys.stdout, sys.stderr
 
     def say(text):
         print(text, file=out, flush=True)
 
     try:
-        make = load(kind, precision, Path(model), int(threads))
+        make = load(kind, precision, Path(model), int(threads), *packed_cache_dir)
         start = time.perf_counter()
         engine = make()
         say(f"ready {time.perf_counter() - start}")

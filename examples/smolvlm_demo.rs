@@ -44,6 +44,9 @@ struct Args {
     /// f32, bf16, int8, int4; with onnx f32, f16, int8, uint8, quantized, q4, q4f16 or bnb4; or auto
     #[arg(long, value_name = "NAME", default_value = "auto")]
     dtype: DTypeKind,
+    /// Keep packed weights in this directory, for the next start
+    #[arg(long, value_name = "DIR")]
+    packed_cache_dir: Option<PathBuf>,
     /// Threads that compute, 0: one per core
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
@@ -172,6 +175,7 @@ fn options(args: &Args) -> EngineOptions {
         dtype: args.dtype,
         num_threads: args.threads,
         onnxruntime_path: args.onnxruntime.clone(),
+        packed_cache_dir: args.packed_cache_dir.clone(),
         ..Default::default()
     }
 }

@@ -323,6 +323,14 @@ typedef struct smolvlm_options {
    * another file is `SMOLVLM_STATUS_INVALID_ARGUMENT`.
    */
   const char *onnxruntime_path;
+  /**
+   * Directory in which Candle keeps BF16, INT8 and INT4 weights as this processor wants them; NULL: nowhere.
+   * The next load of the same model maps them, and reads and quantises no others. It is made if it is
+   * missing, must be trusted as the model's is, and its files must not change in place. One that cannot
+   * be written, or is damaged, is logged, and no error. `SMOLVLM_STATUS_UNSUPPORTED` where weights are
+   * not packed: F32, an accelerator, ONNX Runtime.
+   */
+  const char *packed_cache_dir;
 } smolvlm_options;
 
 /**

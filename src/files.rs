@@ -1,7 +1,7 @@
 //! A checkpoint directory: bounded reads, memory maps, and the optional `SHA256SUMS` that proves it whole.
 
 use std::collections::HashSet;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -66,13 +66,15 @@ impl ModelFiles {
         })
     }
 
-    /// Maps a large file into memory.
-    pub fn map(&self, name: &str) -> Result<Mmap> {
+    /// Maps a large file into memory, and says what the system knows of it.
+    pub fn map(&self, name: &str) -> Result<(Mmap, Metadata)> {
         let path = self.path(name);
         let file = self.open_listed(name)?;
+        let data = file.metadata().map_err(|e| io_error(&path, e))?;
         // SAFETY: the map is read-only. Whoever shortens the file while it is mapped breaks the
         // contract that `smolvlm_create` states: a checkpoint in use is not to be modified.
-        unsafe { Mmap::map(&file) }.map_err(|e| io_error(&path, e))
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| io_error(&path, e))?;
+        Ok((map, data))
     }
 
     /// The size in bytes of a file that another library will open by its path.

@@ -9,11 +9,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bindings" / "py
 
 
 class Library:
-    def __init__(self, path, model, backend="auto", dtype="auto", num_threads=0):
+    def __init__(self, path, model, backend="auto", dtype="auto", num_threads=0, packed_cache_dir=None):
         os.environ["SMOLVLM_LIBRARY"] = os.path.abspath(path)
         import smolvlm  # loads the library
 
-        self.model = smolvlm.Model(model, backend=backend, dtype=dtype, num_threads=num_threads)
+        self.model = smolvlm.Model(
+            model, backend=backend, dtype=dtype, num_threads=num_threads, packed_cache_dir=packed_cache_dir
+        )
 
     def ask(self, encoded, question, **parameters):
         """The answer to a question about a picture (`encoded`: the bytes of its file), and its metrics. `parameters`: of `Model.ask`."""

@@ -36,6 +36,9 @@ pub struct Options {
     /// f32, bf16, int8, int4; with onnx f32, f16, int8, uint8, quantized, q4, q4f16 or bnb4; or auto
     #[arg(long, value_name = "NAME", default_value = "auto", help_heading = "Model")]
     pub dtype: DTypeKind,
+    /// Keep packed weights in this directory, for the next start
+    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    pub packed_cache_dir: Option<PathBuf>,
     /// Threads that compute, shared by all workers, 0: one per core
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Model")]
     pub threads: usize,
@@ -88,6 +91,7 @@ impl Options {
             dtype: self.dtype,
             num_threads: self.threads,
             onnxruntime_path: self.onnxruntime.clone(),
+            packed_cache_dir: self.packed_cache_dir.clone(),
             ..Default::default()
         }
     }

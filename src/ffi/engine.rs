@@ -93,7 +93,7 @@ pub unsafe extern "C" fn smolvlm_free(engine: *mut smolvlm_engine) {
 }
 
 /// # Safety
-/// `options` is NULL or a struct of `struct_size` bytes whose string is NULL or NUL-terminated.
+/// `options` is NULL or a struct of `struct_size` bytes whose strings are NULL or NUL-terminated.
 unsafe fn engine_options(options: *const smolvlm_options) -> Result<EngineOptions> {
     if options.is_null() {
         return Ok(EngineOptions::default());
@@ -102,6 +102,8 @@ unsafe fn engine_options(options: *const smolvlm_options) -> Result<EngineOption
     let options = unsafe { arg::versioned(options, "options") }?;
     // SAFETY: the caller of this function promises a NUL-terminated string.
     let onnxruntime_path = unsafe { arg::optional_string(options.onnxruntime_path, "options.onnxruntime_path") }?;
+    // SAFETY: as above.
+    let packed_cache_dir = unsafe { arg::optional_string(options.packed_cache_dir, "options.packed_cache_dir") }?;
     Ok(EngineOptions {
         backend: arg::code(
             options.backend,
@@ -145,6 +147,7 @@ unsafe fn engine_options(options: *const smolvlm_options) -> Result<EngineOption
         max_memory_bytes: options.max_memory_bytes,
         context_tokens: options.context_tokens as usize,
         onnxruntime_path: onnxruntime_path.map(PathBuf::from),
+        packed_cache_dir: packed_cache_dir.map(PathBuf::from),
     })
 }
 

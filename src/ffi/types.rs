@@ -264,6 +264,12 @@ pub struct smolvlm_options {
     /// else the system's. Only the ONNX backend looks at it. A process has one: after the first engine,
     /// another file is `SMOLVLM_STATUS_INVALID_ARGUMENT`.
     pub onnxruntime_path: *const c_char,
+    /// Directory in which Candle keeps BF16, INT8 and INT4 weights as this processor wants them; NULL: nowhere.
+    /// The next load of the same model maps them, and reads and quantises no others. It is made if it is
+    /// missing, must be trusted as the model's is, and its files must not change in place. One that cannot
+    /// be written, or is damaged, is logged, and no error. `SMOLVLM_STATUS_UNSUPPORTED` where weights are
+    /// not packed: F32, an accelerator, ONNX Runtime.
+    pub packed_cache_dir: *const c_char,
 }
 
 /// A picture that the caller owns and leaves untouched until the call returns. One to one with

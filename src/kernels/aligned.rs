@@ -1,7 +1,8 @@
 //! Numbers in memory that begins with a cache line, as the vectors of packed products do: loading one across two lines takes twice as long.
 
 use std::marker::PhantomData;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
+use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
 
@@ -55,5 +56,52 @@ impl<T: Pod> Deref for Aligned<T> {
 impl<T: Pod> DerefMut for Aligned<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+    }
+}
+
+/// Some bytes of a mapped file, which stays mapped as long as they live.
+#[derive(Clone)]
+pub struct Mapped {
+    file: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    part: Range<usize>,
+}
+
+impl Mapped {
+    /// These bytes of `file`, which has them.
+    pub fn new(file: Arc<dyn AsRef<[u8]> + Send + Sync>, part: Range<usize>) -> Self {
+        assert!(part.start <= part.end && part.end <= (*file).as_ref().len());
+        Self { file, part }
+    }
+}
+
+impl Deref for Mapped {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &(*self.file).as_ref()[self.part.clone()]
+    }
+}
+
+/// Numbers that begin with a cache line and do not change any more: our own, or a file's.
+pub(super) enum Numbers<T> {
+    Own(Aligned<T>),
+    Mapped(Mapped),
+}
+
+impl<T: Pod> Numbers<T> {
+    pub(super) fn mapped(bytes: Mapped) -> Self {
+        assert!(bytes.as_ptr().addr().is_multiple_of(align_of::<Line>()) && bytes.len().is_multiple_of(size_of::<T>()));
+        Self::Mapped(bytes)
+    }
+}
+
+impl<T: Pod> Deref for Numbers<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match self {
+            Self::Own(numbers) => numbers,
+            Self::Mapped(bytes) => bytemuck::cast_slice(bytes),
+        }
     }
 }

@@ -17,6 +17,7 @@ mod team;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub use aligned::Mapped;
 pub use attention::{Attend, CacheRoom, Heads, Int8KeysValues, Int16KeysValues, Int16Room, KeyValueCache, Stored};
 pub use cpu::Cpu;
 pub use linear::{PackedLinear, Precision, Then};

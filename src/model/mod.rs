@@ -4,11 +4,13 @@
 //! `modeling_llama.py` of transformers 5 for the reference. In candle's tensors it runs in f32 and on accelerators, on the kernels
 //! in everything else; the same golden arrays judge both.
 
+mod digest;
 mod packed;
 mod tensors;
 mod weights;
 
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
@@ -17,6 +19,7 @@ use crate::config::{ImageConfig, ModelConfig};
 use crate::error::{Error, Result};
 use crate::kernels::{PackedLinear, Precision, gather};
 use crate::preprocess::{Normalise, Tiles};
+use packed::Store;
 use tensors::Linear;
 pub use weights::{Matrix, Weights};
 
@@ -25,8 +28,8 @@ pub use weights::{Matrix, Weights};
 pub enum Arithmetic {
     /// Candle's products, everything in one type.
     Tensors(DType, Device),
-    /// The kernels': on the CPU, weights packed, f32 between the products.
-    Packed(Precision),
+    /// The kernels': on the CPU, weights packed, f32 between the products. Packed weights are kept in the directory, if there is one.
+    Packed(Precision, Option<PathBuf>),
 }
 
 /// A loaded checkpoint.
@@ -64,12 +67,12 @@ impl Model {
                 let vision = Box::new(tensors::VisionModel::load(&loader.at("model"), model)?);
                 Networks::Tensors { vision, text: Box::new(tensors::TextModel::load(&loader, model)?) }
             }
-            Arithmetic::Packed(precision) => {
-                let loader = Loader::new(weights, DType::F32, &Device::Cpu);
+            Arithmetic::Packed(precision, dir) => Store::with(dir.as_deref(), weights, *precision, |store| {
+                let loader = Loader { store, ..Loader::new(weights, DType::F32, &Device::Cpu) };
                 let at = loader.at("model");
                 let vision = Box::new(packed::VisionModel::load(&at, model, *precision, normalise.clone())?);
-                Networks::Packed { vision, text: Box::new(packed::TextModel::load(&loader, model, *precision)?) }
-            }
+                Ok(Networks::Packed { vision, text: Box::new(packed::TextModel::load(&loader, model, *precision)?) })
+            })?,
         };
         Ok(Self { networks, normalise, hidden_size: model.text.hidden_size })
     }
@@ -214,12 +217,14 @@ struct Loader<'a> {
     prefix: String,
     dtype: DType,
     device: &'a Device,
+    /// Of packed weights.
+    store: &'a Store,
 }
 
 impl<'a> Loader<'a> {
     /// `dtype` and `device`: of tensors.
     fn new(weights: &'a Arc<Weights>, dtype: DType, device: &'a Device) -> Self {
-        Self { weights, prefix: String::new(), dtype, device }
+        Self { weights, prefix: String::new(), dtype, device, store: &Store::None }
     }
 
     /// The loader of the tensors below `name`.
@@ -246,9 +251,19 @@ impl<'a> Loader<'a> {
         Ok(Linear { weight: Tensor::cat(&weights, 0)?, bias: None })
     }
 
-    /// A small tensor's numbers.
+    /// A small tensor's numbers, as the store has them, or for it to have: they lie all over a checkpoint.
     fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        Ok(self.tensor(name, shape)?.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?)
+        let label = format!("{}{name} {shape:?}", self.prefix);
+        if let Store::From(reader) = self.store {
+            self.weights.check(&format!("{}{name}", self.prefix), shape)?;
+            let bytes = reader.take(&label, shape.iter().product::<usize>() * size_of::<f32>())?;
+            return Ok(bytemuck::cast_slice(&bytes).to_vec());
+        }
+        let numbers = host(&self.tensor(name, shape)?)?;
+        if let Store::To(writer) = self.store {
+            writer.put(&label, bytemuck::cast_slice(&numbers));
+        }
+        Ok(numbers)
     }
 
     /// The matrices `names` [outputs, inputs] of one input, their outputs side by side, on disk.
@@ -277,11 +292,11 @@ impl<'a> Loader<'a> {
     ) -> Result<PackedLinear> {
         let bias = |(name, &outputs): (&&str, &usize)| self.at(name).floats("bias", &[outputs]);
         let biases = names.iter().zip(outputs).map(bias).collect::<Result<Vec<_>>>()?;
-        Ok(self.matrix(names, inputs, outputs)?.pack(biases.concat(), precision))
+        self.matrix(names, inputs, outputs)?.pack(biases.concat(), precision, self.store)
     }
 
     /// As [`Self::linear`], packed.
     fn packed(&self, names: &[&str], inputs: usize, outputs: &[usize], precision: Precision) -> Result<PackedLinear> {
-        Ok(self.matrix(names, inputs, outputs)?.pack(Vec::new(), precision))
+        self.matrix(names, inputs, outputs)?.pack(Vec::new(), precision, self.store)
     }
 }

@@ -1,7 +1,9 @@
 //! Safetensors files, memory-mapped: one `model.safetensors`, or shards with an index.
 
 use std::collections::{BTreeSet, HashMap};
+use std::fs::Metadata;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
@@ -12,6 +14,8 @@ use memmap2::UncheckedAdvice;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
+use super::digest;
+use super::packed::Store;
 use crate::config::parse;
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
@@ -19,6 +23,9 @@ use crate::kernels::{Cpu, PackedLinear, Precision};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+
+/// Bytes of a file that are in memory at once while it is digested.
+const AT_ONCE: usize = 16 << 20;
 
 /// The tensors of a checkpoint, still on disk.
 pub struct Weights {
@@ -29,6 +36,7 @@ pub struct Weights {
 struct Shard {
     path: String,
     map: Mmap,
+    data: Metadata,
 }
 
 #[derive(Clone)]
@@ -64,7 +72,7 @@ impl Weights {
 
     fn add(&mut self, files: &ModelFiles, name: &str) -> Result<()> {
         let path = files.path(name).display().to_string();
-        let map = files.map(name)?;
+        let (map, data) = files.map(name)?;
         let invalid = |e: safetensors::SafeTensorError| Error::invalid_model(format!("{path}: {e}"));
         // `deserialize` checks that the tensors cover the file exactly; offsets are relative to the header's end.
         let tensors = SafeTensors::deserialize(&map).map_err(invalid)?;
@@ -78,7 +86,7 @@ impl Weights {
             };
             self.tensors.insert(tensor.to_owned(), entry);
         }
-        self.shards.push(Shard { path, map });
+        self.shards.push(Shard { path, map, data });
         Ok(())
     }
 
@@ -87,10 +95,28 @@ impl Weights {
         self.tensors.values().map(|e| e.shape.iter().map(|&d| d as u64).product::<u64>()).sum()
     }
 
+    /// What all files together are known by; `memory` is a directory that may know it already.
+    pub fn digest(&self, memory: &Path) -> String {
+        let read = |map: &Mmap, take: &mut dyn FnMut(&[u8])| {
+            for start in (0..map.len()).step_by(AT_ONCE) {
+                let bytes = start..map.len().min(start + AT_ONCE);
+                take(&map[bytes.clone()]);
+                release(map, bytes);
+            }
+        };
+        let of_file = |shard: &Shard| digest::of_file(&shard.data, memory, |take| read(&shard.map, take));
+        digest::of_all(self.shards.iter().map(of_file).collect())
+    }
+
     /// Reads one tensor, which must have `shape`, as `dtype` on `device`.
     pub fn tensor(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
         let (entry, stored) = self.find(name, shape)?;
         Ok(Tensor::from_raw_buffer(self.bytes(entry), stored, shape, device)?.to_dtype(dtype)?)
+    }
+
+    /// Refuses a tensor that is not there, or not of `shape`.
+    pub fn check(&self, name: &str, shape: &[usize]) -> Result<()> {
+        self.find(name, shape).map(|_| ())
     }
 
     /// The tensor of this name, which must have `shape`, and how it is stored.
@@ -114,18 +140,6 @@ impl Weights {
         }
     }
 
-    /// Gives back the memory that a tensor's pages take. Whoever reads it again finds it in the system's cache, or on disk.
-    fn release(&self, entry: &Entry) {
-        #[cfg(unix)]
-        {
-            let (start, map) = (entry.bytes.start, &self.shards[entry.shard].map);
-            // SAFETY: the map is of a file, shared and only read: what is dropped comes back as it was.
-            let dropped = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, entry.bytes.len()) };
-            // It was advice: without it there is less memory, and nothing is wrong.
-            drop(dropped);
-        }
-    }
-
     fn bytes(&self, entry: &Entry) -> &[u8] {
         &self.shards[entry.shard].map[entry.bytes.clone()]
     }
@@ -139,6 +153,7 @@ pub struct Matrix {
 }
 
 struct Part {
+    name: String,
     entry: Entry,
     stored: DType,
     outputs: usize,
@@ -152,7 +167,7 @@ impl Matrix {
     /// Adds the tensor of this name and shape: outputs first, inputs in all other dimensions.
     pub fn add(&mut self, name: &str, shape: &[usize]) -> Result<()> {
         let (entry, stored) = self.weights.find(name, shape)?;
-        self.parts.push(Part { entry: entry.clone(), stored, outputs: shape[0] });
+        self.parts.push(Part { name: name.to_owned(), entry: entry.clone(), stored, outputs: shape[0] });
         Ok(())
     }
 
@@ -172,12 +187,33 @@ impl Matrix {
         }
     }
 
-    /// For products on the kernels; `bias` [outputs], or empty.
-    pub fn pack(&self, bias: Vec<f32>, precision: Precision) -> PackedLinear {
-        let shape = (self.outputs(), self.inputs);
-        let packed = PackedLinear::new(shape, |output, row| self.row(output, row), bias, precision, Cpu::detect());
-        self.parts.iter().for_each(|part| self.weights.release(&part.entry));
-        packed
+    /// For products on the kernels, as `store` has it, or for it to have; `bias` [outputs], or empty.
+    pub fn pack(&self, bias: Vec<f32>, precision: Precision, store: &Store) -> Result<PackedLinear> {
+        let (shape, cpu) = ((self.outputs(), self.inputs), Cpu::detect());
+        let names: Vec<_> = self.parts.iter().map(|part| &*part.name).collect();
+        let label = format!("{} {shape:?} {precision:?}", names.join(" "));
+        if let Store::From(reader) = store {
+            return PackedLinear::restore(shape, bias, precision, cpu, |size| reader.take(&label, size));
+        }
+        let packed = PackedLinear::new(shape, |output, row| self.row(output, row), bias, precision, cpu);
+        for Part { entry, .. } in &self.parts {
+            release(&self.weights.shards[entry.shard].map, entry.bytes.clone());
+        }
+        if let Store::To(writer) = store {
+            packed.arrays().into_iter().for_each(|array| writer.put(&label, array));
+        }
+        Ok(packed)
+    }
+}
+
+/// Gives back the memory that some of a file takes. Whoever reads it again finds it in the system's cache, or on disk.
+fn release(map: &Mmap, bytes: Range<usize>) {
+    #[cfg(unix)]
+    {
+        // SAFETY: the map is of a file, shared and only read: what is dropped comes back as it was.
+        let dropped = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, bytes.start, bytes.len()) };
+        // It was advice: without it there is less memory, and nothing is wrong.
+        drop(dropped);
     }
 }
 

@@ -75,6 +75,9 @@ static void strings(smolvlm_engine *engine) {
     CHECK_FAILS(smolvlm_create(bad_utf8, NULL, &other), INVALID, "model_dir: byte 3 is not UTF-8");
     options.onnxruntime_path = bad_utf8;
     CHECK_FAILS(smolvlm_create("here", &options, &other), INVALID, "options.onnxruntime_path: byte 3 is not UTF-8");
+    options = default_options();
+    options.packed_cache_dir = bad_utf8;
+    CHECK_FAILS(smolvlm_create("here", &options, &other), INVALID, "options.packed_cache_dir: byte 3 is not UTF-8");
     CHECK_REQUEST("request.prompt: byte 3 is not UTF-8");
     request.prompt = "";
     CHECK_REQUEST("request.prompt: ");

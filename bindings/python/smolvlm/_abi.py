@@ -25,6 +25,7 @@ class Options(Structure):
         ("context_tokens", c_uint32),
         ("max_memory_bytes", c_uint64),
         ("onnxruntime_path", c_char_p),
+        ("packed_cache_dir", c_char_p),
     ]
 
 

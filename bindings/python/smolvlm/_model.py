@@ -32,6 +32,10 @@ def _new(create: Callable[..., int], *arguments: Any) -> c_void_p:
     return out
 
 
+def _path(path: str | os.PathLike[str] | None, name: str) -> bytes | None:
+    return None if path is None else _check.text(os.fspath(path), name)
+
+
 class _Asked:
     """What a model and a conversation have in common."""
 
@@ -98,7 +102,8 @@ class Model(_Asked):
     `path` is a directory as the Hugging Face hub publishes it. What is asked for and missing is an error: nothing falls back to
     another backend, device or precision. `num_threads` is for each call, 0: one for each core that the process may use.
     `context_tokens` and `max_memory_bytes` are limits, 0: as much as the model allows. `onnxruntime` is the file of ONNX Runtime's
-    library, None: the environment's `ORT_DYLIB_PATH`, else the system's.
+    library, None: the environment's `ORT_DYLIB_PATH`, else the system's. `packed_cache_dir` is a directory in which Candle keeps
+    weights as this processor wants them, for the next load; None: nowhere.
     """
 
     _process = library.smolvlm_process
@@ -115,6 +120,7 @@ class Model(_Asked):
         context_tokens: int = 0,
         max_memory_bytes: int = 0,
         onnxruntime: str | os.PathLike[str] | None = None,
+        packed_cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self.path = os.fspath(path)
         options = _abi.Options(
@@ -126,7 +132,8 @@ class Model(_Asked):
             num_threads=_check.integer(num_threads, "num_threads"),
             context_tokens=_check.integer(context_tokens, "context_tokens"),
             max_memory_bytes=_check.integer(max_memory_bytes, "max_memory_bytes", _check.UINT64),
-            onnxruntime_path=None if onnxruntime is None else _check.text(os.fspath(onnxruntime), "onnxruntime"),
+            onnxruntime_path=_path(onnxruntime, "onnxruntime"),
+            packed_cache_dir=_path(packed_cache_dir, "packed_cache_dir"),
         )
         engine = _new(library.smolvlm_create, _check.text(self.path, "path"), byref(options))
         self._handle = Handle("model", engine, library.smolvlm_free)

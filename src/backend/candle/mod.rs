@@ -48,12 +48,13 @@ impl CandleBackend {
             asked => asked,
         };
         let Choice { arithmetic, kind, weight_bytes, cache_bytes } = choose(asked, device, device_kind)?;
-        if let (Arithmetic::Packed(_), Some(odd)) = (&arithmetic, odd_head) {
+        if let (Arithmetic::Packed(..), Some(odd)) = (&arithmetic, odd_head) {
             let kind = kind.name();
             return Err(Error::unsupported(format!(
                 "dtype: {kind} needs heads of even size, the checkpoint has {odd}"
             )));
         }
+        let arithmetic = keep(arithmetic, kind, options)?;
         let weights = Arc::new(Weights::open(files)?);
         check_memory(weights.elements().saturating_mul(weight_bytes), cache_bytes, model, options)?;
 
@@ -99,7 +100,7 @@ fn choose(asked: DTypeKind, device: Device, device_kind: DeviceKind) -> Result<C
         cache_bytes: bytes,
     };
     let packed = |precision, weight_bytes| Choice {
-        arithmetic: Arithmetic::Packed(precision),
+        arithmetic: Arithmetic::Packed(precision, None),
         kind: asked,
         weight_bytes,
         cache_bytes: 2,
@@ -116,6 +117,18 @@ fn choose(asked: DTypeKind, device: Device, device_kind: DeviceKind) -> Result<C
             return Err(Error::unsupported(format!("dtype: {}; candle has {known}", other.name())));
         }
     })
+}
+
+/// With the directory that packed weights are to be kept in, if there are any.
+fn keep(arithmetic: Arithmetic, kind: DTypeKind, options: &EngineOptions) -> Result<Arithmetic> {
+    match (arithmetic, &options.packed_cache_dir) {
+        (Arithmetic::Packed(precision, _), dir) => Ok(Arithmetic::Packed(precision, dir.clone())),
+        (tensors, None) => Ok(tensors),
+        (_, Some(_)) => Err(Error::unsupported(format!(
+            "packed_cache_dir: {} weights are not packed; bf16, int8 and int4 on the CPU are",
+            kind.name()
+        ))),
+    }
 }
 
 impl Backend for CandleBackend {

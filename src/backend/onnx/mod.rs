@@ -18,7 +18,7 @@ use self::variant::Variant;
 use super::{Backend, BackendKind, Decoder, ImageRows, Placement, Run, Stop, VISION_PATCHES, check_memory};
 use crate::config::{ImageConfig, ModelConfig};
 use crate::engine::EngineOptions;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files::ModelFiles;
 use crate::preprocess::{Normalise, Tiles};
 
@@ -46,6 +46,9 @@ impl OnnxBackend {
         images: &ImageConfig,
         options: &EngineOptions,
     ) -> Result<Self> {
+        if options.packed_cache_dir.is_some() {
+            return Err(Error::unsupported("packed_cache_dir: is for the candle backend"));
+        }
         let environment = runtime::environment(options.onnxruntime_path.as_deref())?;
         let (device, providers) = runtime::providers(options)?;
         let variant = Variant::choose(files, options.dtype, device)?;

@@ -1,8 +1,10 @@
 //! The model on the CPU's kernels: packed weights, plain rows of f32 between the products.
 
 mod chunks;
+mod store;
 mod text;
 mod vision;
 
+pub use store::Store;
 pub use text::{Cache, TextModel};
 pub use vision::{VisionBuffers, VisionModel};

@@ -36,7 +36,7 @@ impl TextModel {
         // A token is chosen by small differences among many: four bits are too few for the head.
         let precision_of_head = if precision == Precision::Int4 { Precision::Int8 } else { precision };
         let lm_head = if config.tie_word_embeddings {
-            embed_tokens.pack(Vec::new(), precision_of_head)
+            embed_tokens.pack(Vec::new(), precision_of_head, loader.store)?
         } else {
             loader.packed(&["lm_head"], text.hidden_size, &[text.vocab_size], precision_of_head)?
         };

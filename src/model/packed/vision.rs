@@ -37,7 +37,7 @@ impl VisionModel {
         let kernel = embeddings.at("patch_embedding").matrix_of(&[hidden, 3, patch, patch])?;
         let bias = embeddings.at("patch_embedding").floats("bias", &[hidden])?;
         Ok(Self {
-            patch_embedding: kernel.pack(bias, precision),
+            patch_embedding: kernel.pack(bias, precision, loader.store)?,
             position_embedding: embeddings.at("position_embedding").floats("weight", &[vision.patches(), hidden])?,
             layers: (0..vision.num_hidden_layers)
                 .map(|i| Layer::load(&at.at("encoder.layers").at(i), vision, precision))

@@ -3,13 +3,13 @@
 //! 8-bit weights have one scale per output, 4-bit ones a scale for every block of inputs; either way activations have 8 bits and one
 //! scale per row.
 
-use half::{bf16, f16};
-use rayon::prelude::*;
+mod pack;
 
-use super::aligned::Aligned;
-use super::block::{BLOCK, BLOCK_BYTES, Block, INT4_OFFSET, LANES, OFFSET, Out, PAIR, PANELS, Panels, QUAD, Strides};
+use self::pack::{Matrix, Weights};
+use super::aligned::Mapped;
+use super::block::{BLOCK_BYTES, Block, LANES, Out, PAIR, PANELS, Panels, QUAD, Strides};
 use super::team::{self, Split};
-use super::{Cpu, Rows, math};
+use super::{Cpu, Rows};
 
 /// Rows that one task takes, at most: enough to use a panel's weights again and again from cache, few enough to share out.
 const ROWS: usize = 96;
@@ -49,13 +49,6 @@ pub struct PackedLinear {
     cpu: Cpu,
 }
 
-/// As [`Panels`] has them, of all outputs.
-enum Weights {
-    Bf16(Aligned<bf16>),
-    Int8 { values: Aligned<i8>, scales: Vec<f32>, corrections: Vec<i32> },
-    Int4 { values: Aligned<u8>, scales: Vec<f16> },
-}
-
 impl PackedLinear {
     /// Packs a matrix [outputs, inputs], whose rows `read` writes, on the caller's rayon pool. `bias`: [outputs], or empty.
     pub fn new(
@@ -67,13 +60,27 @@ impl PackedLinear {
     ) -> Self {
         assert!(inputs > 0 && (bias.is_empty() || bias.len() == outputs));
         bias.resize(bias.len().next_multiple_of(LANES), 0.0);
-        let matrix = Matrix { outputs, inputs, read, cpu };
-        let weights = match precision {
-            Precision::Bf16 => matrix.bf16(),
-            Precision::Int8 => matrix.int8(),
-            Precision::Int4 => matrix.int4(),
-        };
+        let weights = Matrix { outputs, inputs, read, cpu }.pack(precision);
         Self { inputs, outputs, weights, bias, cpu }
+    }
+
+    /// One whose [`Self::arrays`] have been kept: `take` is asked for each of them, by its size in bytes, in their order. They must begin
+    /// with a cache line.
+    pub fn restore<E>(
+        (outputs, inputs): (usize, usize),
+        mut bias: Vec<f32>,
+        precision: Precision,
+        cpu: Cpu,
+        take: impl FnMut(usize) -> Result<Mapped, E>,
+    ) -> Result<Self, E> {
+        assert!(inputs > 0 && (bias.is_empty() || bias.len() == outputs));
+        bias.resize(bias.len().next_multiple_of(LANES), 0.0);
+        Ok(Self { inputs, outputs, weights: Weights::restore((outputs, inputs), precision, take)?, bias, cpu })
+    }
+
+    /// What packing made: the same on every processor of one byte order. The bias is not among it.
+    pub fn arrays(&self) -> Vec<&[u8]> {
+        self.weights.arrays()
     }
 
     /// What rows must be in.
@@ -173,107 +180,6 @@ impl PackedLinear {
             },
         }
     }
-}
-
-/// A matrix that is to be packed.
-struct Matrix<F> {
-    outputs: usize,
-    inputs: usize,
-    read: F,
-    cpu: Cpu,
-}
-
-impl<F: Fn(usize, &mut [f32]) + Sync> Matrix<F> {
-    fn panels(&self) -> usize {
-        self.outputs.div_ceil(LANES)
-    }
-
-    /// Calls `pack` for each output with what `all` has for its panel, its lane there, and its weights.
-    fn each<P: Send>(&self, all: impl IndexedParallelIterator<Item = P>, pack: impl Fn(&mut P, usize, &[f32]) + Sync) {
-        all.enumerate().for_each_init(
-            || vec![0.0; self.inputs],
-            |row, (p, mut panel)| {
-                for (lane, output) in (p * LANES..self.outputs.min((p + 1) * LANES)).enumerate() {
-                    (self.read)(output, row);
-                    pack(&mut panel, lane, row);
-                }
-            },
-        );
-    }
-
-    fn bf16(&self) -> Weights {
-        let panel = self.inputs.div_ceil(PAIR) * LANES * PAIR;
-        let mut packed = Aligned::<bf16>::zeros(self.panels() * panel);
-        self.each(packed.par_chunks_exact_mut(panel), |panel, lane, row| {
-            for (i, &w) in row.iter().enumerate() {
-                panel[((i / PAIR) * LANES + lane) * PAIR + i % PAIR] = math::round_bf16(w);
-            }
-        });
-        Weights::Bf16(packed)
-    }
-
-    fn int8(&self) -> Weights {
-        let (groups, padded) = (self.inputs.div_ceil(QUAD), self.panels() * LANES);
-        let (mut scales, mut corrections) = (vec![0.0; padded], vec![0; padded]);
-        let mut packed = Aligned::<i8>::zeros(padded * groups * QUAD);
-        let all = packed.par_chunks_exact_mut(LANES * groups * QUAD).zip(scales.par_chunks_exact_mut(LANES));
-        let all = all.zip(corrections.par_chunks_exact_mut(LANES));
-        self.each(all, |((panel, scales), corrections), lane, row| {
-            let mut words = vec![0; groups];
-            scales[lane] = math::to_int8(row, &mut words, self.cpu);
-            let mut sum = 0;
-            for (quad, word) in panel.chunks_exact_mut(QUAD).skip(lane).step_by(LANES).zip(words) {
-                for (value, byte) in quad.iter_mut().zip(word.to_le_bytes()) {
-                    let signed = i32::from(byte) - OFFSET;
-                    *value = signed as i8;
-                    sum += signed;
-                }
-            }
-            corrections[lane] = OFFSET * sum;
-        });
-        Weights::Int8 { values: packed, scales, corrections }
-    }
-
-    fn int4(&self) -> Weights {
-        let blocks = self.inputs.div_ceil(BLOCK);
-        let mut values = Aligned::<u8>::zeros(self.panels() * blocks * BLOCK_BYTES);
-        let mut scales = vec![f16::ZERO; self.panels() * blocks * LANES];
-        let all = values.par_chunks_exact_mut(blocks * BLOCK_BYTES).zip(scales.par_chunks_exact_mut(blocks * LANES));
-        self.each(all, |(values, scales), lane, row| {
-            for (b, block) in row.chunks(BLOCK).enumerate() {
-                let (scale, integers) = quantise_int4(block, self.cpu);
-                scales[b * LANES + lane] = scale;
-                for (i, integer) in integers.into_iter().enumerate() {
-                    let group = i / QUAD;
-                    let at = b * BLOCK_BYTES + (group / 2 * LANES + lane) * QUAD + i % QUAD;
-                    values[at] |= integer << (4 * (group % 2));
-                }
-            }
-        });
-        Weights::Int4 { values, scales }
-    }
-}
-
-/// What the weight of largest magnitude in a block may become: ggml's Q4_0 takes -8 always, and with the others those in between
-/// are often closer.
-const EXTREMES: [f32; 4] = [-8.0, -7.5, -7.0, 7.0];
-
-/// The scale of a block, and its weights plus INT4_OFFSET, with the least squares of errors.
-fn quantise_int4(block: &[f32], cpu: Cpu) -> (f16, [u8; BLOCK]) {
-    let extreme = block.iter().copied().fold(0f32, |a, b| if b.abs() > a.abs() { b } else { a });
-    let mut best = (f32::INFINITY, f16::ZERO, [INT4_OFFSET as u8; BLOCK]);
-    for target in EXTREMES {
-        let scale = f16::from_f32(extreme / target);
-        if scale == f16::ZERO {
-            continue;
-        }
-        let mut integers = [0; BLOCK];
-        let error = math::to_int4(block, scale.to_f32(), &mut integers, cpu);
-        if error < best.0 {
-            best = (error, scale, integers);
-        }
-    }
-    (best.1, best.2)
 }
 
 #[cfg(test)]

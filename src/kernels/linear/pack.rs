@@ -1,0 +1,179 @@
+//! Weights as products want them: packed, and quantised where they have fewer than 16 bits.
+
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::super::aligned::{Aligned, Mapped, Numbers};
+use super::super::block::{BLOCK, BLOCK_BYTES, INT4_OFFSET, LANES, OFFSET, PAIR, QUAD};
+use super::super::{Cpu, math};
+use super::Precision;
+
+/// As [`Panels`](super::Panels) has them, of all outputs.
+pub(super) enum Weights {
+    Bf16(Numbers<bf16>),
+    Int8 { values: Numbers<i8>, scales: Numbers<f32>, corrections: Numbers<i32> },
+    Int4 { values: Numbers<u8>, scales: Numbers<f16> },
+}
+
+impl Weights {
+    /// See [`PackedLinear::restore`](super::PackedLinear::restore).
+    pub(super) fn restore<E>(
+        (outputs, inputs): (usize, usize),
+        precision: Precision,
+        mut take: impl FnMut(usize) -> Result<Mapped, E>,
+    ) -> Result<Self, E> {
+        let Sizes { values, scales } = Sizes::new(outputs, inputs, precision);
+        Ok(match precision {
+            Precision::Bf16 => Self::Bf16(Numbers::mapped(take(values * size_of::<bf16>())?)),
+            Precision::Int8 => Self::Int8 {
+                values: Numbers::mapped(take(values)?),
+                scales: Numbers::mapped(take(scales * size_of::<f32>())?),
+                corrections: Numbers::mapped(take(scales * size_of::<i32>())?),
+            },
+            Precision::Int4 => Self::Int4 {
+                values: Numbers::mapped(take(values)?),
+                scales: Numbers::mapped(take(scales * size_of::<f16>())?),
+            },
+        })
+    }
+
+    /// See [`PackedLinear::arrays`](super::PackedLinear::arrays).
+    pub(super) fn arrays(&self) -> Vec<&[u8]> {
+        match self {
+            Self::Bf16(values) => vec![bytemuck::cast_slice(values)],
+            Self::Int8 { values, scales, corrections } => {
+                vec![bytemuck::cast_slice(values), bytemuck::cast_slice(scales), bytemuck::cast_slice(corrections)]
+            }
+            Self::Int4 { values, scales } => vec![bytemuck::cast_slice(values), bytemuck::cast_slice(scales)],
+        }
+    }
+}
+
+/// How many numbers a matrix's weights become, in all panels.
+struct Sizes {
+    values: usize,
+    /// And corrections.
+    scales: usize,
+}
+
+impl Sizes {
+    fn new(outputs: usize, inputs: usize, precision: Precision) -> Self {
+        let padded = outputs.next_multiple_of(LANES);
+        let blocks = inputs.div_ceil(BLOCK);
+        match precision {
+            Precision::Bf16 => Self { values: padded * inputs.next_multiple_of(PAIR), scales: 0 },
+            Precision::Int8 => Self { values: padded * inputs.next_multiple_of(QUAD), scales: padded },
+            Precision::Int4 => Self { values: padded / LANES * blocks * BLOCK_BYTES, scales: padded * blocks },
+        }
+    }
+}
+
+/// A matrix that is to be packed.
+pub(super) struct Matrix<F> {
+    pub(super) outputs: usize,
+    pub(super) inputs: usize,
+    pub(super) read: F,
+    pub(super) cpu: Cpu,
+}
+
+impl<F: Fn(usize, &mut [f32]) + Sync> Matrix<F> {
+    pub(super) fn pack(&self, precision: Precision) -> Weights {
+        let sizes = Sizes::new(self.outputs, self.inputs, precision);
+        match precision {
+            Precision::Bf16 => self.bf16(sizes),
+            Precision::Int8 => self.int8(sizes),
+            Precision::Int4 => self.int4(sizes),
+        }
+    }
+
+    /// Calls `pack` for each output with what `all` has for its panel, its lane there, and its weights.
+    fn each<P: Send>(&self, all: impl IndexedParallelIterator<Item = P>, pack: impl Fn(&mut P, usize, &[f32]) + Sync) {
+        all.enumerate().for_each_init(
+            || vec![0.0; self.inputs],
+            |row, (p, mut panel)| {
+                for (lane, output) in (p * LANES..self.outputs.min((p + 1) * LANES)).enumerate() {
+                    (self.read)(output, row);
+                    pack(&mut panel, lane, row);
+                }
+            },
+        );
+    }
+
+    fn bf16(&self, sizes: Sizes) -> Weights {
+        let panel = self.inputs.div_ceil(PAIR) * LANES * PAIR;
+        let mut packed = Aligned::<bf16>::zeros(sizes.values);
+        self.each(packed.par_chunks_exact_mut(panel), |panel, lane, row| {
+            for (i, &w) in row.iter().enumerate() {
+                panel[((i / PAIR) * LANES + lane) * PAIR + i % PAIR] = math::round_bf16(w);
+            }
+        });
+        Weights::Bf16(Numbers::Own(packed))
+    }
+
+    fn int8(&self, sizes: Sizes) -> Weights {
+        let groups = self.inputs.div_ceil(QUAD);
+        let mut packed = Aligned::<i8>::zeros(sizes.values);
+        let (mut scales, mut corrections) = (Aligned::<f32>::zeros(sizes.scales), Aligned::<i32>::zeros(sizes.scales));
+        let all = packed.par_chunks_exact_mut(LANES * groups * QUAD).zip(scales.par_chunks_exact_mut(LANES));
+        let all = all.zip(corrections.par_chunks_exact_mut(LANES));
+        self.each(all, |((panel, scales), corrections), lane, row| {
+            let mut words = vec![0; groups];
+            scales[lane] = math::to_int8(row, &mut words, self.cpu);
+            let mut sum = 0;
+            for (quad, word) in panel.chunks_exact_mut(QUAD).skip(lane).step_by(LANES).zip(words) {
+                for (value, byte) in quad.iter_mut().zip(word.to_le_bytes()) {
+                    let signed = i32::from(byte) - OFFSET;
+                    *value = signed as i8;
+                    sum += signed;
+                }
+            }
+            corrections[lane] = OFFSET * sum;
+        });
+        Weights::Int8 {
+            values: Numbers::Own(packed),
+            scales: Numbers::Own(scales),
+            corrections: Numbers::Own(corrections),
+        }
+    }
+
+    fn int4(&self, sizes: Sizes) -> Weights {
+        let blocks = self.inputs.div_ceil(BLOCK);
+        let mut values = Aligned::<u8>::zeros(sizes.values);
+        let mut scales = Aligned::<f16>::zeros(sizes.scales);
+        let all = values.par_chunks_exact_mut(blocks * BLOCK_BYTES).zip(scales.par_chunks_exact_mut(blocks * LANES));
+        self.each(all, |(values, scales), lane, row| {
+            for (b, block) in row.chunks(BLOCK).enumerate() {
+                let (scale, integers) = quantise_int4(block, self.cpu);
+                scales[b * LANES + lane] = scale;
+                for (i, integer) in integers.into_iter().enumerate() {
+                    let group = i / QUAD;
+                    let at = b * BLOCK_BYTES + (group / 2 * LANES + lane) * QUAD + i % QUAD;
+                    values[at] |= integer << (4 * (group % 2));
+                }
+            }
+        });
+        Weights::Int4 { values: Numbers::Own(values), scales: Numbers::Own(scales) }
+    }
+}
+
+/// What the weight of largest magnitude in a block may become: ggml's Q4_0 takes -8 always, and with the others those in between
+/// are often closer.
+const EXTREMES: [f32; 4] = [-8.0, -7.5, -7.0, 7.0];
+
+/// The scale of a block, and its weights plus INT4_OFFSET, with the least squares of errors.
+fn quantise_int4(block: &[f32], cpu: Cpu) -> (f16, [u8; BLOCK]) {
+    let extreme = block.iter().copied().fold(0f32, |a, b| if b.abs() > a.abs() { b } else { a });
+    let mut best = (f32::INFINITY, f16::ZERO, [INT4_OFFSET as u8; BLOCK]);
+    for target in EXTREMES {
+        let scale = f16::from_f32(extreme / target);
+        if scale == f16::ZERO {
+            continue;
+        }
+        let mut integers = [0; BLOCK];
+        let error = math::to_int4(block, scale.to_f32(), &mut integers, cpu);
+        if error < best.0 {
+            best = (error, scale, integers);
+        }
+    }
+    (best.1, best.2)
+}

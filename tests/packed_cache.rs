@@ -1,0 +1,229 @@
+//! Packed weights that are kept on disk: used where they are whole, and packed anew where not one byte of them can be believed.
+#![cfg(feature = "candle")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, Once};
+
+use smolvlm::{BackendKind, DTypeKind, Engine, EngineOptions, ErrorKind, ImageView, Request, log};
+
+const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo");
+
+static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// A directory that goes with its test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(test: &str) -> Self {
+        static LISTEN: Once = Once::new();
+        LISTEN.call_once(|| {
+            log::set(Some(Box::new(|level, message| SAID.lock().unwrap().push(format!("{level:?}: {message}")))));
+        });
+        let folder = Self(std::env::temp_dir().join(format!("smolvlm-packed-{test}-{}", std::process::id())));
+        let _ = fs::remove_dir_all(&folder.0);
+        folder
+    }
+
+    /// What loading with this directory gives, and what is said of its files meanwhile.
+    fn load(&self, model: &Path, dtype: DTypeKind) -> (Vec<u32>, Vec<String>) {
+        let options = EngineOptions { dtype, packed_cache_dir: Some(self.0.clone()), ..Default::default() };
+        let engine = Engine::load(model, &options).unwrap();
+        let place = self.0.display().to_string();
+        let mut said = SAID.lock().unwrap();
+        let (of_us, others) = said.drain(..).partition(|message| message.contains(&place));
+        *said = others;
+        (answer(&engine), of_us)
+    }
+
+    fn files(&self, extension: &str) -> Vec<PathBuf> {
+        let mut files: Vec<_> = fs::read_dir(&self.0).unwrap().map(|file| file.unwrap().path()).collect();
+        files.retain(|file| file.extension().is_some_and(|e| e == extension));
+        files
+    }
+
+    fn packed(&self) -> PathBuf {
+        let [file] = &self.files("packed")[..] else { panic!("{:?}", self.files("packed")) };
+        file.clone()
+    }
+}
+
+/// A copy of the demo's checkpoint, which may change.
+fn demo(test: &str) -> Folder {
+    let copy = Folder::new(test);
+    fs::create_dir_all(&copy.0).unwrap();
+    for file in fs::read_dir(DEMO).unwrap().map(Result::unwrap) {
+        if file.path().is_file() && file.file_name() != "SHA256SUMS" {
+            fs::copy(file.path(), copy.0.join(file.file_name())).unwrap();
+        }
+    }
+    copy
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn answer(engine: &Engine) -> Vec<u32> {
+    let picture = image::open(Path::new(DEMO).join("test_image.jpg")).unwrap();
+    let images = [ImageView::decoded(&picture)];
+    let request = Request { max_new_tokens: 20, ..Request::new("What objects are in this image?", &images) };
+    engine.ask(&request).unwrap().token_ids
+}
+
+#[track_caller]
+fn assert_said(said: &[String], what: &str) {
+    assert!(said.iter().any(|message| message.contains(what)), "{what}: {said:?}");
+}
+
+#[test]
+fn a_second_load_takes_what_the_first_one_kept() {
+    for dtype in [DTypeKind::Bf16, DTypeKind::Int8, DTypeKind::Int4] {
+        let folder = Folder::new(dtype.name());
+        let plain = Engine::load(Path::new(DEMO), &EngineOptions { dtype, ..Default::default() }).unwrap();
+        let (first, said) = folder.load(Path::new(DEMO), dtype);
+        assert_said(&said, "packed weights written");
+        let (kept, name) = (fs::read(folder.packed()).unwrap(), folder.packed());
+        assert!(name.to_str().unwrap().contains(dtype.name()));
+        let (second, said) = folder.load(Path::new(DEMO), dtype);
+        assert_said(&said, ".packed: packed weights");
+        assert!(!said.iter().any(|message| message.contains("written")), "{said:?}");
+        assert_eq!((&first, &second), (&answer(&plain), &first));
+        assert_eq!(fs::read(folder.packed()).unwrap(), kept);
+        assert_eq!(folder.files("tmp"), [] as [PathBuf; 0]);
+    }
+}
+
+#[test]
+fn whatever_is_wrong_with_a_file_it_is_made_anew() {
+    let folder = Folder::new("wrong");
+    let (right, _) = folder.load(Path::new(DEMO), DTypeKind::Int8);
+    let (path, whole) = (folder.packed(), fs::read(folder.packed()).unwrap());
+    let mut wrong: Vec<Vec<u8>> =
+        [0, 1, 63, 64, 100, 128, 1000, whole.len() / 2, whole.len() - 1].map(|size| whole[..size].to_vec()).into();
+    // One bit: of the header, of the first array's size, of its digest, of itself; in the middle, and in the last array.
+    for byte in [3, 64, 64 + 20, 128, whole.len() / 2, whole.len() - 64] {
+        let mut damaged = whole.clone();
+        damaged[byte] ^= 16;
+        wrong.push(damaged);
+    }
+    // Sizes that no file has, and arrays that have changed places.
+    let mut vast = whole.clone();
+    vast[64..72].fill(0xff);
+    wrong.push(vast);
+    let mut shifted = whole.clone();
+    shifted[64..].rotate_left(64);
+    wrong.push(shifted);
+    for (i, wrong) in wrong.iter().enumerate() {
+        fs::write(&path, wrong).unwrap();
+        let (ours, said) = folder.load(Path::new(DEMO), DTypeKind::Int8);
+        assert_said(&said, "weights are packed anew");
+        assert_said(&said, "packed weights written");
+        assert_eq!(ours, right, "{i}");
+        assert!(fs::read(&path).unwrap() == whole, "{i}");
+    }
+}
+
+#[test]
+fn a_file_of_another_precision_is_not_taken() {
+    let folder = Folder::new("another");
+    let (right, _) = folder.load(Path::new(DEMO), DTypeKind::Int8);
+    let int8 = folder.packed();
+    folder.load(Path::new(DEMO), DTypeKind::Bf16);
+    let bf16 = folder.files("packed").into_iter().find(|file| *file != int8).unwrap();
+    fs::copy(bf16, &int8).unwrap();
+    let (ours, said) = folder.load(Path::new(DEMO), DTypeKind::Int8);
+    assert_said(&said, "weights are packed anew");
+    assert_eq!(ours, right);
+}
+
+#[test]
+fn a_checkpoint_that_changes_in_place_is_another() {
+    let (folder, model) = (Folder::new("changed"), demo("changed-model"));
+    let weights = model.0.join("model.safetensors");
+    folder.load(&model.0, DTypeKind::Int8);
+    let before = folder.packed();
+    let (mut bytes, modified) = (fs::read(&weights).unwrap(), weights.metadata().unwrap().modified().unwrap());
+    let last = bytes.len() - 2;
+    bytes[last] ^= 1;
+    // The same size, and the same time of the last change.
+    fs::write(&weights, bytes).unwrap();
+    fs::File::options().write(true).open(&weights).unwrap().set_modified(modified).unwrap();
+    let (_, said) = folder.load(&model.0, DTypeKind::Int8);
+    assert_said(&said, "packed weights written");
+    assert_eq!(folder.files("packed").len(), 2);
+    assert!(before.exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn the_digest_is_remembered_and_only_whole() {
+    let folder = Folder::new("digest");
+    folder.load(Path::new(DEMO), DTypeKind::Int8);
+    let [memory] = &folder.files("sha256")[..] else { panic!("{:?}", folder.files("sha256")) };
+    let digest = fs::read_to_string(memory).unwrap();
+    assert!(folder.packed().file_name().unwrap().to_str().unwrap().starts_with(&digest));
+    fs::write(memory, &digest[..63]).unwrap();
+    let (_, said) = folder.load(Path::new(DEMO), DTypeKind::Int8);
+    assert_said(&said, ".packed: packed weights");
+    assert_eq!(fs::read_to_string(memory).unwrap(), digest);
+    // What it says is what the weights are known by: they are not read again.
+    fs::write(memory, "0".repeat(64)).unwrap();
+    let (_, said) = folder.load(Path::new(DEMO), DTypeKind::Int8);
+    assert_said(&said, &format!("{}-int8", "0".repeat(64)));
+}
+
+#[test]
+fn what_cannot_be_written_is_said_and_no_error() {
+    let folder = Folder::new("unwritable");
+    let (right, _) = folder.load(Path::new(DEMO), DTypeKind::Int8);
+    // A directory has the file's name: it cannot be read, and nothing can take its place.
+    let path = folder.packed();
+    fs::remove_file(&path).unwrap();
+    fs::create_dir_all(path.join("full")).unwrap();
+    let (ours, said) = folder.load(Path::new(DEMO), DTypeKind::Int8);
+    assert_said(&said, "is not a file; weights are packed anew");
+    assert_said(&said, "packed weights are not kept");
+    assert_eq!(ours, right);
+    assert_eq!(folder.files("tmp"), [] as [PathBuf; 0]);
+}
+
+#[test]
+fn a_load_that_fails_leaves_nothing_behind() {
+    let (folder, model) = (Folder::new("failed"), demo("failed-model"));
+    // The last of all tensors to be looked for has another name.
+    let path = model.0.join("model.safetensors");
+    let weights = fs::read(&path).unwrap();
+    let (from, to) = (b"model.text_model.norm.weight", b"model.text_model.mourn.weigh");
+    let at = weights.windows(from.len()).position(|bytes| bytes == from).unwrap();
+    let renamed = [&weights[..at], to, &weights[at + from.len()..]].concat();
+    fs::write(path, renamed).unwrap();
+    let options =
+        EngineOptions { dtype: DTypeKind::Int8, packed_cache_dir: Some(folder.0.clone()), ..Default::default() };
+    let error = Engine::load(&model.0, &options).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::InvalidModel);
+    assert!(error.message().contains("model.text_model.norm.weight"), "{error}");
+    assert!(folder.files("tmp").is_empty() && folder.files("packed").is_empty());
+}
+
+#[test]
+fn what_is_not_packed_cannot_be_kept() {
+    let folder = Folder::new("refused");
+    let load = |options: EngineOptions| Engine::load(Path::new(DEMO), &options).err().unwrap();
+    let kept = || EngineOptions { packed_cache_dir: Some(folder.0.clone()), ..Default::default() };
+    let error = load(EngineOptions { dtype: DTypeKind::F32, ..kept() });
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.message().starts_with("packed_cache_dir: f32"), "{error}");
+    if cfg!(feature = "onnx") {
+        let error = load(EngineOptions { backend: BackendKind::Onnx, ..kept() });
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.message().starts_with("packed_cache_dir: "), "{error}");
+    }
+    fs::write(&folder.0, "a file").unwrap();
+    let error = load(EngineOptions { dtype: DTypeKind::Int8, ..kept() });
+    let _ = fs::remove_file(&folder.0);
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    assert!(error.message().starts_with("packed_cache_dir: "), "{error}");
+}

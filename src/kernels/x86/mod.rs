@@ -26,7 +26,7 @@ pub(super) const TILE_ROWS: usize = 6;
 const TALL_ROWS: usize = 12;
 pub(super) const TALL_PANELS: usize = 2;
 
-/// How far on in a panel a single row fetches, in bytes: the processor's own prefetching ends with a page of 4 KiB, and a panel has two or
+/// How far on in a panel of 8 or 4 bits a single row fetches, in bytes: the processor's own prefetching ends with a page of 4 KiB, and a panel has two or
 /// three. From 1 to 4 KiB did, 2 did best.
 const ON: usize = 2048;
 

@@ -149,7 +149,7 @@ fn attention(
     let (width, cached) = (heads.0 * HEAD_DIM, heads.1 * HEAD_DIM);
     let (queries, values) = (numbers(tokens * width), numbers(positions * cached));
     let all = Heads::beside(&values, cached, 0, (heads.1, HEAD_DIM));
-    let mut cache = KeyValueCache::new(heads.1, HEAD_DIM, Cpu::detect());
+    let mut cache = KeyValueCache::new(heads.1, HEAD_DIM, precision, Cpu::detect());
     let mut patches = Int16KeysValues::new(heads.1, HEAD_DIM, Cpu::detect());
     let mut tile = Int8KeysValues::new(heads.1, HEAD_DIM, Cpu::detect());
     let is_vision = heads.0 == heads.1;
@@ -158,21 +158,16 @@ fn attention(
         cache.append(positions).put(0, all, all);
         patches.room(positions).put(0, all, all);
     }
-    let stored = match precision {
-        Precision::Bf16 => cache.stored(),
-        _ if is_vision => {
-            tile.set(&patches);
-            tile.stored()
-        }
-        _ => {
-            tile.copy(&cache);
-            tile.stored()
-        }
+    let stored = if is_vision && precision != Precision::Bf16 {
+        tile.set(&patches);
+        tile.stored()
+    } else {
+        cache.stored()
     };
     let causally = (Attend::CausallyFrom(positions - tokens), positions - tokens / 2);
     let (attend, seen) = if is_vision { (Attend::Everywhere, positions) } else { causally };
     let work = match tokens {
-        1 => Work::Bytes(2 * positions * cached * 2),
+        1 => Work::Bytes(positions * KeyValueCache::position_bytes(heads.1, HEAD_DIM, precision)),
         _ => Work::Products(4 * width * tokens * seen, precision),
     };
     let mut out = vec![0.0; tokens * width];
@@ -212,6 +207,8 @@ fn main() {
     attention(&mut criterion, "prefill, 1100, int8", Precision::Int8, (9, 3), 1100, 1100);
     attention(&mut criterion, "prefill, 128", Precision::Bf16, (9, 3), 128, 128);
     attention(&mut criterion, "prefill, 1100", Precision::Bf16, (9, 3), 1100, 1100);
+    attention(&mut criterion, "decode at 128, int8", Precision::Int8, (9, 3), 1, 128);
+    attention(&mut criterion, "decode at 1100, int8", Precision::Int8, (9, 3), 1, 1100);
     attention(&mut criterion, "decode at 128", Precision::Bf16, (9, 3), 1, 128);
     attention(&mut criterion, "decode at 1100", Precision::Bf16, (9, 3), 1, 1100);
     norms(&mut criterion);

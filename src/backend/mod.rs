@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Instant;
 
-use crate::config::{ImageConfig, ModelConfig};
+use crate::config::{ImageConfig, ModelConfig, TextConfig};
 use crate::engine::EngineOptions;
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
@@ -258,22 +258,20 @@ fn missing(name: &str) -> Error {
     Error::unsupported(format!("backend: this build has no {name} backend (cargo feature `{name}`)"))
 }
 
+/// Numbers that the KV cache has for a position.
+#[cfg(any(feature = "candle", feature = "onnx"))]
+fn cached_numbers(text: &TextConfig) -> u64 {
+    2 * text.num_hidden_layers as u64 * text.num_key_value_heads as u64 * text.head_dim as u64
+}
+
 /// Refuses before loading what would not fit: weights, and one session's full KV cache.
 #[cfg(any(feature = "candle", feature = "onnx"))]
-fn check_memory(
-    weights_bytes: u64,
-    cache_element_bytes: usize,
-    model: &ModelConfig,
-    options: &EngineOptions,
-) -> Result<()> {
+fn check_memory(weights_bytes: u64, position_bytes: u64, model: &ModelConfig, options: &EngineOptions) -> Result<()> {
     if options.max_memory_bytes == 0 {
         return Ok(());
     }
-    let text = &model.text;
-    let context = if options.context_tokens > 0 { options.context_tokens } else { text.max_position_embeddings };
-    let per_token = 2 * text.num_hidden_layers as u64 * text.num_key_value_heads as u64 * text.head_dim as u64;
-    let cache = per_token.saturating_mul(context as u64).saturating_mul(cache_element_bytes as u64);
-    let needed = weights_bytes.saturating_add(cache);
+    let context = if options.context_tokens > 0 { options.context_tokens } else { model.text.max_position_embeddings };
+    let needed = weights_bytes.saturating_add(position_bytes.saturating_mul(context as u64));
     if needed > options.max_memory_bytes {
         return Err(Error::out_of_memory(format!(
             "max_memory_bytes: {} given, {needed} needed for the weights and the KV cache of {context} tokens",

@@ -9,13 +9,13 @@ use candle_core::{DType, Device};
 use self::pools::Pools;
 use super::{
     Backend, BackendKind, DTypeKind, Decoder, DeviceKind, Halt, ImageRows, PREFILL_CHUNK, Placement, Run, Stop,
-    VISION_PATCHES, check_memory,
+    VISION_PATCHES, cached_numbers, check_memory,
 };
-use crate::config::{ImageConfig, ModelConfig};
+use crate::config::{ImageConfig, ModelConfig, TextConfig};
 use crate::engine::EngineOptions;
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
-use crate::kernels::{Cpu, Precision};
+use crate::kernels::{Cpu, KeyValueCache, Precision};
 use crate::model::{Arithmetic, Cache, Model, Weights};
 use crate::preprocess::Tiles;
 
@@ -47,7 +47,7 @@ impl CandleBackend {
             DTypeKind::Auto => automatic(device_kind, odd_head.is_some()),
             asked => asked,
         };
-        let Choice { arithmetic, kind, weight_bytes, cache_bytes } = choose(asked, device, device_kind)?;
+        let Choice { arithmetic, kind, weight_bytes } = choose(asked, device, device_kind)?;
         if let (Arithmetic::Packed(..), Some(odd)) = (&arithmetic, odd_head) {
             let kind = kind.name();
             return Err(Error::unsupported(format!(
@@ -56,7 +56,8 @@ impl CandleBackend {
         }
         let arithmetic = keep(arithmetic, kind, options)?;
         let weights = Arc::new(Weights::open(files)?);
-        check_memory(weights.elements().saturating_mul(weight_bytes), cache_bytes, model, options)?;
+        let position_bytes = position_bytes(&arithmetic, &model.text);
+        check_memory(weights.elements().saturating_mul(weight_bytes), position_bytes, model, options)?;
 
         let pools = Pools::new(super::threads(options));
         let loaded = pools.take()?.install(|| Model::load(&weights, &arithmetic, model, images))?;
@@ -83,12 +84,11 @@ fn automatic(device: DeviceKind, odd_head: bool) -> DTypeKind {
     }
 }
 
-/// How to compute, what it is called, and the bytes of a weight and of a number in the KV cache.
+/// How to compute, what it is called, and the bytes of a weight.
 struct Choice {
     arithmetic: Arithmetic,
     kind: DTypeKind,
     weight_bytes: u64,
-    cache_bytes: usize,
 }
 
 fn choose(asked: DTypeKind, device: Device, device_kind: DeviceKind) -> Result<Choice> {
@@ -97,14 +97,9 @@ fn choose(asked: DTypeKind, device: Device, device_kind: DeviceKind) -> Result<C
         arithmetic: Arithmetic::Tensors(dtype, device),
         kind,
         weight_bytes: bytes as u64,
-        cache_bytes: bytes,
     };
-    let packed = |precision, weight_bytes| Choice {
-        arithmetic: Arithmetic::Packed(precision, None),
-        kind: asked,
-        weight_bytes,
-        cache_bytes: 2,
-    };
+    let packed =
+        |precision, weight_bytes| Choice { arithmetic: Arithmetic::Packed(precision, None), kind: asked, weight_bytes };
     Ok(match asked {
         DTypeKind::Bf16 if on_cpu => packed(Precision::Bf16, 2),
         DTypeKind::Int8 if on_cpu => packed(Precision::Int8, 1),
@@ -117,6 +112,17 @@ fn choose(asked: DTypeKind, device: Device, device_kind: DeviceKind) -> Result<C
             return Err(Error::unsupported(format!("dtype: {}; candle has {known}", other.name())));
         }
     })
+}
+
+/// Bytes of the KV cache for a position.
+fn position_bytes(arithmetic: &Arithmetic, text: &TextConfig) -> u64 {
+    match arithmetic {
+        Arithmetic::Tensors(dtype, _) => cached_numbers(text) * dtype.size_in_bytes() as u64,
+        Arithmetic::Packed(precision, _) => {
+            let of_layer = KeyValueCache::position_bytes(text.num_key_value_heads, text.head_dim, *precision);
+            (text.num_hidden_layers * of_layer) as u64
+        }
+    }
 }
 
 /// With the directory that packed weights are to be kept in, if there are any.

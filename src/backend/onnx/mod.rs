@@ -15,7 +15,9 @@ use self::decoder::{DecoderGraph, OnnxDecoder};
 use self::graph::{ANY, Graph, Opener};
 use self::tensor::{FLOATS, floats, read};
 use self::variant::Variant;
-use super::{Backend, BackendKind, Decoder, ImageRows, Placement, Run, Stop, VISION_PATCHES, check_memory};
+use super::{
+    Backend, BackendKind, Decoder, ImageRows, Placement, Run, Stop, VISION_PATCHES, cached_numbers, check_memory,
+};
 use crate::config::{ImageConfig, ModelConfig};
 use crate::engine::EngineOptions;
 use crate::error::{Error, Result};
@@ -55,7 +57,8 @@ impl OnnxBackend {
         // ONNX Runtime opens the weights beside a graph by itself.
         files.check_folder("onnx")?;
         // During a step the former cache and the new one are there.
-        check_memory(variant.bytes(files)?, 2 * variant.cache_element_bytes(), model, options)?;
+        let position_bytes = 2 * variant.cache_element_bytes() as u64 * cached_numbers(&model.text);
+        check_memory(variant.bytes(files)?, position_bytes, model, options)?;
         let threads = super::threads(options);
         let opener = Opener { environment, providers: &providers, threads, same_shapes: false };
         // A table lookup: on an accelerator its rows would travel both ways.

@@ -1,20 +1,18 @@
-//! Keys and values in 8 bits, of all positions at once.
+//! A picture's keys and values in 8 bits, of all positions at once.
 //!
 //! Both are stored less their mean. Of keys, that takes the same off all of a query's scores, and so changes no weight; of values, it is
 //! added again to what they become, since weights add up to one. What is left is smaller, and so is its rounding (for keys:
 //! SageAttention, arXiv 2410.02367, section 4.2).
-//!
-//! A prompt's tokens often look at one position above all, and at the others together as much: their softmax's weights have 16 bits.
 
 use super::super::aligned::Aligned;
-use super::super::block::{LANES, OFFSET, PAIR, Panels, QUAD};
+use super::super::block::{LANES, OFFSET, Panels, QUAD};
 use super::super::rows::grow;
 use super::super::team::{self, Split};
 use super::super::{Cpu, math};
 use super::int16::{Int16KeysValues, Int16Rows};
-use super::{Head, KeyValueCache, Stored, Weights};
+use super::{Head, Stored};
 
-/// Keys and values of one layer, of a tile or of a sequence; the memory is used again and again.
+/// Keys and values of one layer and tile; the memory is used again and again.
 pub struct Int8KeysValues {
     heads: usize,
     head_dim: usize,
@@ -29,7 +27,6 @@ pub struct Int8KeysValues {
     /// [heads, head_dim panels * LANES]
     value_scales: Vec<f32>,
     value_means: Vec<f32>,
-    weights: Weights,
     cpu: Cpu,
 }
 
@@ -71,7 +68,6 @@ impl Int8KeysValues {
             values: Aligned::default(),
             value_scales: vec![0.0; heads * padded],
             value_means: vec![0.0; heads * padded],
-            weights: Weights::Bytes,
             cpu,
         }
     }
@@ -87,33 +83,8 @@ impl Int8KeysValues {
     /// Becomes what `all` has, of a picture's patches.
     pub fn set(&mut self, all: &Int16KeysValues) {
         assert_eq!(all.shape(), (self.heads, self.head_dim));
+        self.len = all.len();
         let cpu = self.cpu;
-        self.fill(
-            (all.len(), Weights::Bytes),
-            |head, packed| pack_keys(all.keys(head), packed, cpu),
-            |head, packed| pack_values(all.values(head), packed, cpu.narrow()),
-        );
-    }
-
-    /// Becomes what `cache` holds, which is something, of a prompt's tokens and those before them.
-    pub fn copy(&mut self, cache: &KeyValueCache) {
-        assert!(cache.shape() == (self.heads, self.head_dim) && cache.len() > 0);
-        let (len, cpu) = (cache.len(), self.cpu.narrow());
-        self.fill(
-            (len, Weights::Fine),
-            |head, packed| copy_keys((cache.packed(head).0, len), packed, cpu),
-            |head, packed| copy_values((cache.packed(head).1, len), packed, cpu),
-        );
-    }
-
-    /// Takes in keys and values of `len` positions; `keys` and `values` write those of a head.
-    fn fill(
-        &mut self,
-        (len, weights): (usize, Weights),
-        keys: impl Fn(usize, PackedKeys<'_>) + Sync,
-        values: impl Fn(usize, PackedValues<'_>) + Sync,
-    ) {
-        (self.len, self.weights) = (len, weights);
         let (sizes, head_dim) = (self.sizes(), self.head_dim);
         let all_keys = Split::new(self.keys.grow(self.heads * sizes.keys()));
         let all_scales = Split::new(grow(&mut self.scales, self.heads * sizes.positions));
@@ -125,24 +96,20 @@ impl Int8KeysValues {
             // SAFETY: no other task has this head's keys, or values.
             unsafe {
                 if task % 2 == 0 {
-                    keys(
-                        head,
-                        PackedKeys {
-                            words: all_keys.part(head * sizes.keys(), sizes.keys()),
-                            scales: all_scales.part(head * sizes.positions, sizes.positions),
-                            corrections: all_corrections.part(head * sizes.positions, sizes.positions),
-                            mean: vec![0.0; head_dim],
-                        },
-                    );
+                    let packed = PackedKeys {
+                        words: all_keys.part(head * sizes.keys(), sizes.keys()),
+                        scales: all_scales.part(head * sizes.positions, sizes.positions),
+                        corrections: all_corrections.part(head * sizes.positions, sizes.positions),
+                        mean: vec![0.0; head_dim],
+                    };
+                    pack_keys(all.keys(head), packed, cpu);
                 } else {
-                    values(
-                        head,
-                        PackedValues {
-                            words: all_values.part(head * sizes.values(), sizes.values()),
-                            scales: all_value_scales.part(head * sizes.width, head_dim),
-                            means: all_means.part(head * sizes.width, head_dim),
-                        },
-                    );
+                    let packed = PackedValues {
+                        words: all_values.part(head * sizes.values(), sizes.values()),
+                        scales: all_value_scales.part(head * sizes.width, head_dim),
+                        means: all_means.part(head * sizes.width, head_dim),
+                    };
+                    pack_values(all.values(head), packed, cpu.narrow());
                 }
             }
         });
@@ -163,14 +130,9 @@ impl Int8KeysValues {
                 corrections: None,
             },
             mean: &self.value_means[head * sizes.width..][..self.head_dim],
+            value_scales: &[],
         };
-        Stored {
-            heads: (0..self.heads).map(head).collect(),
-            head_dim: self.head_dim,
-            len: self.len,
-            weights: self.weights,
-            cpu: self.cpu,
-        }
+        Stored { heads: (0..self.heads).map(head).collect(), head_dim: self.head_dim, len: self.len, cpu: self.cpu }
     }
 }
 
@@ -207,32 +169,6 @@ fn pack_keys(all: Int16Rows<'_>, packed: PackedKeys<'_>, cpu: Cpu) {
     }
 }
 
-/// One head's keys, from the panels of a cache.
-fn copy_keys((cached, len): (&[u32], usize), packed: PackedKeys<'_>, cpu: Cpu) {
-    let PackedKeys { words, scales, corrections, mut mean } = packed;
-    let panel_len = mean.len() / PAIR * LANES;
-    let panels = cached.chunks_exact(panel_len).take(len.div_ceil(LANES));
-    let mut sums = vec![0.0; mean.len() * LANES];
-    for panel in panels.clone().take(len / LANES) {
-        math::add_panel(panel, &mut sums, cpu);
-    }
-    if let Some(last) = panels.clone().nth(len / LANES) {
-        // What lies behind the last position may be anything.
-        let mut last = last.to_vec();
-        last.chunks_exact_mut(LANES).for_each(|pairs| pairs[len % LANES..].fill(0));
-        math::add_panel(&last, &mut sums, cpu);
-    }
-    for (mean, sums) in mean.iter_mut().zip(sums.chunks_exact(LANES)) {
-        *mean = sums.iter().sum::<f32>() / len as f32;
-    }
-    let packed = words.chunks_exact_mut(mean.len().div_ceil(QUAD) * LANES);
-    let numbers = scales.chunks_exact_mut(LANES).zip(corrections.chunks_exact_mut(LANES));
-    for ((panel, words), (scales, corrections)) in panels.zip(packed).zip(numbers) {
-        math::panel_to_int8(panel, &mean, words, scales, corrections, cpu);
-        corrections.iter_mut().for_each(|sum| *sum = sum.wrapping_mul(OFFSET));
-    }
-}
-
 /// One head's values, from rows.
 fn pack_values(all: Int16Rows<'_>, packed: PackedValues<'_>, cpu: Cpu) {
     let PackedValues { words, scales, means } = packed;
@@ -248,28 +184,6 @@ fn pack_values(all: Int16Rows<'_>, packed: PackedValues<'_>, cpu: Cpu) {
         // The last row again in place of those that are missing: they weigh nothing.
         let rows = std::array::from_fn(|i| all.row((quad * QUAD + i).min(all.count() - 1)));
         math::interleave_int8(rows, means, &inverses, &mut words[..head_dim], cpu);
-    }
-}
-
-/// One head's values, from the pairs of positions of a cache.
-fn copy_values((cached, len): (&[u32], usize), packed: PackedValues<'_>, cpu: Cpu) {
-    let PackedValues { words, scales, means } = packed;
-    let (head_dim, width) = (means.len(), means.len().next_multiple_of(LANES));
-    let pair = |pair: usize| &cached[pair * width..][..head_dim];
-    let mut reach = Reach::new(head_dim);
-    means.fill(0.0);
-    for i in 0..len / PAIR {
-        math::spread_pairs(pair(i), means, &mut reach.least, &mut reach.most, cpu);
-    }
-    if !len.is_multiple_of(PAIR) {
-        let last: Vec<f32> = pair(len / PAIR).iter().map(|&word| math::low_half(word)).collect();
-        math::spread(&last, means, &mut reach.least, &mut reach.most, cpu);
-    }
-    let inverses = reach.scales(len, means, scales);
-    let last = len.div_ceil(PAIR) - 1;
-    for (quad, words) in words.chunks_exact_mut(width).take(len.div_ceil(QUAD)).enumerate() {
-        let pairs = [2 * quad, 2 * quad + 1].map(|i| pair(i.min(last)));
-        math::interleave_pairs_int8(pairs, means, &inverses, &mut words[..head_dim], cpu);
     }
 }
 

@@ -8,9 +8,9 @@ use std::arch::x86_64::*;
 #[cfg(target_os = "linux")]
 use super::super::block::Strides;
 use super::super::block::{LANES, QUAD};
-use super::super::x86::{RowOffsets, TALL_PANELS, dispatch, even_rows};
 #[cfg(target_os = "linux")]
-use super::super::x86::{TILE_ROWS, amx};
+use super::super::x86::amx;
+use super::super::x86::{ON, RowOffsets, TALL_PANELS, TILE_ROWS, dispatch, even_rows};
 use super::super::{Cpu, Rows};
 use super::softmax::OCTAVE;
 
@@ -56,13 +56,7 @@ pub(super) struct Keys<'a> {
     pub(super) positions: usize,
 }
 
-/// Where a position's score lies in a row: panels of a pair alternate, as packing two registers leaves them.
-fn place(position: usize) -> usize {
-    let (pair, panel, lane) = (position / (2 * LANES), position / LANES % 2, position % LANES);
-    pair * 2 * LANES + lane / QUAD * 2 * QUAD + panel * QUAD + lane % QUAD
-}
-
-/// Scores of `queries` with `keys`, in no particular order [rows, positions]. Those beyond the i16 are its ends. `ahead` is fetched meanwhile,
+/// Scores of `queries` with `keys` [rows, positions], panels of a pair in turn, as packing two registers leaves them. Those beyond the i16 are its ends. `ahead` is fetched meanwhile,
 /// but not by AMX.
 ///
 /// # Safety
@@ -124,8 +118,13 @@ unsafe fn tile<const ROWS: usize, const PANELS: usize>(
         });
         let mut sums = [start; ROWS];
         for group in 0..groups {
-            let panels: [_; PANELS] =
-                std::array::from_fn(|p| _mm512_loadu_si512(vectors.add((p * groups + group) * LANES * QUAD).cast()));
+            let panels: [_; PANELS] = std::array::from_fn(|p| {
+                let vector = vectors.add((p * groups + group) * LANES * QUAD);
+                if ROWS < TILE_ROWS {
+                    _mm_prefetch::<_MM_HINT_T0>(vector.wrapping_add(ON));
+                }
+                _mm512_loadu_si512(vector.cast())
+            });
             for (r, sums) in sums.iter_mut().enumerate() {
                 let word = _mm512_set1_epi32(offsets.read(words.add(group), r) as i32);
                 for (sum, panel) in sums.iter_mut().zip(panels) {
@@ -184,26 +183,31 @@ unsafe fn scores_in_tiles(queries: &Rows, keys: Keys<'_>, out: &mut [i16]) {
 }
 
 /// What the first `seen` scores of a row from [`scores`] weigh, a byte for each in the order of positions, 255 being what the largest one does;
-/// the largest, and the sum of the weights. The others weigh nothing. Where there is room for `low` bytes, weights have 16 bits, of which
-/// 65535 is the largest one's.
+/// the largest, and the sum of the weights. The others weigh nothing. `fine` ones have 16 bits, of which 65535 is the largest one's, and what
+/// is stored of each is its upper byte and its lower byte after the sum has been taken and it has been multiplied by its factor.
 ///
 /// # Safety
 /// The processor has AVX-512 F, BW and VNNI.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub(super) unsafe fn weigh(scores: &mut [i16], seen: usize, words: &mut [u32], low: Option<&mut [u32]>) -> (i16, u32) {
+pub(super) unsafe fn weigh(scores: &mut [i16], seen: usize, words: &mut [u32], fine: Option<Fine<'_>>) -> (i16, u32) {
     assert!(scores.len().is_multiple_of(VECTOR) && words.len() * QUAD == scores.len());
-    assert!(low.as_ref().is_none_or(|low| low.len() == words.len()));
+    assert!(fine.as_ref().is_none_or(|fine| fine.low.len() == words.len() && fine.factors.len() >= scores.len()));
     if seen == 0 {
         words.fill(0);
-        low.into_iter().for_each(|low| low.fill(0));
+        fine.into_iter().for_each(|fine| fine.low.fill(0));
         return (i16::MIN, 0);
     }
     // Vectors of positions some of which are seen; in the last one, what is not seen is neither the largest nor of any weight.
     let (used, vectors) = (&mut scores[..seen.next_multiple_of(VECTOR)], seen.div_ceil(VECTOR));
-    for position in seen..used.len() {
-        used[place(position)] = i16::MIN;
+    let seen = halves(u64::MAX >> (used.len() - seen));
+    for (scores, seen) in used[(vectors - 1) * VECTOR..].chunks_exact_mut(OCTAVE).zip(seen) {
+        let unseen = _mm512_andnot_si512(seen, _mm512_set1_epi16(i16::MIN));
+        // SAFETY: a register of them.
+        unsafe {
+            let scores = scores.as_mut_ptr().cast();
+            _mm512_storeu_si512(scores, _mm512_or_si512(_mm512_and_si512(_mm512_loadu_si512(scores), seen), unseen));
+        }
     }
-    let mask = |vector: usize| u64::MAX >> (VECTOR - (seen - vector * VECTOR).min(VECTOR));
     let mut lanes = _mm512_set1_epi16(i16::MIN);
     for scores in used.chunks_exact(OCTAVE) {
         // SAFETY: a register of them.
@@ -219,34 +223,83 @@ pub(super) unsafe fn weigh(scores: &mut [i16], seen: usize, words: &mut [u32], l
     let (words, unseen) = words.split_at_mut(vectors * LANES);
     unseen.fill(0);
     let scores = used.chunks_exact(VECTOR).zip(words.chunks_exact_mut(LANES)).enumerate();
-    let Some(low) = low else {
+    let Some(Fine { low, factors }) = fine else {
         // SAFETY: as this function.
         let lookup = unsafe { Lookup::new(&POWERS, largest) };
         for (vector, (scores, words)) in scores {
             // SAFETY: two registers of scores, one of words.
             unsafe {
-                let halves = lookup.weights(scores).map(|x| _mm512_avg_epu16(x, _mm512_setzero_si512()));
-                sums = store_bytes(sums, halves, mask(vector), words);
+                let mut weights = lookup.weights(scores).map(|x| _mm512_avg_epu16(x, _mm512_setzero_si512()));
+                if vector + 1 == vectors {
+                    weights = [0, 1].map(|half| _mm512_and_si512(weights[half], seen[half]));
+                }
+                let bytes = store_bytes(weights, words);
+                sums = _mm512_dpbusd_epi32(sums, bytes, _mm512_set1_epi8(1));
             }
         }
         return (largest, _mm512_reduce_add_epi32(sums) as u32);
     };
     // SAFETY: as this function.
     let lookup = unsafe { Lookup::new(&FINE_POWERS, largest) };
-    let mut low_sums = _mm512_setzero_si512();
     let (low, unseen) = low.split_at_mut(vectors * LANES);
     unseen.fill(0);
-    for ((vector, (scores, words)), low) in scores.zip(low.chunks_exact_mut(LANES)) {
-        // SAFETY: as above.
+    let scores = scores.zip(low.chunks_exact_mut(LANES)).zip(factors.chunks_exact(VECTOR));
+    for (((vector, (scores, words)), low), factors) in scores {
+        // SAFETY: two registers of scores and of factors, one of either words.
         unsafe {
-            let weights = lookup.weights(scores);
-            sums = store_bytes(sums, weights.map(|x| _mm512_srli_epi16::<8>(x)), mask(vector), words);
-            let bytes = weights.map(|x| _mm512_and_si512(x, _mm512_set1_epi16(0xff)));
-            low_sums = store_bytes(low_sums, bytes, mask(vector), low);
+            let mut weights = lookup.weights(scores);
+            if vector + 1 == vectors {
+                weights = [0, 1].map(|half| _mm512_and_si512(weights[half], seen[half]));
+            }
+            for weights in weights {
+                // They are added in pairs as signed numbers: less half of what they reach, which is added again.
+                let signed = _mm512_xor_si512(weights, _mm512_set1_epi16(i16::MIN));
+                sums = _mm512_add_epi32(sums, _mm512_madd_epi16(signed, _mm512_set1_epi16(1)));
+            }
+            let weights: [_; 2] = std::array::from_fn(|i| {
+                let factors = _mm512_loadu_si512(factors.as_ptr().add(i * OCTAVE).cast());
+                let rest = _mm512_srli_epi16::<15>(_mm512_mullo_epi16(weights[i], factors));
+                _mm512_add_epi16(_mm512_mulhi_epu16(weights[i], factors), rest)
+            });
+            store_bytes(weights.map(|x| _mm512_srli_epi16::<8>(x)), words);
+            store_bytes(weights.map(|x| _mm512_and_si512(x, _mm512_set1_epi16(0xff))), low);
         }
     }
-    let sum = _mm512_add_epi32(_mm512_slli_epi32::<8>(sums), low_sums);
-    (largest, _mm512_reduce_add_epi32(sum) as u32)
+    let taken_off = (vectors * VECTOR) as u32 * (1 << 15);
+    (largest, (_mm512_reduce_add_epi32(sums) as u32).wrapping_add(taken_off))
+}
+
+/// What fine weights have besides the others.
+pub(super) struct Fine<'a> {
+    pub(super) low: &'a mut [u32],
+    /// From [`factors`].
+    pub(super) factors: &'a [u16],
+}
+
+/// What each number is of the largest of them, in 65536ths less one, in the order of scores; the largest. `out` has as many to a multiple of
+/// VECTOR; the others are 0.
+///
+/// # Safety
+/// The processor has AVX-512 F and BW.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) unsafe fn factors(numbers: &[f32], out: &mut [u16]) -> f32 {
+    assert!(out.len() == numbers.len().next_multiple_of(VECTOR));
+    let lanes = |from: usize| ((1u32 << numbers.len().saturating_sub(from).min(LANES)) - 1) as __mmask16;
+    // SAFETY: as many lanes as there are.
+    let load = |from: usize| unsafe { _mm512_maskz_loadu_ps(lanes(from), numbers.as_ptr().wrapping_add(from)) };
+    let mut largest = _mm512_setzero_ps();
+    for from in (0..numbers.len()).step_by(LANES) {
+        largest = _mm512_max_ps(load(from), largest);
+    }
+    let largest = _mm512_reduce_max_ps(largest);
+    let inverse = _mm512_set1_ps(if largest > 0.0 { 65535.0 / largest } else { 0.0 });
+    for (pair, out) in out.chunks_exact_mut(2 * LANES).enumerate() {
+        let [first, second] =
+            [0, LANES].map(|panel| _mm512_cvtps_epi32(_mm512_mul_ps(load(pair * 2 * LANES + panel), inverse)));
+        // SAFETY: as many numbers as a register has.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_packus_epi32(first, second)) };
+    }
+    largest
 }
 
 /// [`Powers`] for a row, whose largest score gets the first of them.
@@ -285,16 +338,30 @@ impl Lookup {
     }
 }
 
-/// Stores numbers of 8 bits, of either half, in the order of positions, and adds four each to `sums`; those that `mask` lacks become 0.
+/// Words of four rows and four columns: what packing twice leaves, in the order of positions, and back.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn transpose(words: __m512i) -> __m512i {
+    _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), words)
+}
+
+/// Which numbers of either half are those of positions that `mask` has.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn halves(mask: __mmask64) -> [__m512i; 2] {
+    let bytes = transpose(_mm512_movm_epi8(mask));
+    [_mm512_unpacklo_epi8(bytes, bytes), _mm512_unpackhi_epi8(bytes, bytes)]
+}
+
+/// Stores numbers of 8 bits, of either half, in the order of positions.
 ///
 /// # Safety
-/// The processor has AVX-512 F, BW and VNNI. `words` are LANES.
+/// The processor has AVX-512 F and BW. `words` are LANES.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn store_bytes(sums: __m512i, [first, second]: [__m512i; 2], mask: __mmask64, words: &mut [u32]) -> __m512i {
-    let in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    let bytes = _mm512_maskz_mov_epi8(mask, _mm512_permutexvar_epi32(in_order, _mm512_packus_epi16(first, second)));
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn store_bytes([first, second]: [__m512i; 2], words: &mut [u32]) -> __m512i {
+    let bytes = transpose(_mm512_packus_epi16(first, second));
     // SAFETY: as many words.
     unsafe { _mm512_storeu_si512(words.as_mut_ptr().cast(), bytes) };
-    _mm512_dpbusd_epi32(sums, bytes, _mm512_set1_epi8(1))
+    bytes
 }

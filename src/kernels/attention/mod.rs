@@ -19,7 +19,7 @@ use super::block::{Block, LANES, Out, PAIR, PANELS, Panels, QUAD, Strides};
 use super::rows::scratch;
 use super::team::{self, Split};
 use super::{Cpu, Precision, Rows, math};
-use softmax::{OCTAVE, Scores, Softmax, Weights};
+use softmax::{Keys, OCTAVE, Scores, Softmax};
 
 pub use cache::{CacheRoom, KeyValueCache};
 pub use int8::Int8KeysValues;
@@ -45,8 +45,6 @@ pub struct Stored<'a> {
     head_dim: usize,
     /// Positions.
     len: usize,
-    /// Of softmax, where keys have 8 bits.
-    weights: Weights,
     cpu: Cpu,
 }
 
@@ -58,6 +56,8 @@ struct Head<'a> {
     values: Panels<'a>,
     /// What has been taken off the values [head_dim], or empty.
     mean: &'a [f32],
+    /// What each position's value has to be multiplied by, or empty. Softmax's weights, which have that in them then, have 16 bits.
+    value_scales: &'a [f32],
 }
 
 /// Rows of numbers of some heads.
@@ -256,7 +256,7 @@ impl<'a> Work<'a> {
     }
 
     fn run_in(&self, buffers: &mut Buffers, mut take: impl FnMut(usize, &[f32], f32, f32)) {
-        let Stored { head_dim, cpu, weights: kind, .. } = *self.stored;
+        let Stored { head_dim, cpu, .. } = *self.stored;
         let precision = self.stored.heads[self.head].keys.precision();
         let Buffers { queries, scores, mixed, rows } = buffers;
         let count = self.count * self.group;
@@ -278,21 +278,24 @@ impl<'a> Work<'a> {
         let fetched = |panels: Panels<'a>| &panels.bytes()[..panels.bytes().len().min(of_block)];
         for from in (first..end).step_by(POSITIONS) {
             let positions = POSITIONS.min(end - from);
-            let [keys, values] = self.stored.block(self.head, from);
+            let [panels, values] = self.stored.block(self.head, from);
+            let value_scales = self.stored.heads[self.head].value_scales;
+            let value_scales = if value_scales.is_empty() { &[] } else { &value_scales[from..][..positions] };
+            let keys = Keys { panels, positions, value_scales };
             let after_values = match from + POSITIONS {
                 next if next < end => fetched(self.stored.block(self.head, next)[0]),
                 _ if self.head + 1 < self.stored.heads.len() => fetched(self.stored.block(self.head + 1, first)[0]),
                 _ => self.next,
             };
             let seen = |row| self.end(row).saturating_sub(from).min(positions);
-            scores.weigh(queries, (keys, positions), seen, (kind, cpu), rows, fetched(values));
+            scores.weigh(queries, keys, seen, cpu, rows, fetched(values));
             if from > first {
                 for (mixed, row) in mixed.chunks_exact_mut(head_dim).zip(&*rows).filter(|(_, row)| row.kept != 1.0) {
                     math::scale(mixed, row.kept, cpu);
                 }
             }
             product(&scores.weights, values, (head_dim, strides), after_values, cpu, mixed, from > first);
-            if kind == Weights::Fine {
+            if !value_scales.is_empty() {
                 product(&scores.low, values, (head_dim, strides), &[], cpu, mixed, true);
             }
         }

@@ -2,6 +2,7 @@
 
 use super::super::aligned::Aligned;
 use super::super::block::{PAIR, Panels, Strides};
+use super::super::rows::grow;
 use super::super::{Cpu, Precision, Rows, math};
 #[cfg(target_arch = "x86_64")]
 use super::levels;
@@ -33,19 +34,24 @@ impl Softmax {
     }
 }
 
-/// How softmax's weights are kept where keys have 8 bits: in 8, or in 16, as two bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Weights {
-    Bytes,
-    Fine,
+/// Keys of a block of positions, and what each one's value has to be multiplied by; if that is there, weights have it in them, and 16 bits
+/// instead of 8.
+pub(super) struct Keys<'a> {
+    pub(super) panels: Panels<'a>,
+    pub(super) positions: usize,
+    pub(super) value_scales: &'a [f32],
 }
 
 /// What a task's rows and a block of positions have; the memory is used again and again.
 #[derive(Default)]
 pub(super) struct Scores {
     numbers: Aligned<f32>,
+    /// Of the values' scales, what each is of the largest.
+    factors: Vec<f32>,
     #[cfg(target_arch = "x86_64")]
     levels: Aligned<i16>,
+    #[cfg(target_arch = "x86_64")]
+    level_factors: Aligned<u16>,
     /// What the scores weigh [rows, positions], or a few more positions.
     pub(super) weights: Rows,
     /// The lower bytes of those that have two.
@@ -53,43 +59,51 @@ pub(super) struct Scores {
 }
 
 impl Scores {
-    /// `weights` become those of `positions` for each of `queries`, relative to the row's largest score so far in bf16, to that of the
+    /// `weights` become those of all positions of `keys` for each of `queries`, relative to the row's largest score so far in bf16, to that of the
     /// block in 8 bits; `rows` take them in. What a row does not see, from position `seen(row)` on, has no weight. On this thread;
     /// `ahead` is fetched meanwhile.
     pub(super) fn weigh(
         &mut self,
         queries: &Rows,
-        (keys, positions): (Panels<'_>, usize),
+        keys: Keys<'_>,
         seen: impl Fn(usize) -> usize,
-        (kind, cpu): (Weights, Cpu),
+        cpu: Cpu,
         rows: &mut [Softmax],
         ahead: &[u8],
     ) {
         let count = queries.count();
         let Self { weights, low, .. } = self;
+        let Keys { panels, positions, value_scales } = keys;
+        let fine = !value_scales.is_empty();
+        let one = if fine { 65535.0 } else { 255.0 };
+        assert!(!fine || value_scales.len() == positions);
         #[cfg(target_arch = "x86_64")]
-        if let Panels::Int8 { values, scales, corrections: Some(corrections) } = keys
+        if let Panels::Int8 { values, scales, corrections: Some(corrections) } = panels
             && matches!(cpu, Cpu::Avx512 | Cpu::Avx512Bf16 | Cpu::Amx)
         {
             let padded = positions.next_multiple_of(levels::VECTOR);
             let scores = self.levels.grow(count * padded);
+            let factors = self.level_factors.grow(padded);
+            // SAFETY: the processor has what these sets need, which is more than that.
+            let largest_value = if fine { unsafe { levels::factors(value_scales, factors) } } else { 1.0 };
             let keys = levels::Keys { values, scales, corrections, positions: padded };
             // SAFETY: the processor has what these sets need, which is more than that.
             unsafe { levels::scores(queries, keys, scores, ahead, cpu) };
-            set_int8(kind, weights, low, (count, padded), |row, words, low| {
+            set_int8(fine.then_some(low), weights, (count, padded), |row, words, low| {
+                let fine = low.map(|low| levels::Fine { low, factors });
                 // SAFETY: as above.
                 let (largest, sum) =
-                    unsafe { levels::weigh(&mut scores[row * padded..][..padded], seen(row), words, low) };
-                rows[row].join_int8(kind, largest.into(), sum)
+                    unsafe { levels::weigh(&mut scores[row * padded..][..padded], seen(row), words, fine) };
+                rows[row].join_int8(one, largest.into(), sum) * largest_value
             });
             return;
         }
 
         let scores = self.numbers.grow(count * positions);
         let strides = Strides { panel: queries.groups, group: 1 };
-        product(queries, keys, (positions, strides), &[], cpu, scores, false);
+        product(queries, panels, (positions, strides), &[], cpu, scores, false);
         let scores = |row: usize| &scores[row * positions..][..seen(row)];
-        if keys.precision() == Precision::Bf16 {
+        if panels.precision() == Precision::Bf16 {
             weights.set_words(Precision::Bf16, (count, positions), |row, words| {
                 let (used, unused) = words.split_at_mut(scores(row).len().div_ceil(PAIR));
                 unused.fill(0);
@@ -98,50 +112,48 @@ impl Scores {
             });
             return;
         }
-        set_int8(kind, weights, low, (count, positions), |row, words, low| {
+        let largest_value = value_scales.iter().copied().fold(0f32, f32::max);
+        let factors = grow(&mut self.factors, value_scales.len());
+        let inverse = if largest_value > 0.0 { largest_value.recip() } else { 0.0 };
+        factors.iter_mut().zip(value_scales).for_each(|(factor, scale)| *factor = scale * inverse);
+        set_int8(fine.then_some(low), weights, (count, positions), |row, words, low| {
             let bytes = |words| {
                 let (used, unused) = bytemuck::cast_slice_mut::<_, u8>(words).split_at_mut(scores(row).len());
                 unused.fill(0);
                 used
             };
             let by = 1.0 / OCTAVE as f32;
-            let (largest, sum) = match low {
-                Some(low) => math::exp2_row_int16(scores(row), by, bytes(words), bytes(low), cpu),
-                None => math::exp2_row_int8(scores(row), by, bytes(words), cpu),
+            let Some(low) = low else {
+                let (largest, sum) = math::exp2_row_int8(scores(row), by, bytes(words), cpu);
+                return rows[row].join_int8(one, largest, sum);
             };
-            rows[row].join_int8(kind, largest, sum)
+            let (largest, sum) = math::exp2_row_int16(scores(row), by, factors, [bytes(words), bytes(low)], cpu);
+            rows[row].join_int8(one, largest, sum) * largest_value
         });
     }
 }
 
-/// `weights`, and `low` if that is wanted, become rows of bytes whose words `make` writes; it says what a unit of the weights is.
+/// `weights`, and `low` if it is there, become rows of bytes whose words `make` writes; it says what a unit of the weights is.
 fn set_int8(
-    kind: Weights,
+    low: Option<&mut Rows>,
     weights: &mut Rows,
-    low: &mut Rows,
     shape: (usize, usize),
     mut make: impl FnMut(usize, &mut [u32], Option<&mut [u32]>) -> f32,
 ) {
-    match kind {
-        Weights::Bytes => weights.set_words(Precision::Int8, shape, |row, words| make(row, words, None)),
-        Weights::Fine => {
-            low.shape(Precision::Int8, shape);
-            weights.set_words(Precision::Int8, shape, |row, words| {
-                let (low, unit) = low.row_mut(row);
-                *unit = make(row, words, Some(low));
-                *unit * 256.0
-            });
-        }
-    }
+    let Some(low) = low else {
+        return weights.set_words(Precision::Int8, shape, |row, words| make(row, words, None));
+    };
+    low.shape(Precision::Int8, shape);
+    weights.set_words(Precision::Int8, shape, |row, words| {
+        let (low, unit) = low.row_mut(row);
+        *unit = make(row, words, Some(low));
+        *unit * 256.0
+    });
 }
 
 impl Softmax {
-    /// [`Softmax::join`] of a largest score in units, and a sum of whole weights; what a unit of these is.
-    fn join_int8(&mut self, kind: Weights, largest: f32, sum: u32) -> f32 {
-        let unit = match kind {
-            Weights::Bytes => 1.0 / 255.0,
-            Weights::Fine => 1.0 / 65535.0,
-        };
-        self.join(largest / OCTAVE as f32, sum as f32 * unit) * unit
+    /// [`Softmax::join`] of a largest score in units, and a sum of weights of which `one` is 1; what a unit of these is.
+    fn join_int8(&mut self, one: f32, largest: f32, sum: u32) -> f32 {
+        self.join(largest / OCTAVE as f32, sum as f32 / one) / one
     }
 }

@@ -54,7 +54,8 @@ fn in_pieces(
 }
 
 fn append(cache: &mut KeyValueCache, rows: [&[f32]; 2]) {
-    let ((heads, head_dim), before) = (cache.shape(), cache.len());
+    let Stored { head_dim, len: before, .. } = cache.stored();
+    let heads = cache.stored().heads.len();
     let room = cache.append(rows[0].len() / heads / head_dim);
     // SAFETY: there is one thread.
     in_pieces(rows, (heads, head_dim), before, |at, keys, values| unsafe { room.put(at, keys, values) });
@@ -108,13 +109,14 @@ fn a_far_off_peak_costs_a_blocks_small_weights_no_precision() {
         let expected = exact(&queries, &keys, &values, (1, 1), head_dim, false);
         for cpu in Cpu::available() {
             let all = |rows| Heads::beside(rows, head_dim, 0, (1, head_dim));
-            let mut cache = KeyValueCache::new(1, head_dim, cpu);
-            append(&mut cache, [&keys, &values]);
+            let caches = [Precision::Bf16, Precision::Int8].map(|precision| {
+                let mut cache = KeyValueCache::new(1, head_dim, precision, cpu);
+                append(&mut cache, [&keys, &values]);
+                cache
+            });
             let mut tile = Int8KeysValues::new(1, head_dim, cpu);
             set(&mut tile, [&keys, &values], (1, head_dim), cpu);
-            let mut prompt = Int8KeysValues::new(1, head_dim, cpu);
-            prompt.copy(&cache);
-            for stored in [cache.stored(), tile.stored(), prompt.stored()] {
+            for stored in [caches[0].stored(), caches[1].stored(), tile.stored()] {
                 let mut ours = vec![f32::NAN; 2 * head_dim];
                 stored.attend(all(&both), 0.3, Attend::Everywhere, &mut ours, &[]);
                 for ours in ours.chunks(head_dim) {
@@ -125,15 +127,13 @@ fn a_far_off_peak_costs_a_blocks_small_weights_no_precision() {
     }
 }
 
-/// What queries of one head see of keys and values that a cache holds, taken over into 8 bits.
-fn seen_by_a_prompt([queries, keys, values]: [&[f32]; 3], head_dim: usize, attend: Attend, cpu: Cpu) -> Vec<f32> {
+/// What queries of one head see of keys and values in 8 bits.
+fn seen([queries, keys, values]: [&[f32]; 3], head_dim: usize, attend: Attend, cpu: Cpu) -> Vec<f32> {
     let all = |rows| Heads::beside(rows, head_dim, 0, (1, head_dim));
-    let mut cache = KeyValueCache::new(1, head_dim, cpu);
+    let mut cache = KeyValueCache::new(1, head_dim, Precision::Int8, cpu);
     append(&mut cache, [keys, values]);
-    let mut prompt = Int8KeysValues::new(1, head_dim, cpu);
-    prompt.copy(&cache);
     let mut seen = vec![f32::NAN; queries.len()];
-    prompt.stored().attend(all(queries), 0.3, attend, &mut seen, &[]);
+    cache.stored().attend(all(queries), 0.3, attend, &mut seen, &[]);
     seen
 }
 
@@ -147,7 +147,7 @@ fn a_prompts_small_weights_add_up_beside_a_large_one() {
     let query: Vec<f32> = (0..2 * head_dim).map(|i| if i % head_dim == 0 { 1.0 / 0.3 } else { 0.0 }).collect();
     let expected = exact(&query, &keys, &values, (1, 1), head_dim, false);
     for cpu in Cpu::available() {
-        let ours = seen_by_a_prompt([&query, &keys, &values], head_dim, Attend::Everywhere, cpu);
+        let ours = seen([&query, &keys, &values], head_dim, Attend::Everywhere, cpu);
         // In AVX-512 either weight is off by 1.1 % at most, and what is seen by as much; elsewhere all of it is exact.
         let bound = if cpu >= Cpu::Avx512 { 0.012 } else { 1e-3 };
         assert!(largest_difference(&ours, &expected) < bound, "{cpu:?} {ours:?} {expected:?}");
@@ -167,7 +167,7 @@ fn what_a_token_does_not_see_weighs_nothing_however_little_the_rest_does() {
     queries.iter_mut().step_by(head_dim).for_each(|x| *x = 1.0 / 0.3);
     let expected = exact(&queries, &keys, &values, (1, 1), head_dim, true);
     for cpu in Cpu::available() {
-        let ours = seen_by_a_prompt([&queries, &keys, &values], head_dim, Attend::CausallyFrom(0), cpu);
+        let ours = seen([&queries, &keys, &values], head_dim, Attend::CausallyFrom(0), cpu);
         assert!(largest_difference(&ours, &expected) < 0.02, "{cpu:?} {:?} {:?}", &ours[..4], &expected[..4]);
     }
 }
@@ -184,26 +184,22 @@ fn attention_is_attention_however_the_tokens_come() {
             for attend in [Attend::CausallyFrom(positions - tokens), Attend::Everywhere] {
                 let causal = attend != Attend::Everywhere;
                 let expected = exact(&queries, &keys, &values, (query_heads, kv_heads), head_dim, causal);
-                // Of a piece of the positions at a time, or all at once; in 8 bits, from those or all at once.
-                let ways = [(Some(positions), false), (Some(3), false), (Some(3), true), (None, true)];
-                for (cpu, (piece, int8)) in Cpu::available().into_iter().flat_map(|cpu| ways.map(|way| (cpu, way))) {
-                    let mut cache = KeyValueCache::new(kv_heads, head_dim, cpu);
+                // A picture's, all at once; or in a cache, all at once or a piece of the positions at a time.
+                let ways = [None, Some((positions, Precision::Bf16)), Some((3, Precision::Bf16))];
+                let ways = ways.into_iter().chain([Some((positions, Precision::Int8)), Some((3, Precision::Int8))]);
+                for (cpu, way) in Cpu::available().into_iter().flat_map(|cpu| ways.clone().map(move |way| (cpu, way))) {
+                    let precision = way.map_or(Precision::Bf16, |(_, precision)| precision);
+                    let mut cache = KeyValueCache::new(kv_heads, head_dim, precision, cpu);
                     let mut tile = Int8KeysValues::new(kv_heads, head_dim, cpu);
                     // Something that is forgotten again must leave no trace.
                     let forgotten = vec![f32::INFINITY; width * positions.next_multiple_of(2)];
-                    let stored = if let Some(piece) = piece {
+                    let stored = if let Some((piece, _)) = way {
                         append(&mut cache, [&forgotten, &forgotten]);
                         cache.truncate(0);
                         for (keys, values) in keys.chunks(piece * width).zip(values.chunks(piece * width)) {
                             append(&mut cache, [keys, values]);
                         }
-                        if int8 {
-                            set(&mut tile, [&forgotten, &forgotten], (kv_heads, head_dim), cpu);
-                            tile.copy(&cache);
-                            tile.stored()
-                        } else {
-                            cache.stored()
-                        }
+                        cache.stored()
                     } else {
                         set(&mut tile, [&forgotten, &forgotten], (kv_heads, head_dim), cpu);
                         set(&mut tile, [&keys, &values], (kv_heads, head_dim), cpu);
@@ -217,7 +213,7 @@ fn attention_is_attention_however_the_tokens_come() {
                     // Numbers from -1 to 1, rounded to 8 bits three times.
                     assert!(
                         difference < 0.02,
-                        "{query_heads} {kv_heads} {head_dim} {positions} {tokens} {attend:?} {cpu:?} {piece:?} {int8}: {difference}"
+                        "{query_heads} {kv_heads} {head_dim} {positions} {tokens} {attend:?} {cpu:?} {way:?}: {difference}"
                     );
                 }
             }

@@ -134,14 +134,17 @@ vectorised! {
 }
 
 vectorised! {
-    /// The same in 16 bits, of which 65535 is 1: the upper and the lower byte of each.
-    exp2_row_int16(scores: &[f32], by: f32, high: &mut [u8], low: &mut [u8]) -> (f32, u32) {
+    /// The same in 16 bits, of which 65535 is 1, each of them times its factor, which is at most 1: the upper and the lower `bytes`. The sum is
+    /// without factors.
+    exp2_row_int16(scores: &[f32], by: f32, factors: &[f32], bytes: [&mut [u8]; 2]) -> (f32, u32) {
         let largest = largest(scores, f32::NEG_INFINITY, |x| x);
         let mut sum = 0u32;
-        for ((high, low), x) in high.iter_mut().zip(low).zip(scores) {
-            let power = (exp2::<FUSED>((x - largest) * by, 65535.0) + ROUND).to_bits();
-            (*high, *low) = ((power >> 8) as u8, power as u8);
-            sum = sum.wrapping_add(power & 0xffff);
+        let [high, low] = bytes;
+        for (((high, low), x), factor) in high.iter_mut().zip(low).zip(scores).zip(factors) {
+            let power = exp2::<FUSED>((x - largest) * by, 65535.0);
+            let weight = (power * factor + ROUND).to_bits();
+            (*high, *low) = ((weight >> 8) as u8, weight as u8);
+            sum = sum.wrapping_add((power + ROUND).to_bits() & 0xffff);
         }
         (largest, sum)
     }

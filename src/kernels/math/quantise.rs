@@ -149,6 +149,18 @@ vectorised! {
     }
 }
 
+vectorised! {
+    /// Takes OFFSET off the numbers in `words`, which [`to_int8`] made; the sum of all.
+    sign(words: &mut [u32]) -> i32 {
+        let mut sum = 0;
+        for byte in bytemuck::cast_slice_mut::<_, u8>(words) {
+            *byte ^= OFFSET as u8;
+            sum += i32::from(*byte as i8);
+        }
+        sum
+    }
+}
+
 /// The panel that keys of LANES positions become.
 pub(in super::super) struct KeyPanel<'a> {
     /// [groups, LANES], each four of a key's numbers, the first one lowest.
@@ -204,18 +216,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// Adds `x` to `sum`; `least` and `most` become at most, or at least, as large as it.
-    spread(x: &[f32], sum: &mut [f32], least: &mut [f32], most: &mut [f32]) {
-        for (((x, sum), least), most) in x.iter().zip(sum).zip(least).zip(most) {
-            *sum += x;
-            *least = -larger(-x, -*least);
-            *most = larger(*x, *most);
-        }
-    }
-}
-
-vectorised! {
-    /// [`spread`] of numbers in 16 bits and their scale.
+    /// Adds numbers in 16 bits, with their scale, to `sum`; `least` and `most` become at most, or at least, as large as them.
     spread_int16(row: (&[i16], f32), sum: &mut [f32], least: &mut [f32], most: &mut [f32]) {
         let (numbers, scale) = row;
         for (((number, sum), least), most) in numbers.iter().zip(sum).zip(least).zip(most) {
@@ -236,76 +237,6 @@ vectorised! {
         for ((((((word, x), y), z), w), mean), inverse) in all {
             let byte = |number: &i16, scale: f32| ((f32::from(*number) * scale - mean) * inverse + ROUND).to_bits() & 0xff;
             *word = byte(x, a.1) | byte(y, b.1) << 8 | byte(z, c.1) << 16 | byte(w, d.1) << 24;
-        }
-    }
-}
-
-vectorised! {
-    /// Adds the keys of a panel in bf16 [pairs of a key's numbers, positions] to `sums` [numbers of a key, positions].
-    add_panel(panel: &[u32], sums: &mut [f32]) {
-        for (pairs, sums) in panel.chunks_exact(LANES).zip(sums.chunks_exact_mut(2 * LANES)) {
-            let (low, high) = sums.split_at_mut(LANES);
-            for ((word, low), high) in pairs.iter().zip(low).zip(high) {
-                *low += low_half(*word);
-                *high += high_half(*word);
-            }
-        }
-    }
-}
-
-vectorised! {
-    /// The keys of a panel in bf16 [pairs of a key's numbers, positions] less `mean`, in 8 bits [fours, positions]; missing numbers are 0.
-    /// What each key's have to be multiplied by, and their sum.
-    panel_to_int8(panel: &[u32], mean: &[f32], words: &mut [u32], scales: &mut [f32], sums: &mut [i32]) {
-        let mut reach = [0f32; LANES];
-        for (pairs, mean) in panel.chunks_exact(LANES).zip(mean.chunks_exact(2)) {
-            for (reach, word) in reach.iter_mut().zip(pairs) {
-                *reach = larger(larger((low_half(*word) - mean[0]).abs(), (high_half(*word) - mean[1]).abs()), *reach);
-            }
-        }
-        let mut inverse = [0f32; LANES];
-        for ((scale, inverse), reach) in scales.iter_mut().zip(&mut inverse).zip(reach) {
-            *scale = reach / 127.0;
-            *inverse = if reach > 0.0 { 127.0 / reach } else { 0.0 };
-        }
-        let mut all = [0i32; LANES];
-        words.fill(0);
-        for ((pairs, mean), words) in panel.chunks(2 * LANES).zip(mean.chunks(4)).zip(words.chunks_exact_mut(LANES)) {
-            for ((half, pairs), mean) in pairs.chunks_exact(LANES).enumerate().zip(mean.chunks_exact(2)) {
-                for (((word, sum), inverse), pair) in words.iter_mut().zip(&mut all).zip(&inverse).zip(pairs) {
-                    let rounded = |x: f32, mean: f32| ((x - mean) * inverse + ROUND).to_bits();
-                    let (low, high) = (rounded(low_half(*pair), mean[0]), rounded(high_half(*pair), mean[1]));
-                    *word |= (low & 0xff | (high & 0xff) << 8) << (16 * half);
-                    let both = low.wrapping_sub(ROUND.to_bits()).wrapping_add(high).wrapping_sub(ROUND.to_bits());
-                    // What is no number may be anything.
-                    *sum = sum.wrapping_add(both as i32);
-                }
-            }
-        }
-        sums.copy_from_slice(&all);
-    }
-}
-
-vectorised! {
-    /// [`spread`] of two rows in bf16, a number of each to a word.
-    spread_pairs(pairs: &[u32], sum: &mut [f32], least: &mut [f32], most: &mut [f32]) {
-        for (((pair, sum), least), most) in pairs.iter().zip(sum).zip(least).zip(most) {
-            let (low, high) = (low_half(*pair), high_half(*pair));
-            *sum += low + high;
-            *least = -larger(larger(-low, -high), -*least);
-            *most = larger(larger(low, high), *most);
-        }
-    }
-}
-
-vectorised! {
-    /// [`interleave_int8`] of two rows and two more in bf16, a number of each two to a word.
-    interleave_pairs_int8(pairs: [&[u32]; 2], mean: &[f32], inverse: &[f32], words: &mut [u32]) {
-        let [first, second] = pairs;
-        for ((((word, first), second), mean), inverse) in words.iter_mut().zip(first).zip(second).zip(mean).zip(inverse) {
-            let byte = |x: f32| ((x - mean) * inverse + ROUND).to_bits() & 0xff;
-            let (first, second) = ([low_half(*first), high_half(*first)], [low_half(*second), high_half(*second)]);
-            *word = byte(first[0]) | byte(first[1]) << 8 | byte(second[0]) << 16 | byte(second[1]) << 24;
         }
     }
 }

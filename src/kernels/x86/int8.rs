@@ -90,7 +90,7 @@ unsafe fn int8_tile<const ROWS: usize, const PANELS: usize>(
         let mut panels = [_mm512_setzero_si512(); PANELS];
         for (p, panel) in panels.iter_mut().enumerate() {
             let vector = values.wrapping_add(block.strides.at(first.1 + p, group) * LANES * QUAD);
-            if ROWS == 1 {
+            if ROWS < TILE_ROWS {
                 _mm_prefetch::<_MM_HINT_T0>(vector.wrapping_add(ON));
             }
             // SAFETY: the block's panels lie in the slice, as the caller has checked.

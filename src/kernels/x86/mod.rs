@@ -26,9 +26,9 @@ pub(super) const TILE_ROWS: usize = 6;
 const TALL_ROWS: usize = 12;
 pub(super) const TALL_PANELS: usize = 2;
 
-/// How far on in a panel of 8 or 4 bits a single row fetches, in bytes: the processor's own prefetching ends with a page of 4 KiB, and a panel has two or
-/// three. From 1 to 4 KiB did, 2 did best.
-const ON: usize = 2048;
+/// How far on in panels of 8 or 4 bits a few rows fetch, in bytes: the processor's own prefetching ends with a page of 4 KiB, and a panel has
+/// two or three. From 1 to 4 KiB did, 2 did best.
+pub(super) const ON: usize = 2048;
 
 /// Rows of each of as many tall tiles as `rows` need: a last one of few rows would read all of the panels for little work.
 pub(super) fn even_rows(rows: usize) -> usize {

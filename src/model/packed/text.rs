@@ -7,13 +7,8 @@ use super::chunks;
 use crate::config::{ModelConfig, TextConfig};
 use crate::error::Result;
 use crate::kernels::{
-    self, Attend, CacheRoom, Cpu, Heads, Int8KeysValues, KeyValueCache, PackedLinear, Precision, Rows, Split, Stored,
-    Then, grow,
+    self, Attend, CacheRoom, Cpu, Heads, KeyValueCache, PackedLinear, Precision, Rows, Split, Stored, Then, grow,
 };
-
-/// As many tokens at once look at keys and values in 8 bits, if weights have no more: all positions are packed for them. Not in the last
-/// layer, which runs for one.
-const PROMPT: usize = 32;
 
 /// Decoder, token embedding and head.
 pub struct TextModel {
@@ -70,8 +65,8 @@ impl TextModel {
     /// An empty cache for one sequence.
     pub fn cache(&self) -> Cache {
         let (heads, head_dim) = (self.config.num_key_value_heads, self.config.head_dim);
-        let layer = |_| KeyValueCache::new(heads, head_dim, Cpu::detect());
-        Cache { layers: (0..self.layers.len()).map(layer).collect(), len: 0, buffers: Buffers::default() }
+        let layer = |layer: &Layer| KeyValueCache::new(heads, head_dim, layer.qkv_proj.precision(), Cpu::detect());
+        Cache { layers: self.layers.iter().map(layer).collect(), len: 0, buffers: Buffers::default() }
     }
 
     /// Runs `embeddings` [tokens, hidden], at least one, after what `cache` holds. The logits of the last token [vocab] go to `logits`, if
@@ -89,7 +84,7 @@ impl TextModel {
         let tokens = embeddings.len() / hidden;
         let Cache { layers, len, buffers } = cache;
         buffers.turn(*len, tokens, &self.inv_freq);
-        let Buffers { x, qkv, cos, sin, packed, .. } = buffers;
+        let Buffers { x, qkv, cos, sin, .. } = buffers;
         let x = grow(x, tokens * hidden);
         x.copy_from_slice(embeddings);
         let angles = (&cos[..], &sin[..]);
@@ -111,15 +106,7 @@ impl TextModel {
                 (None, Some(_)) => tokens - 1..tokens,
                 (None, None) => break,
             };
-            let seen = if wanted.len() >= PROMPT && layer.qkv_proj.precision() != Precision::Bf16 {
-                let packed = packed.get_or_insert_with(|| {
-                    Int8KeysValues::new(self.config.num_key_value_heads, self.config.head_dim, Cpu::detect())
-                });
-                packed.copy(cache);
-                packed.stored()
-            } else {
-                cache.stored()
-            };
+            let seen = cache.stored();
             let next = next.map(|(layer, cache)| (layer, room(cache, before, tokens)));
             // A task goes on with its tokens into the next layer: only keys and values are for all.
             stream.in_chunks(wanted, |chunk, buffers| {
@@ -174,8 +161,6 @@ struct Buffers {
     /// Cosines and sines [tokens, head_dim / 2].
     cos: Vec<f32>,
     sin: Vec<f32>,
-    /// Keys and values of the layer at work, as a prompt's tokens look at them.
-    packed: Option<Int8KeysValues>,
 }
 
 impl Buffers {

@@ -163,7 +163,8 @@ impl Packed {
         let cpu = Cpu::detect();
         match layer.k_proj.precision() {
             Precision::Bf16 => {
-                Packed::Bf16(KeyValueCache::new(heads, head_dim, cpu), KeyValueCache::new(heads, head_dim, cpu))
+                let empty = || KeyValueCache::new(heads, head_dim, Precision::Bf16, cpu);
+                Packed::Bf16(empty(), empty())
             }
             _ => Packed::Int8(Int8KeysValues::new(heads, head_dim, cpu), Int16KeysValues::new(heads, head_dim, cpu)),
         }

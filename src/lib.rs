@@ -30,6 +30,7 @@ mod kernels;
 #[cfg(feature = "bench-internals")]
 #[doc(hidden)]
 pub mod kernels;
+pub mod largest;
 pub mod log;
 pub mod metrics;
 #[cfg(feature = "candle")]

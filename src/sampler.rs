@@ -6,6 +6,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use crate::error::{Error, Result};
+use crate::largest::Largest;
 
 /// How the next token is chosen. The default is greedy; 0 turns a filter off.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -49,13 +50,16 @@ impl Sampling {
     }
 }
 
+/// A draw among no more than so many has them found beforehand.
+const FEW: usize = 256;
+
 /// Draws ids; keeps its buffers from call to call.
 pub struct Sampler {
     options: Sampling,
     rng: ChaCha8Rng,
     logits: Vec<f32>,
     seen: Vec<bool>,
-    /// (probability, id), likeliest first.
+    /// (logit, later probability, and id), likeliest first in the end.
     candidates: Vec<(f32, u32)>,
 }
 
@@ -66,15 +70,40 @@ impl Sampler {
         Ok(Self { options, rng, logits: Vec::new(), seen: Vec::new(), candidates: Vec::new() })
     }
 
+    /// As many of the largest logits as it needs, where it needs no others.
+    pub fn needs(&self) -> Option<Largest> {
+        let Sampling { temperature, top_k, .. } = self.options;
+        let count = if temperature == 0.0 { 1 } else { top_k };
+        (!self.penalises() && (1..=FEW).contains(&count)).then(|| Largest::new(count))
+    }
+
+    /// The next id, out of the largest logits that it needs.
+    pub fn pick(&mut self, largest: &Largest) -> Result<u32> {
+        if self.options.temperature == 0.0 {
+            return largest.found().first().map(|found| found.1).ok_or_else(no_number);
+        }
+        self.candidates.clear();
+        self.candidates.extend_from_slice(largest.found());
+        self.draw()
+    }
+
     /// The next id after `context`, whose ids a repetition penalty looks at.
     pub fn sample(&mut self, logits: &[f32], context: &[u32]) -> Result<u32> {
-        if self.options.temperature == 0.0 && !self.penalises() {
-            return argmax(logits);
+        if let Some(mut largest) = self.needs() {
+            largest.take_in(0, logits);
+            return self.pick(&largest);
         }
         self.logits.clear();
         self.logits.extend_from_slice(logits);
         self.penalise(context);
-        if self.options.temperature == 0.0 { argmax(&self.logits) } else { self.draw() }
+        if self.options.temperature == 0.0 {
+            let mut largest = Largest::new(1);
+            largest.take_in(0, &self.logits);
+            return self.pick(&largest);
+        }
+        self.candidates.clear();
+        self.candidates.extend(self.logits.iter().copied().zip(0..).filter(|(logit, _)| !logit.is_nan()));
+        self.draw()
     }
 
     fn penalises(&self) -> bool {
@@ -97,28 +126,22 @@ impl Sampler {
         }
     }
 
+    /// One of the candidates, whose logits become probabilities.
     fn draw(&mut self) -> Result<u32> {
-        let max = self.logits[argmax(&self.logits)? as usize];
+        let Sampling { temperature, top_k, top_p, min_p, .. } = self.options;
+        let candidates = &mut self.candidates;
+        let max = candidates.iter().fold(f32::NEG_INFINITY, |max, candidate| max.max(candidate.0));
         if !max.is_finite() {
             return Err(no_number());
         }
-        let Sampling { temperature, top_k, top_p, min_p, .. } = self.options;
-        let candidates = &mut self.candidates;
-        candidates.clear();
-        // Unnormalised: the likeliest has weight 1.
-        candidates.extend(
-            self.logits
-                .iter()
-                .zip(0..)
-                .filter(|(l, _)| !l.is_nan())
-                .map(|(&l, id)| (((l - max) / temperature).exp(), id)),
-        );
         let likelier = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
         if (1..candidates.len()).contains(&top_k) {
             candidates.select_nth_unstable_by(top_k - 1, likelier);
             candidates.truncate(top_k);
         }
         candidates.sort_unstable_by(likelier);
+        // Unnormalised: the likeliest has 1.
+        candidates.iter_mut().for_each(|(x, _)| *x = ((*x - max) / temperature).exp());
         if top_p > 0.0 && top_p < 1.0 {
             let target = top_p * candidates.iter().map(|c| c.0).sum::<f32>();
             let mut reached = 0.0;
@@ -148,26 +171,6 @@ impl Sampler {
 
 fn no_number() -> Error {
     Error::new(crate::error::ErrorKind::Backend, "logits: no finite number among them (damaged weights?)")
-}
-
-/// The first of the largest, as torch's `argmax` on the CPU; NaN never wins.
-fn argmax(logits: &[f32]) -> Result<u32> {
-    /// Maxima taken side by side: a vocabulary has fifty thousand numbers, and one after the other they would wait.
-    const LANES: usize = 16;
-    // NaN is larger than nothing.
-    let larger = |a: f32, b: f32| if b > a { b } else { a };
-    let mut largest = [f32::NEG_INFINITY; LANES];
-    let chunks = logits.chunks_exact(LANES);
-    for (max, &logit) in largest.iter_mut().zip(chunks.remainder()) {
-        *max = larger(*max, logit);
-    }
-    for chunk in chunks {
-        for (max, &logit) in largest.iter_mut().zip(chunk) {
-            *max = larger(*max, logit);
-        }
-    }
-    let largest = largest.into_iter().fold(f32::NEG_INFINITY, larger);
-    logits.iter().position(|&logit| logit == largest).map(|id| id as u32).ok_or_else(no_number)
 }
 
 #[cfg(test)]
@@ -214,6 +217,26 @@ mod tests {
         assert_eq!(kept(Sampling { min_p: 0.4, ..base }), [true, true, false, false]);
         assert_eq!(kept(Sampling { min_p: 1.0, ..base }), [true, false, false, false]);
         assert_eq!(kept(base), [true; 4]);
+    }
+
+    #[test]
+    fn the_largest_logits_are_enough_where_it_says_so() {
+        let logits: Vec<f32> = (0..500u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 20) as f32 / 400.0).collect();
+        for (temperature, top_k, count) in
+            [(0.0, 0, Some(1)), (0.0, 5, Some(1)), (0.7, 5, Some(5)), (0.7, 0, None), (0.7, 300, None)]
+        {
+            let options = Sampling { temperature, top_k, top_p: 0.9, seed: 3, ..Default::default() };
+            let mut sampler = Sampler::new(options).unwrap();
+            assert_eq!(sampler.needs().map(|largest| largest.count()), count);
+            let Some(mut largest) = sampler.needs() else { continue };
+            largest.take_in(0, &logits);
+            let mut other = Sampler::new(options).unwrap();
+            for _ in 0..50 {
+                assert_eq!(sampler.pick(&largest).unwrap(), other.sample(&logits, &[]).unwrap());
+            }
+        }
+        let penalty = Sampling { repetition_penalty: 1.5, ..Default::default() };
+        assert!(Sampler::new(penalty).unwrap().needs().is_none());
     }
 
     #[test]

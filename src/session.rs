@@ -213,7 +213,9 @@ impl Session {
         self.check_context(turn, inner)?;
         self.encode_images(&tiles, inner, stop, &mut turn.metrics)?;
 
-        let mut logits = self.prefill(turn, inner, stop)?;
+        let mut largest = sampler.needs();
+        let logits = self.prefill(turn, inner, stop)?;
+        let mut next = sampler.sample(logits, &turn.ids)?;
         let budget = match request.max_new_tokens {
             0 => DEFAULT_MAX_NEW_TOKENS,
             n => n,
@@ -222,7 +224,7 @@ impl Session {
         let decoding = Instant::now();
         let mut context = turn.ids.clone();
         let reason = loop {
-            let id = sampler.sample(logits, &context)?;
+            let id = next;
             if turn.generated.is_empty() {
                 turn.metrics.time_to_first_token_ms = ms_since(turn.started);
             }
@@ -242,7 +244,13 @@ impl Session {
                 break FinishReason::MaxTokens;
             }
             self.cached.push(id);
-            logits = self.decoder.step(id)?;
+            next = match &mut largest {
+                Some(largest) => {
+                    self.decoder.step_to(id, largest)?;
+                    sampler.pick(largest)?
+                }
+                None => sampler.sample(self.decoder.step(id)?, &context)?,
+            };
         };
         let reason = turn.output.finish(reason, on_text);
         turn.metrics.decode_ms = ms_since(decoding);

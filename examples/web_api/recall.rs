@@ -14,6 +14,7 @@ use smolvlm::backend::onnx::OnnxBackend;
 use smolvlm::backend::{Backend, Decoder, ImageRows, Placement, Run, Stop};
 use smolvlm::config::{self, ImageConfig, ModelConfig};
 use smolvlm::files::ModelFiles;
+use smolvlm::largest::Largest;
 use smolvlm::preprocess::Tiles;
 use smolvlm::tokenizer::Tokenizer;
 use smolvlm::{BackendKind, Engine, EngineOptions, Error, ErrorKind, FinishReason, Request, Result, Sampling, Session};
@@ -188,6 +189,18 @@ impl Decoder for RecallingDecoder {
                 Ok(self.certain(next))
             }
             None => self.inner.step(id),
+        }
+    }
+
+    fn step_to(&mut self, id: u32, largest: &mut Largest) -> Result<()> {
+        match next_recalled() {
+            Some(next) => {
+                self.ids.push(id);
+                largest.clear();
+                largest.take_in(0, self.certain(next));
+                Ok(())
+            }
+            None => self.inner.step_to(id, largest),
         }
     }
 

@@ -13,6 +13,7 @@ use crate::config::{ImageConfig, ModelConfig, TextConfig};
 use crate::engine::EngineOptions;
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
+use crate::largest::Largest;
 use crate::preprocess::Tiles;
 
 /// Which engine computes.
@@ -121,6 +122,12 @@ pub trait Decoder: Send {
     fn prefill(&mut self, ids: &[u32], image_rows: &[f32], stop: &Stop) -> Run<&[f32]>;
     /// Appends one id; the logits after it.
     fn step(&mut self, id: u32) -> Result<&[f32]>;
+    /// The same; what becomes of the logits are the largest of them.
+    fn step_to(&mut self, id: u32, largest: &mut Largest) -> Result<()> {
+        largest.clear();
+        largest.take_in(0, self.step(id)?);
+        Ok(())
+    }
     /// Tokens in the cache.
     fn len(&self) -> usize;
     fn is_empty(&self) -> bool {

@@ -18,6 +18,7 @@ use candle_core::{DType, Device, Tensor};
 use crate::config::{ImageConfig, ModelConfig};
 use crate::error::{Error, Result};
 use crate::kernels::{PackedLinear, Precision, gather};
+use crate::largest::Largest;
 use crate::preprocess::{Normalise, Tiles};
 use packed::Store;
 use tensors::Linear;
@@ -42,6 +43,13 @@ pub struct Model {
 enum Networks {
     Tensors { vision: Box<tensors::VisionModel>, text: Box<tensors::TextModel> },
     Packed { vision: Box<packed::VisionModel>, text: Box<packed::TextModel> },
+}
+
+/// What is wanted of a pass: of its last token's logits [vocab].
+pub enum Wanted<'a> {
+    Nothing,
+    Logits(&'a mut Vec<f32>),
+    Largest(&'a mut Largest),
 }
 
 /// Keys and values of one sequence.
@@ -161,27 +169,31 @@ impl Model {
         })
     }
 
-    /// Runs `embeddings` [tokens, hidden] after what `cache`, one of this model's, holds. The logits of the last token [vocab] go to
-    /// `logits`, if there are to be any.
+    /// Runs `embeddings` [tokens, hidden] after what `cache`, one of this model's, holds.
     ///
     /// `check` is asked before each layer; after its error the cache is as it was before.
     pub fn forward<E: From<candle_core::Error> + Send>(
         &self,
         embeddings: &[f32],
         cache: &mut Cache,
-        logits: Option<&mut Vec<f32>>,
+        wanted: Wanted<'_>,
         check: &mut (dyn FnMut() -> Result<(), E> + Send),
     ) -> Result<(), E> {
         match (&self.networks, &mut cache.0) {
             (Networks::Tensors { text, .. }, AnyCache::Tensors(cache)) => {
                 let last = text.forward(&text.rows(embeddings)?, cache, check)?;
-                if let Some(logits) = logits {
-                    *logits = last.to_vec1()?;
+                match wanted {
+                    Wanted::Nothing => {}
+                    Wanted::Logits(logits) => *logits = last.to_vec1()?,
+                    Wanted::Largest(largest) => {
+                        largest.clear();
+                        largest.take_in(0, &last.to_vec1::<f32>()?);
+                    }
                 }
                 Ok(())
             }
             (Networks::Packed { text, .. }, AnyCache::Packed(cache)) => {
-                gather(|| text.forward(embeddings, cache, logits, check))
+                gather(|| text.forward(embeddings, cache, wanted, check))
             }
             _ => Err(candle_core::Error::Msg("the cache is of another model".into()).into()),
         }

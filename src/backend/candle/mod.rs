@@ -16,7 +16,8 @@ use crate::engine::EngineOptions;
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
 use crate::kernels::{Cpu, KeyValueCache, Precision};
-use crate::model::{Arithmetic, Cache, Model, Weights};
+use crate::largest::Largest;
+use crate::model::{Arithmetic, Cache, Model, Wanted, Weights};
 use crate::preprocess::Tiles;
 
 /// Weights on a candle device.
@@ -158,6 +159,17 @@ impl Backend for CandleBackend {
     }
 }
 
+impl Shared {
+    /// Appends one id to a decoder's cache. What the model says is text: an image token that it chose has no picture, only its embedding.
+    fn step(&self, id: u32, (cache, embeddings): (&mut Cache, &mut Vec<f32>), wanted: Wanted<'_>) -> Result<()> {
+        self.pools.take()?.install(|| {
+            embeddings.clear();
+            self.model.embed(&[id], embeddings)?;
+            self.model.forward(embeddings, cache, wanted, &mut || Result::<()>::Ok(()))
+        })
+    }
+}
+
 struct CandleDecoder {
     shared: Arc<Shared>,
     cache: Cache,
@@ -188,7 +200,8 @@ impl CandleDecoder {
                 shared.model.embed(run, embeddings)?;
             }
         }
-        shared.model.forward(embeddings, cache, last.then_some(logits), &mut || stop.check())?;
+        let wanted = if last { Wanted::Logits(logits) } else { Wanted::Nothing };
+        shared.model.forward(embeddings, cache, wanted, &mut || stop.check())?;
         Ok(rest)
     }
 }
@@ -213,13 +226,13 @@ impl Decoder for CandleDecoder {
 
     fn step(&mut self, id: u32) -> Result<&[f32]> {
         let Self { shared, cache, embeddings, logits } = self;
-        // What the model says is text: an image token that it chose has no picture, only its embedding.
-        shared.pools.take()?.install(|| {
-            embeddings.clear();
-            shared.model.embed(&[id], embeddings)?;
-            shared.model.forward(embeddings, cache, Some(logits), &mut || Result::<()>::Ok(()))
-        })?;
-        Ok(&self.logits)
+        shared.step(id, (cache, embeddings), Wanted::Logits(logits))?;
+        Ok(logits)
+    }
+
+    fn step_to(&mut self, id: u32, largest: &mut Largest) -> Result<()> {
+        let Self { shared, cache, embeddings, .. } = self;
+        shared.step(id, (cache, embeddings), Wanted::Largest(largest))
     }
 
     fn len(&self) -> usize {

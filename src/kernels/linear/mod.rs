@@ -121,6 +121,23 @@ impl PackedLinear {
         });
     }
 
+    /// The product of one row; `each` is called with parts of it, and the number of a part's first output, while they are near.
+    pub fn multiply_row(&self, row: &Rows, out: &mut [f32], each: impl Fn(usize, &[f32]) + Sync) {
+        assert_eq!((row.width(), row.precision, row.count()), (self.inputs, self.precision(), 1));
+        assert_eq!(out.len(), self.outputs);
+        let out = Split::new(out);
+        let blocks = self.outputs.div_ceil(LANES * PANELS);
+        let at_once = blocks.div_ceil(team::size() * PIECES);
+        team::share(blocks.div_ceil(at_once), |task| {
+            let some = task * at_once..blocks.min((task + 1) * at_once);
+            let first = some.start * PANELS * LANES;
+            let last = self.outputs.min(some.end * PANELS * LANES);
+            some.for_each(|block| self.block(row, (0, 1), block * PANELS, &out, Then::Store, &[]));
+            // SAFETY: this task's, which are done.
+            each(first, unsafe { out.part(first, last - first) });
+        });
+    }
+
     /// The product of some rows and a block of panels from `panel` on.
     fn block(
         &self,
@@ -184,6 +201,8 @@ impl PackedLinear {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::super::math::tests::{largest_difference, numbers};
     use super::*;
 
@@ -260,6 +279,28 @@ mod tests {
                         assert!(difference <= tolerance, "{cpu:?} {precision:?} {then:?} {shape:?}: {difference}");
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_rows_parts_are_its_product() {
+        for case in [(1, 64, 64), (1, 33, 17), (1, 40, 1000)].map(Case::new) {
+            let (read, outputs) = (
+                |output: usize, row: &mut [f32]| row.copy_from_slice(&case.w[output * case.inputs..][..case.inputs]),
+                case.bias.len(),
+            );
+            for cpu in Cpu::available() {
+                let linear = PackedLinear::new((outputs, case.inputs), read, case.bias.clone(), Precision::Int8, cpu);
+                let mut row = Rows::default();
+                row.convert(Precision::Int8, &case.x, case.inputs, cpu);
+                let (mut whole, mut out) = (vec![0.0; outputs], vec![0.0; outputs]);
+                linear.multiply(&row, &mut whole, Then::Store);
+                let parts = Mutex::new(vec![f32::NAN; outputs]);
+                linear.multiply_row(&row, &mut out, |first, part| {
+                    parts.lock().unwrap()[first..][..part.len()].copy_from_slice(part);
+                });
+                assert_eq!((&out, &parts.into_inner().unwrap()), (&whole, &whole), "{cpu:?}");
             }
         }
     }

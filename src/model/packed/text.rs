@@ -1,14 +1,16 @@
 //! The Llama decoder on the kernels.
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
-use super::super::{Loader, Matrix};
+use super::super::{Loader, Matrix, Wanted};
 use super::chunks;
 use crate::config::{ModelConfig, TextConfig};
 use crate::error::Result;
 use crate::kernels::{
     self, Attend, CacheRoom, Cpu, Heads, KeyValueCache, PackedLinear, Precision, Rows, Split, Stored, Then, grow,
 };
+use crate::largest::Largest;
 
 /// Decoder, token embedding and head.
 pub struct TextModel {
@@ -69,15 +71,14 @@ impl TextModel {
         Cache { layers: self.layers.iter().map(layer).collect(), len: 0, buffers: Buffers::default() }
     }
 
-    /// Runs `embeddings` [tokens, hidden], at least one, after what `cache` holds. The logits of the last token [vocab] go to `logits`, if
-    /// there are to be any.
+    /// Runs `embeddings` [tokens, hidden], at least one, after what `cache` holds.
     ///
     /// `check` is asked before each layer; after its error the cache is as it was before.
     pub fn forward<E>(
         &self,
         embeddings: &[f32],
         cache: &mut Cache,
-        logits: Option<&mut Vec<f32>>,
+        wanted: Wanted<'_>,
         check: &mut (dyn FnMut() -> Result<(), E> + Send),
     ) -> Result<(), E> {
         let hidden = self.config.hidden_size;
@@ -101,15 +102,15 @@ impl TextModel {
             let cache = &cache[0];
             let next = self.layers.get(i + 1).zip(later.first_mut());
             // Of the last layer nothing is wanted but what gives the logits.
-            let wanted = match (&next, &logits) {
+            let some = match (&next, &wanted) {
                 (Some(_), _) => 0..tokens,
-                (None, Some(_)) => tokens - 1..tokens,
-                (None, None) => break,
+                (None, Wanted::Nothing) => break,
+                (None, _) => tokens - 1..tokens,
             };
             let seen = cache.stored();
             let next = next.map(|(layer, cache)| (layer, room(cache, before, tokens)));
             // A task goes on with its tokens into the next layer: only keys and values are for all.
-            stream.in_chunks(wanted, |chunk, buffers| {
+            stream.in_chunks(some, |chunk, buffers| {
                 let first = next.as_ref().map_or(&[][..], |(next, _)| next.qkv_proj.first());
                 layer.finish(chunk, &seen, before, first, buffers);
                 if let Some((next, room)) = &next {
@@ -118,14 +119,34 @@ impl TextModel {
             });
         }
         *len += tokens;
-        if let Some(logits) = logits {
-            let Buffers { x, rows, .. } = buffers;
-            let last = &x[(tokens - 1) * hidden..][..hidden];
-            rows.rms_norm(self.lm_head.precision(), last, &self.norm, self.config.rms_norm_eps as f32, Cpu::detect());
-            logits.resize(self.config.vocab_size, 0.0);
-            self.lm_head.multiply(rows, logits, Then::Store);
-        }
+        self.head(tokens - 1, buffers, wanted);
         Ok(())
+    }
+
+    /// What is wanted of a token, which has been through all layers.
+    fn head(&self, token: usize, buffers: &mut Buffers, wanted: Wanted<'_>) {
+        let Buffers { x, rows, logits, .. } = buffers;
+        let (vocab, hidden) = (self.config.vocab_size, self.config.hidden_size);
+        if !matches!(wanted, Wanted::Nothing) {
+            let eps = self.config.rms_norm_eps as f32;
+            rows.rms_norm(self.lm_head.precision(), &x[token * hidden..][..hidden], &self.norm, eps, Cpu::detect());
+        }
+        match wanted {
+            Wanted::Nothing => {}
+            Wanted::Logits(logits) => {
+                logits.resize(vocab, 0.0);
+                self.lm_head.multiply(rows, logits, Then::Store);
+            }
+            Wanted::Largest(largest) => {
+                largest.clear();
+                let (count, all) = (largest.count(), Mutex::new(largest));
+                self.lm_head.multiply_row(rows, grow(logits, vocab), |first, logits| {
+                    let mut some = Largest::new(count);
+                    some.take_in(first as u32, logits);
+                    all.lock().unwrap_or_else(PoisonError::into_inner).join(&some);
+                });
+            }
+        }
     }
 }
 
@@ -154,8 +175,9 @@ impl Cache {
 struct Buffers {
     /// The residual stream [tokens, hidden].
     x: Vec<f32>,
-    /// The last token, as `lm_head` takes it.
+    /// The last token, as `lm_head` takes it, and what that makes of it.
     rows: Rows,
+    logits: Vec<f32>,
     /// Queries, keys and values [tokens, (heads + 2 * kv_heads) * head_dim].
     qkv: Vec<f32>,
     /// Cosines and sines [tokens, head_dim / 2].

@@ -173,7 +173,8 @@ typedef enum smolvlm_dtype {
    */
   SMOLVLM_DTYPE_F16 = 3,
   /**
-   * Signed 8-bit weights; on Candle quantised while loading, one scale per output, activations per token.
+   * Signed 8-bit weights; on Candle quantised while loading, one scale per output, activations, keys and
+   * values per token.
    */
   SMOLVLM_DTYPE_INT8 = 4,
   /**
@@ -325,10 +326,11 @@ typedef struct smolvlm_options {
   const char *onnxruntime_path;
   /**
    * Directory in which Candle keeps BF16, INT8 and INT4 weights as this processor wants them; NULL: nowhere.
-   * The next load of the same model maps them, and reads and quantises no others. It is made if it is
-   * missing, must be trusted as the model's is, and its files must not change in place. One that cannot
-   * be written, or is damaged, is logged, and no error. `SMOLVLM_STATUS_UNSUPPORTED` where weights are
-   * not packed: F32, an accelerator, ONNX Runtime.
+   * The next load of the same model maps them, and reads and quantises no others; a SHA256SUMS is
+   * verified all the same. It must be trusted as the model's directory is, and its files must not change
+   * in place. One that cannot be made is `SMOLVLM_STATUS_INVALID_ARGUMENT`; a file in it that cannot be
+   * written, or is damaged, is logged, and no error. `SMOLVLM_STATUS_UNSUPPORTED` where weights are not
+   * packed: F32, an accelerator, ONNX Runtime.
    */
   const char *packed_cache_dir;
 } smolvlm_options;

@@ -29,8 +29,8 @@ pub struct EngineOptions {
     /// The ONNX Runtime library.
     pub onnxruntime_path: Option<PathBuf>,
     /// A directory in which Candle keeps weights as the kernels want them, in bf16, int8 and int4: a load that finds them there reads no
-    /// others. It is made if it is missing, and must be trusted as the checkpoint is; its files are checked against their digests. `None`:
-    /// nothing is kept.
+    /// others, but what a `SHA256SUMS` lists. It is made if it is missing, and must be trusted as the checkpoint is; its files are checked
+    /// against their digests. `None`: nothing is kept.
     pub packed_cache_dir: Option<PathBuf>,
 }
 

@@ -1,6 +1,6 @@
 //! A checkpoint directory: bounded reads, memory maps, and the optional `SHA256SUMS` that proves it whole.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -18,8 +18,8 @@ const MAX_TEXT_BYTES: u64 = 64 << 20;
 #[derive(Clone, Debug)]
 pub struct ModelFiles {
     dir: PathBuf,
-    /// The names in `SHA256SUMS`; then no other file is read.
-    listed: Option<HashSet<String>>,
+    /// The names in `SHA256SUMS`, with the digests that they have; then no other file is read.
+    listed: Option<HashMap<String, String>>,
 }
 
 impl ModelFiles {
@@ -77,6 +77,11 @@ impl ModelFiles {
         Ok((map, data))
     }
 
+    /// The digest of a file that `SHA256SUMS` lists, in hexadecimal digits.
+    pub fn digest_of(&self, name: &str) -> Option<String> {
+        self.listed.as_ref()?.get(name).cloned()
+    }
+
     /// The size in bytes of a file that another library will open by its path.
     pub fn size(&self, name: &str) -> Result<u64> {
         let path = self.path(name);
@@ -89,7 +94,7 @@ impl ModelFiles {
         let (Some(listed), true) = (&self.listed, path.is_dir()) else { return Ok(()) };
         for entry in path.read_dir().map_err(|e| io_error(&path, e))? {
             let file = entry.map_err(|e| io_error(&path, e))?.file_name();
-            if !listed.contains(&format!("{folder}/{}", file.to_string_lossy())) {
+            if !listed.contains_key(&format!("{folder}/{}", file.to_string_lossy())) {
                 return Err(Error::invalid_model(format!("{}: not listed in {SUMS}", path.join(file).display())));
             }
         }
@@ -100,15 +105,15 @@ impl ModelFiles {
         let path = self.path(name);
         let file = open(&path)?;
         match &self.listed {
-            Some(names) if !names.contains(name) => {
+            Some(names) if !names.contains_key(name) => {
                 Err(Error::invalid_model(format!("{}: not listed in {SUMS}", path.display())))
             }
             _ => Ok(file),
         }
     }
 
-    fn verify(&self) -> Result<HashSet<String>> {
-        let mut names = HashSet::new();
+    fn verify(&self) -> Result<HashMap<String, String>> {
+        let mut names = HashMap::new();
         let place = |line: usize| format!("{}: line {}", self.path(SUMS).display(), line + 1);
         let text = self.read_text(SUMS)?;
         for (i, line) in text.lines().enumerate().filter(|(_, l)| !l.is_empty()) {
@@ -121,7 +126,7 @@ impl ModelFiles {
                 let message = format!("SHA-256 is {found}, {SUMS} says {expected}");
                 return Err(Error::invalid_model(message).at(self.path(name).display()));
             }
-            names.insert(name.to_owned());
+            names.insert(name.to_owned(), found);
         }
         Ok(names)
     }

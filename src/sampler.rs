@@ -2,6 +2,8 @@
 //!
 //! The order is that of transformers: repetition penalty, temperature, top-k, top-p, min-p.
 
+use std::cmp::Ordering;
+
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
@@ -134,7 +136,8 @@ impl Sampler {
         if !max.is_finite() {
             return Err(no_number());
         }
-        let likelier = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+        let likelier =
+            |a: &(f32, u32), b: &(f32, u32)| b.0.partial_cmp(&a.0).unwrap_or(Ordering::Equal).then(a.1.cmp(&b.1));
         if (1..candidates.len()).contains(&top_k) {
             candidates.select_nth_unstable_by(top_k - 1, likelier);
             candidates.truncate(top_k);
@@ -231,8 +234,13 @@ mod tests {
             let Some(mut largest) = sampler.needs() else { continue };
             largest.take_in(0, &logits);
             let mut other = Sampler::new(options).unwrap();
+            let largest_logit = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let first_of_the_largest = logits.iter().position(|&logit| logit == largest_logit).unwrap() as u32;
             for _ in 0..50 {
-                assert_eq!(sampler.pick(&largest).unwrap(), other.sample(&logits, &[]).unwrap());
+                // Of all.
+                other.candidates = logits.iter().copied().zip(0..).collect();
+                let drawn = if temperature == 0.0 { first_of_the_largest } else { other.draw().unwrap() };
+                assert_eq!(sampler.pick(&largest).unwrap(), drawn);
             }
         }
         let penalty = Sampling { repetition_penalty: 1.5, ..Default::default() };

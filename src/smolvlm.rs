@@ -60,6 +60,8 @@ pub struct SmolVLMConfig {
     pub num_threads: usize,
     /// The ONNX Runtime library. `None`: `ORT_DYLIB_PATH`, else the system's.
     pub onnxruntime_path: Option<PathBuf>,
+    /// Where packed weights are kept for the next time. `None`: nowhere.
+    pub packed_cache_dir: Option<PathBuf>,
     /// 0: [`crate::session::DEFAULT_MAX_NEW_TOKENS`].
     pub max_new_tokens: usize,
 }
@@ -80,6 +82,7 @@ impl SmolVLM {
             dtype: config.dtype,
             num_threads: config.num_threads,
             onnxruntime_path: config.onnxruntime_path,
+            packed_cache_dir: config.packed_cache_dir,
             ..Default::default()
         };
         Ok(Self { engine: Engine::load(&path, &options)?, max_new_tokens: config.max_new_tokens })

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Value, json};
-use smolvlm::{Engine, EngineOptions, Error, ImageView, PixelFormat, Request};
+use smolvlm::{DTypeKind, Engine, EngineOptions, Error, ErrorKind, ImageView, PixelFormat, Request};
 
 const SUMS: &str = "SHA256SUMS";
 const WEIGHTS: &str = "model.safetensors";
@@ -286,6 +286,24 @@ fn files_that_contradict_each_other_are_errors_that_name_both_values() {
     assert!(message.contains("preprocessor_config.json: size.longest_edge: 70000"), "{message}");
     let message = change("preprocessor_config.json", "/image_std/1", json!(0));
     assert!(message.contains("preprocessor_config.json: image_std: 0"), "{message}");
+}
+
+#[test]
+fn a_cache_that_no_number_of_bytes_can_say_is_too_large() {
+    let _alone = alone();
+    let copy = Copy::new("vast", false);
+    let mut value: Value = serde_json::from_slice(&copy.original("config.json")).unwrap();
+    for name in ["num_hidden_layers", "num_key_value_heads", "num_attention_heads", "head_dim"] {
+        value["text_config"][name] = json!(1 << 24);
+    }
+    std::fs::write(copy.dir.join("config.json"), serde_json::to_vec(&value).unwrap()).unwrap();
+    for dtype in [DTypeKind::F32, DTypeKind::Bf16, DTypeKind::Int8] {
+        let load = |max_memory_bytes| {
+            Engine::load(&copy.dir, &EngineOptions { dtype, max_memory_bytes, ..options() }).err().unwrap()
+        };
+        assert_eq!(load(0).kind(), ErrorKind::InvalidModel);
+        assert_eq!(load(u64::MAX - 1).kind(), ErrorKind::OutOfMemory);
+    }
 }
 
 #[cfg(unix)]

@@ -3,7 +3,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Mutex, Once};
+use std::thread::sleep;
+use std::time::Duration;
 
 use smolvlm::{BackendKind, DTypeKind, Engine, EngineOptions, ErrorKind, ImageView, Request, log};
 
@@ -139,11 +142,16 @@ fn a_file_of_another_precision_is_not_taken() {
     assert_eq!(ours, right);
 }
 
+/// The age from which on a file's digest is remembered.
+const SETTLED: Duration = Duration::from_millis(2100);
+
 #[test]
 fn a_checkpoint_that_changes_in_place_is_another() {
     let (folder, model) = (Folder::new("changed"), demo("changed-model"));
     let weights = model.0.join("model.safetensors");
+    sleep(SETTLED);
     folder.load(&model.0, DTypeKind::Int8);
+    assert_eq!((folder.files("packed").len(), folder.files("sha256").len()), (1, usize::from(cfg!(unix))));
     let before = folder.packed();
     let (mut bytes, modified) = (fs::read(&weights).unwrap(), weights.metadata().unwrap().modified().unwrap());
     let last = bytes.len() - 2;
@@ -151,28 +159,80 @@ fn a_checkpoint_that_changes_in_place_is_another() {
     // The same size, and the same time of the last change.
     fs::write(&weights, bytes).unwrap();
     fs::File::options().write(true).open(&weights).unwrap().set_modified(modified).unwrap();
+    sleep(SETTLED);
     let (_, said) = folder.load(&model.0, DTypeKind::Int8);
     assert_said(&said, "packed weights written");
-    assert_eq!(folder.files("packed").len(), 2);
-    assert!(before.exists());
+    let after = folder.files("packed").into_iter().find(|file| *file != before).unwrap();
+
+    // All arrays of the one have the names and shapes of the other one's.
+    fs::copy(before, &after).unwrap();
+    let (_, said) = folder.load(&model.0, DTypeKind::Int8);
+    assert_said(&said, "weights are packed anew");
 }
 
 #[cfg(unix)]
 #[test]
 fn the_digest_is_remembered_and_only_whole() {
-    let folder = Folder::new("digest");
-    folder.load(Path::new(DEMO), DTypeKind::Int8);
+    let (folder, model) = (Folder::new("digest"), demo("digest-model"));
+    folder.load(&model.0, DTypeKind::Int8);
+    assert!(folder.files("sha256").is_empty(), "the file has just been made");
+    sleep(SETTLED);
+    folder.load(&model.0, DTypeKind::Int8);
     let [memory] = &folder.files("sha256")[..] else { panic!("{:?}", folder.files("sha256")) };
     let digest = fs::read_to_string(memory).unwrap();
     assert!(folder.packed().file_name().unwrap().to_str().unwrap().starts_with(&digest));
-    fs::write(memory, &digest[..63]).unwrap();
-    let (_, said) = folder.load(Path::new(DEMO), DTypeKind::Int8);
-    assert_said(&said, ".packed: packed weights");
-    assert_eq!(fs::read_to_string(memory).unwrap(), digest);
+    // Cut short; endless; one that waits for a writer; written elsewhere.
+    let elsewhere = folder.0.join("elsewhere");
+    fs::write(&elsewhere, "theirs").unwrap();
+    for wrong in 0..4 {
+        fs::remove_file(memory).unwrap();
+        match wrong {
+            0 => fs::write(memory, &digest[..63]).unwrap(),
+            1 => std::os::unix::fs::symlink("/dev/zero", memory).unwrap(),
+            2 => assert!(Command::new("mkfifo").arg(memory).status().unwrap().success()),
+            _ => std::os::unix::fs::symlink(&elsewhere, memory).unwrap(),
+        }
+        let (_, said) = folder.load(&model.0, DTypeKind::Int8);
+        assert_said(&said, ".packed: packed weights");
+        assert!(memory.symlink_metadata().unwrap().is_file());
+        assert_eq!(fs::read_to_string(memory).unwrap(), digest);
+    }
+    assert_eq!(fs::read_to_string(elsewhere).unwrap(), "theirs");
     // What it says is what the weights are known by: they are not read again.
     fs::write(memory, "0".repeat(64)).unwrap();
-    let (_, said) = folder.load(Path::new(DEMO), DTypeKind::Int8);
+    let (_, said) = folder.load(&model.0, DTypeKind::Int8);
     assert_said(&said, &format!("{}-int8", "0".repeat(64)));
+}
+
+#[test]
+fn what_has_been_verified_is_not_digested_again() {
+    let folder = Folder::new("verified");
+    folder.load(Path::new(DEMO), DTypeKind::Int8);
+    let sums = fs::read_to_string(Path::new(DEMO).join("SHA256SUMS")).unwrap();
+    let digest = sums.lines().find_map(|line| line.strip_suffix("  model.safetensors")).unwrap();
+    assert!(folder.packed().file_name().unwrap().to_str().unwrap().starts_with(digest));
+    assert!(folder.files("sha256").is_empty());
+}
+
+#[test]
+fn several_may_write_at_once_and_leftovers_are_left_alone() {
+    let folder = Folder::new("several");
+    fs::create_dir_all(&folder.0).unwrap();
+    let (right, _) = folder.load(Path::new(DEMO), DTypeKind::Int8);
+    let name = folder.packed().file_stem().unwrap().to_str().unwrap().to_owned();
+    fs::remove_file(folder.packed()).unwrap();
+    // What a process of the same number has left behind, for as many files as this one has written and will write.
+    let leftovers: Vec<_> = (0..200).map(|i| folder.0.join(format!("{name}.{}-{i}.tmp", std::process::id()))).collect();
+    leftovers.iter().for_each(|path| fs::write(path, "theirs").unwrap());
+    std::thread::scope(|scope| {
+        let loads: Vec<_> = (0..3).map(|_| scope.spawn(|| folder.load(Path::new(DEMO), DTypeKind::Int8).0)).collect();
+        loads.into_iter().for_each(|load| assert_eq!(load.join().unwrap(), right));
+    });
+    assert!(leftovers.iter().all(|path| fs::read(path).unwrap() == b"theirs"));
+    assert_eq!(folder.files("tmp").len(), leftovers.len());
+    let (ours, said) = folder.load(Path::new(DEMO), DTypeKind::Int8);
+    assert_said(&said, ".packed: packed weights");
+    assert_eq!(ours, right);
 }
 
 #[test]
@@ -221,6 +281,8 @@ fn what_is_not_packed_cannot_be_kept() {
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(error.message().starts_with("packed_cache_dir: "), "{error}");
     }
+    let error = load(EngineOptions { packed_cache_dir: Some(PathBuf::new()), dtype: DTypeKind::Int8, ..kept() });
+    assert_eq!((error.kind(), error.message()), (ErrorKind::InvalidArgument, "packed_cache_dir: empty"));
     fs::write(&folder.0, "a file").unwrap();
     let error = load(EngineOptions { dtype: DTypeKind::Int8, ..kept() });
     let _ = fs::remove_file(&folder.0);

@@ -167,7 +167,7 @@ fn attention(
     let causally = (Attend::CausallyFrom(positions - tokens), positions - tokens / 2);
     let (attend, seen) = if is_vision { (Attend::Everywhere, positions) } else { causally };
     let work = match tokens {
-        1 => Work::Bytes(positions * KeyValueCache::position_bytes(heads.1, HEAD_DIM, precision)),
+        1 => Work::Bytes(positions * KeyValueCache::position_bytes(heads.1, HEAD_DIM, precision) as usize),
         _ => Work::Products(4 * width * tokens * seen, precision),
     };
     let mut out = vec![0.0; tokens * width];

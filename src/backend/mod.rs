@@ -268,7 +268,8 @@ fn missing(name: &str) -> Error {
 /// Numbers that the KV cache has for a position.
 #[cfg(any(feature = "candle", feature = "onnx"))]
 fn cached_numbers(text: &TextConfig) -> u64 {
-    2 * text.num_hidden_layers as u64 * text.num_key_value_heads as u64 * text.head_dim as u64
+    let dimensions = [text.num_hidden_layers, text.num_key_value_heads, text.head_dim];
+    dimensions.into_iter().fold(2, |numbers: u64, dimension| numbers.saturating_mul(dimension as u64))
 }
 
 /// Refuses before loading what would not fit: weights, and one session's full KV cache.

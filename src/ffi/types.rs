@@ -147,7 +147,8 @@ pub enum smolvlm_dtype {
     Bf16 = 2,
     /// 16-bit floats.
     F16 = 3,
-    /// Signed 8-bit weights; on Candle quantised while loading, one scale per output, activations per token.
+    /// Signed 8-bit weights; on Candle quantised while loading, one scale per output, activations, keys and
+    /// values per token.
     Int8 = 4,
     /// Unsigned 8-bit weights.
     Uint8 = 5,
@@ -265,10 +266,11 @@ pub struct smolvlm_options {
     /// another file is `SMOLVLM_STATUS_INVALID_ARGUMENT`.
     pub onnxruntime_path: *const c_char,
     /// Directory in which Candle keeps BF16, INT8 and INT4 weights as this processor wants them; NULL: nowhere.
-    /// The next load of the same model maps them, and reads and quantises no others. It is made if it is
-    /// missing, must be trusted as the model's is, and its files must not change in place. One that cannot
-    /// be written, or is damaged, is logged, and no error. `SMOLVLM_STATUS_UNSUPPORTED` where weights are
-    /// not packed: F32, an accelerator, ONNX Runtime.
+    /// The next load of the same model maps them, and reads and quantises no others; a SHA256SUMS is
+    /// verified all the same. It must be trusted as the model's directory is, and its files must not change
+    /// in place. One that cannot be made is `SMOLVLM_STATUS_INVALID_ARGUMENT`; a file in it that cannot be
+    /// written, or is damaged, is logged, and no error. `SMOLVLM_STATUS_UNSUPPORTED` where weights are not
+    /// packed: F32, an accelerator, ONNX Runtime.
     pub packed_cache_dir: *const c_char,
 }
 

@@ -1,33 +1,45 @@
 //! What a checkpoint's weights are known by: SHA-256, made once for as long as the files stay the same.
 
-use std::fs::{self, Metadata};
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read, Write};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
 
-use crate::log;
+use crate::{files, log};
 
 /// Changes that are as close to each other may leave the same time behind: a file that has just been changed is not known yet.
 const SETTLED: Duration = Duration::from_secs(2);
 
-/// The digest of a file, in hexadecimal digits; kept in `memory`, a directory, under what `data` says of the file. `read` is to call its
-/// argument with all that is in it.
-pub fn of_file(data: &Metadata, memory: &Path, read: impl FnOnce(&mut dyn FnMut(&[u8]))) -> String {
+/// Places of a file that are looked at to tell it from another one, and how many bytes of each.
+const SAMPLES: usize = 16;
+const SAMPLE: usize = 64;
+
+/// Hexadecimal digits of a digest.
+const DIGITS: usize = 64;
+
+/// The digest of a file's `bytes`, in hexadecimal digits; kept in `memory`, a directory, under what `data` says of the file and a few samples
+/// of it. `read` is to call its argument with all of the bytes.
+pub fn of_file(bytes: &[u8], data: &Metadata, memory: &Path, read: impl FnOnce(&mut dyn FnMut(&[u8]))) -> String {
     let digest = || {
         let mut hasher = Sha256::new();
         read(&mut |bytes| hasher.update(bytes));
         hex(hasher)
     };
-    let Some(identity) = identity(data) else { return digest() };
-    let path = memory.join(format!("{}.sha256", hex(Sha256::new_with_prefix(identity))));
-    if let Some(known) = fs::read_to_string(&path).ok().filter(|known| is_digest(known)) {
+    let Some(identity) = identity(bytes, data) else { return digest() };
+    let path = memory.join(format!("{identity}.sha256"));
+    if let Some(known) = known(&path) {
         return known;
     }
     let digest = digest();
-    // Two may write it at once, and the same.
-    if let Err(error) = fs::write(&path, &digest) {
-        log::warn(format_args!("{}: {error}; the next load digests all weights again", path.display()));
+    match keep(&path, &digest) {
+        // Somebody else did, meanwhile.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => {
+            log::warn(format_args!("{}: {error}; the next load digests all weights again", path.display()));
+        }
+        Ok(()) => {}
     }
     digest
 }
@@ -42,22 +54,38 @@ fn hex(hasher: Sha256) -> String {
 }
 
 /// One that is not whole is not believed.
-fn is_digest(text: &str) -> bool {
-    text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit())
+fn known(path: &Path) -> Option<String> {
+    let mut digest = String::new();
+    files::open(path).ok()?.take(DIGITS as u64 + 1).read_to_string(&mut digest).ok()?;
+    (digest.len() == DIGITS && digest.bytes().all(|b| b.is_ascii_hexdigit())).then_some(digest)
 }
 
-/// What changes with every change of a file: the system sets the last of its times, and lets nobody else.
+/// A new file: nobody reads half of an old one, or has another one written through a link.
+fn keep(path: &Path, digest: &str) -> io::Result<()> {
+    if path.symlink_metadata().is_ok() {
+        fs::remove_file(path)?;
+    }
+    File::create_new(path)?.write_all(digest.as_bytes())
+}
+
+/// What changes with every change of a file. Most systems set the last of its times, and let nobody else; those of an image that is only read
+/// come from its maker: samples of what is in it tell other weights, then.
 #[cfg(unix)]
-fn identity(data: &Metadata) -> Option<String> {
+fn identity(bytes: &[u8], data: &Metadata) -> Option<String> {
     use std::os::unix::fs::MetadataExt;
     let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(data.ctime().try_into().ok()?);
     SystemTime::now().duration_since(changed).ok().filter(|&age| age > SETTLED)?;
     let (mtime, ctime) = ((data.mtime(), data.mtime_nsec()), (data.ctime(), data.ctime_nsec()));
-    Some(format!("{} {} {} {mtime:?} {ctime:?}", data.dev(), data.ino(), data.size()))
+    let mut hasher =
+        Sha256::new_with_prefix(format!("{} {} {} {mtime:?} {ctime:?}", data.dev(), data.ino(), data.size()));
+    for sample in bytes.chunks(bytes.len().div_ceil(SAMPLES).max(1)) {
+        hasher.update(&sample[..sample.len().min(SAMPLE)]);
+    }
+    Some(hex(hasher))
 }
 
 /// Elsewhere no such time is to be had.
 #[cfg(not(unix))]
-fn identity(_: &Metadata) -> Option<String> {
+fn identity(_: &[u8], _: &Metadata) -> Option<String> {
     None
 }

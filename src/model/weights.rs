@@ -37,6 +37,8 @@ struct Shard {
     path: String,
     map: Mmap,
     data: Metadata,
+    /// That has been verified already.
+    digest: Option<String>,
 }
 
 #[derive(Clone)]
@@ -86,7 +88,7 @@ impl Weights {
             };
             self.tensors.insert(tensor.to_owned(), entry);
         }
-        self.shards.push(Shard { path, map, data });
+        self.shards.push(Shard { path, map, data, digest: files.digest_of(name) });
         Ok(())
     }
 
@@ -104,7 +106,10 @@ impl Weights {
                 release(map, bytes);
             }
         };
-        let of_file = |shard: &Shard| digest::of_file(&shard.data, memory, |take| read(&shard.map, take));
+        let of_file = |shard: &Shard| match &shard.digest {
+            Some(digest) => digest.clone(),
+            None => digest::of_file(&shard.map, &shard.data, memory, |take| read(&shard.map, take)),
+        };
         digest::of_all(self.shards.iter().map(of_file).collect())
     }
 

@@ -118,10 +118,10 @@ fn choose(asked: DTypeKind, device: Device, device_kind: DeviceKind) -> Result<C
 /// Bytes of the KV cache for a position.
 fn position_bytes(arithmetic: &Arithmetic, text: &TextConfig) -> u64 {
     match arithmetic {
-        Arithmetic::Tensors(dtype, _) => cached_numbers(text) * dtype.size_in_bytes() as u64,
+        Arithmetic::Tensors(dtype, _) => cached_numbers(text).saturating_mul(dtype.size_in_bytes() as u64),
         Arithmetic::Packed(precision, _) => {
             let of_layer = KeyValueCache::position_bytes(text.num_key_value_heads, text.head_dim, *precision);
-            (text.num_hidden_layers * of_layer) as u64
+            of_layer.saturating_mul(text.num_hidden_layers as u64)
         }
     }
 }

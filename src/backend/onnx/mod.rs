@@ -57,7 +57,7 @@ impl OnnxBackend {
         // ONNX Runtime opens the weights beside a graph by itself.
         files.check_folder("onnx")?;
         // During a step the former cache and the new one are there.
-        let position_bytes = 2 * variant.cache_element_bytes() as u64 * cached_numbers(&model.text);
+        let position_bytes = cached_numbers(&model.text).saturating_mul(2 * variant.cache_element_bytes() as u64);
         check_memory(variant.bytes(files)?, position_bytes, model, options)?;
         let threads = super::threads(options);
         let opener = Opener { environment, providers: &providers, threads, same_shapes: false };

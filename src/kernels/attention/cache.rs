@@ -55,14 +55,11 @@ impl KeyValueCache {
     }
 
     /// Bytes of a position in such a cache.
-    pub fn position_bytes(heads: usize, head_dim: usize, precision: Precision) -> usize {
-        let numbers = head_dim + head_dim.next_multiple_of(LANES);
-        heads
-            * if precision == Precision::Bf16 {
-                numbers * size_of::<u16>()
-            } else {
-                numbers.next_multiple_of(QUAD) + 2 * size_of::<f32>() + size_of::<i32>()
-            }
+    pub fn position_bytes(heads: usize, head_dim: usize, precision: Precision) -> u64 {
+        let Sizes { keys, values, .. } = Sizes::new(head_dim, precision, ROOM);
+        let numbers = if precision == Precision::Bf16 { 0 } else { 3 * ROOM };
+        let of_head = (keys + values + numbers) * size_of::<u32>() / ROOM;
+        (heads as u64).saturating_mul(of_head as u64)
     }
 
     /// Forgets all from position `len` on.
@@ -194,7 +191,7 @@ impl CacheRoom<'_> {
     /// Puts the rows of `keys` and `values` from position `at` of the room on; on this thread.
     ///
     /// # Safety
-    /// No other thread puts one of these positions, or the one beside it in a pair: pairs begin at even positions of the cache.
+    /// No other thread puts one of these positions, or in bf16 the one beside it in a pair: pairs begin at even positions of the cache.
     pub unsafe fn put(&self, at: usize, keys: Heads<'_>, values: Heads<'_>) {
         for all in [keys, values] {
             assert_eq!((all.rows, all.heads, all.head_dim), (keys.rows, self.heads, self.head_dim));
@@ -282,7 +279,8 @@ mod tests {
             cache.append(2 * ROOM);
             let words = cache.keys.len() + cache.values.len();
             let numbers = cache.key_scales.len() + cache.value_scales.len() + cache.corrections.len();
-            assert_eq!((words + numbers) * 4, 2 * ROOM * KeyValueCache::position_bytes(3, head_dim, precision));
+            let bytes = 2 * ROOM as u64 * KeyValueCache::position_bytes(3, head_dim, precision);
+            assert_eq!((words + numbers) as u64 * 4, bytes);
         }
     }
 }

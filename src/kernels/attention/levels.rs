@@ -56,8 +56,8 @@ pub(super) struct Keys<'a> {
     pub(super) positions: usize,
 }
 
-/// Scores of `queries` with `keys` [rows, positions], panels of a pair in turn, as packing two registers leaves them. Those beyond the i16 are its ends. `ahead` is fetched meanwhile,
-/// but not by AMX.
+/// Scores of `queries` with `keys` [rows, positions], panels of a pair in turn, as packing two registers leaves them. Those beyond the i16 are
+/// its ends. `ahead` is fetched meanwhile, but not by AMX.
 ///
 /// # Safety
 /// The processor has AVX-512 F, BW and VNNI, and what `cpu` has.
@@ -276,7 +276,7 @@ pub(super) struct Fine<'a> {
     pub(super) factors: &'a [u16],
 }
 
-/// What each number is of the largest of them, in 65536ths less one, in the order of scores; the largest. `out` has as many to a multiple of
+/// What each number is of the largest of them, in 65535ths, in the order of scores; the largest. `out` has as many to a multiple of
 /// VECTOR; the others are 0.
 ///
 /// # Safety

@@ -19,7 +19,7 @@ use super::block::{Block, LANES, Out, PAIR, PANELS, Panels, QUAD, Strides};
 use super::rows::scratch;
 use super::team::{self, Split};
 use super::{Cpu, Precision, Rows, math};
-use softmax::{Keys, OCTAVE, Scores, Softmax};
+use softmax::{OCTAVE, Positions, Scores, Softmax};
 
 pub use cache::{CacheRoom, KeyValueCache};
 pub use int8::Int8KeysValues;
@@ -278,17 +278,17 @@ impl<'a> Work<'a> {
         let fetched = |panels: Panels<'a>| &panels.bytes()[..panels.bytes().len().min(of_block)];
         for from in (first..end).step_by(POSITIONS) {
             let positions = POSITIONS.min(end - from);
-            let [panels, values] = self.stored.block(self.head, from);
+            let [keys, values] = self.stored.block(self.head, from);
             let value_scales = self.stored.heads[self.head].value_scales;
             let value_scales = if value_scales.is_empty() { &[] } else { &value_scales[from..][..positions] };
-            let keys = Keys { panels, positions, value_scales };
+            let block = Positions { keys, count: positions, value_scales };
             let after_values = match from + POSITIONS {
                 next if next < end => fetched(self.stored.block(self.head, next)[0]),
                 _ if self.head + 1 < self.stored.heads.len() => fetched(self.stored.block(self.head + 1, first)[0]),
                 _ => self.next,
             };
             let seen = |row| self.end(row).saturating_sub(from).min(positions);
-            scores.weigh(queries, keys, seen, cpu, rows, fetched(values));
+            scores.weigh(queries, block, seen, cpu, rows, fetched(values));
             if from > first {
                 for (mixed, row) in mixed.chunks_exact_mut(head_dim).zip(&*rows).filter(|(_, row)| row.kept != 1.0) {
                     math::scale(mixed, row.kept, cpu);

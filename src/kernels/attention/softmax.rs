@@ -34,11 +34,11 @@ impl Softmax {
     }
 }
 
-/// Keys of a block of positions, and what each one's value has to be multiplied by; if that is there, weights have it in them, and 16 bits
+/// A block of positions: their keys, and what each one's value has to be multiplied by; if that is there, weights have it in them, and 16 bits
 /// instead of 8.
-pub(super) struct Keys<'a> {
-    pub(super) panels: Panels<'a>,
-    pub(super) positions: usize,
+pub(super) struct Positions<'a> {
+    pub(super) keys: Panels<'a>,
+    pub(super) count: usize,
     pub(super) value_scales: &'a [f32],
 }
 
@@ -59,13 +59,13 @@ pub(super) struct Scores {
 }
 
 impl Scores {
-    /// `weights` become those of all positions of `keys` for each of `queries`, relative to the row's largest score so far in bf16, to that of the
-    /// block in 8 bits; `rows` take them in. What a row does not see, from position `seen(row)` on, has no weight. On this thread;
-    /// `ahead` is fetched meanwhile.
+    /// `weights` become those of all positions for each of `queries`, relative to the row's largest score so far in bf16, to that of the block
+    /// in 8 bits; `rows` take them in. What a row does not see, from position `seen(row)` on, has no weight. On this thread; `ahead` is
+    /// fetched meanwhile.
     pub(super) fn weigh(
         &mut self,
         queries: &Rows,
-        keys: Keys<'_>,
+        block: Positions<'_>,
         seen: impl Fn(usize) -> usize,
         cpu: Cpu,
         rows: &mut [Softmax],
@@ -73,7 +73,7 @@ impl Scores {
     ) {
         let count = queries.count();
         let Self { weights, low, .. } = self;
-        let Keys { panels, positions, value_scales } = keys;
+        let Positions { keys: panels, count: positions, value_scales } = block;
         let fine = !value_scales.is_empty();
         let one = if fine { 65535.0 } else { 255.0 };
         assert!(!fine || value_scales.len() == positions);

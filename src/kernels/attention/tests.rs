@@ -138,7 +138,41 @@ fn seen([queries, keys, values]: [&[f32]; 3], head_dim: usize, attend: Attend, c
 }
 
 #[test]
-fn a_prompts_small_weights_add_up_beside_a_large_one() {
+fn positions_of_one_word_may_come_from_several_threads() {
+    let (heads, head_dim, positions) = (2, 6, 1003);
+    let width = heads * head_dim;
+    let (keys, values) = (numbers(positions * width, 1), numbers(positions * width, 2));
+    let row = |rows: &[f32], position: usize| rows[position * width..][..width].to_vec();
+    let mut caches = [1, 4].map(|threads| {
+        let mut cache = KeyValueCache::new(heads, head_dim, Precision::Int8, Cpu::Portable);
+        let room = cache.append(positions);
+        std::thread::scope(|scope| {
+            for thread in 0..threads {
+                let (room, keys, values) = (&room, &keys, &values);
+                scope.spawn(move || {
+                    for position in (thread..positions).step_by(threads) {
+                        let (key, value) = (row(keys, position), row(values, position));
+                        let [key, value] = [&key, &value].map(|row| Heads::beside(row, width, 0, (heads, head_dim)));
+                        // SAFETY: no other thread has this position, and 8 bits have no pairs.
+                        unsafe { room.put(position, key, value) };
+                    }
+                });
+            }
+        });
+        cache
+    });
+    let queries = numbers(width, 3);
+    let [one, four] = caches.each_mut().map(|cache| {
+        let mut seen = vec![f32::NAN; width];
+        let queries = Heads::beside(&queries, width, 0, (heads, head_dim));
+        cache.stored().attend(queries, 0.3, Attend::Everywhere, &mut seen, &[]);
+        seen
+    });
+    assert_eq!(one, four);
+}
+
+#[test]
+fn small_weights_in_8_bits_add_up_beside_a_large_one() {
     // One position is 2048 times, 11 octaves, as heavy as each of the 2047 others, whose values are all the same: half of what the query sees.
     let (head_dim, positions) = (16, 2 * POSITIONS);
     let keys: Vec<f32> =
@@ -194,9 +228,13 @@ fn attention_is_attention_however_the_tokens_come() {
                     // Something that is forgotten again must leave no trace.
                     let forgotten = vec![f32::INFINITY; width * positions.next_multiple_of(2)];
                     let stored = if let Some((piece, _)) = way {
-                        append(&mut cache, [&forgotten, &forgotten]);
-                        cache.truncate(0);
+                        // All at once; or some of it before each piece, so that the cache has to grow later.
+                        let some =
+                            if piece < positions { &forgotten[..forgotten.len().min(4 * width)] } else { &forgotten };
                         for (keys, values) in keys.chunks(piece * width).zip(values.chunks(piece * width)) {
+                            let len = cache.stored().len;
+                            append(&mut cache, [some, some]);
+                            cache.truncate(len);
                             append(&mut cache, [keys, values]);
                         }
                         cache.stored()

@@ -160,7 +160,7 @@ impl PackedLinear {
         let column = panel * LANES;
         let columns = (PANELS * LANES).min(self.outputs - column);
         let bias = self.bias.get(column..).unwrap_or_default();
-        // SAFETY: `multiply` has checked that the rows and columns lie in `out`; no other task has both.
+        // SAFETY: whoever calls this has checked that the rows and columns lie in `out`; no other task has both.
         let mut out =
             unsafe { Out::new(out.at(row * self.outputs + column), self.outputs, columns, bias, then == Then::Add) };
         block.run(&mut out, self.cpu);

@@ -50,12 +50,16 @@ impl Store {
         load: impl Fn(&Self) -> Result<T>,
     ) -> Result<T> {
         let Some(dir) = dir else { return load(&Self::None) };
+        if dir.as_os_str().is_empty() {
+            return Err(Error::invalid_argument("packed_cache_dir: empty"));
+        }
         fs::create_dir_all(dir)
             .map_err(|e| Error::invalid_argument(format!("packed_cache_dir: {}: {e}", dir.display())))?;
         let precision = format!("{precision:?}").to_lowercase();
-        let path = dir.join(format!("{}-{precision}-{}.packed", weights.digest(dir), Cpu::detect().name()));
+        let key = format!("{}-{precision}-{}", weights.digest(dir), Cpu::detect().name());
+        let path = dir.join(format!("{key}.packed"));
         if path.exists() {
-            match Reader::open(&path).and_then(|reader| load(&Self::From(reader))) {
+            match Reader::open(&path, &key).and_then(|reader| load(&Self::From(reader))) {
                 Ok(loaded) => {
                     log::info(format_args!("{}: packed weights", path.display()));
                     return Ok(loaded);
@@ -63,7 +67,7 @@ impl Store {
                 Err(error) => log::warn(format_args!("{error}; weights are packed anew")),
             }
         }
-        let store = Self::To(Writer::new(path));
+        let store = Self::To(Writer::new(path, key));
         let loaded = load(&store)?;
         if let Self::To(writer) = store {
             writer.finish();
@@ -75,12 +79,13 @@ impl Store {
 /// A file that is there.
 pub struct Reader {
     path: PathBuf,
+    key: String,
     map: Arc<Mmap>,
     at: Cell<usize>,
 }
 
 impl Reader {
-    fn open(path: &Path) -> Result<Self> {
+    fn open(path: &Path, key: &str) -> Result<Self> {
         let file = files::open(path)?;
         let invalid = |message: &dyn std::fmt::Display| Error::invalid_model(format!("{}: {message}", path.display()));
         // SAFETY: the map is read-only. Whoever changes the file in place breaks the contract of `packed_cache_dir`; we do not.
@@ -91,7 +96,7 @@ impl Reader {
         if !map.starts_with(HEADER) {
             return Err(invalid(&"is not of this version's layout"));
         }
-        Ok(Self { path: path.to_owned(), map: Arc::new(map), at: Cell::new(HEADER.len()) })
+        Ok(Self { path: path.to_owned(), key: key.to_owned(), map: Arc::new(map), at: Cell::new(HEADER.len()) })
     }
 
     /// The next array, which must be the one that `label` names.
@@ -100,7 +105,7 @@ impl Reader {
         let rest = &self.map[self.at.get()..];
         let (head, body) = rest.split_at_checked(ALIGNMENT).ok_or_else(|| wrong("is not there"))?;
         let bytes = body.get(..size).ok_or_else(|| wrong("is cut short"))?;
-        if head != self::head(label, bytes) {
+        if head != self::head((&self.key, label, self.at.get()), bytes) {
             return Err(wrong("is damaged, or another's"));
         }
         let start = self.at.get() + ALIGNMENT;
@@ -112,31 +117,44 @@ impl Reader {
 /// A file that is to be.
 pub struct Writer {
     path: PathBuf,
+    key: String,
     temporary: PathBuf,
-    /// None once it is done, or something went wrong.
+    /// None once it is done, or something went wrong: then nothing of it is there.
     file: RefCell<Option<File>>,
+    at: Cell<usize>,
 }
 
 impl Writer {
-    fn new(path: PathBuf) -> Self {
+    fn new(path: PathBuf, key: String) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let unique = format!("{}-{}.tmp", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let writer = Self { temporary: path.with_extension(unique), path, file: RefCell::default() };
-        match File::create_new(&writer.temporary) {
-            Ok(file) => {
-                writer.file.replace(Some(file));
+        let name = || format!("{}-{}.tmp", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let (temporary, file) = loop {
+            let temporary = path.with_extension(name());
+            match File::create_new(&temporary) {
+                Ok(file) => break (temporary, Some(file)),
+                // Another container's process may have the same number, or have had it.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => {
+                    not_kept(&temporary, &error);
+                    break (temporary, None);
+                }
             }
-            Err(error) => writer.give_up(&error),
-        }
+        };
+        let writer = Self { path, key, temporary, file: RefCell::new(file), at: Cell::new(HEADER.len()) };
         writer.write(|file| file.write_all(HEADER));
         writer
     }
 
     /// Appends an array.
     pub fn put(&self, label: &str, bytes: &[u8]) {
+        if self.file.borrow().is_none() {
+            return;
+        }
+        let head = head((&self.key, label, self.at.get()), bytes);
         let padding = bytes.len().next_multiple_of(ALIGNMENT) - bytes.len();
+        self.at.set(self.at.get() + head.len() + bytes.len() + padding);
         self.write(|file| {
-            file.write_all(&head(label, bytes))?;
+            file.write_all(&head)?;
             file.write_all(bytes)?;
             file.write_all(&[0; ALIGNMENT][..padding])
         });
@@ -148,39 +166,45 @@ impl Writer {
     }
 
     fn finish(self) {
-        if self.file.take().is_some() {
+        if self.file.borrow().is_some() {
             match fs::rename(&self.temporary, &self.path) {
-                Ok(()) => log::info(format_args!("{}: packed weights written", self.path.display())),
+                Ok(()) => {
+                    self.file.take();
+                    log::info(format_args!("{}: packed weights written", self.path.display()));
+                }
                 Err(error) => self.give_up(&error),
             }
         }
     }
 
     fn give_up(&self, error: &io::Error) {
-        log::warn(format_args!("{}: {error}; packed weights are not kept", self.temporary.display()));
+        not_kept(&self.temporary, error);
         self.remove();
     }
 
     fn remove(&self) {
-        self.file.take();
-        // It may be there or not; nobody reads it.
-        let _ = fs::remove_file(&self.temporary);
+        if self.file.take().is_some() {
+            // Nobody reads it.
+            let _ = fs::remove_file(&self.temporary);
+        }
     }
 }
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        if self.file.borrow().is_some() {
-            self.remove();
-        }
+        self.remove();
     }
 }
 
-/// What stands before an array.
-fn head(label: &str, bytes: &[u8]) -> [u8; ALIGNMENT] {
+fn not_kept(path: &Path, error: &io::Error) {
+    log::warn(format_args!("{}: {error}; packed weights are not kept", path.display()));
+}
+
+/// What stands before an array at `place`: in the file that has this key, with this label, from there on.
+fn head(place: (&str, &str, usize), bytes: &[u8]) -> [u8; ALIGNMENT] {
+    let (key, label, at) = place;
     let pieces: Vec<_> = bytes.par_chunks(PIECE).map(Sha256::digest).collect();
-    let mut digest = Sha256::new_with_prefix(label.as_bytes());
-    digest.update((bytes.len() as u64).to_le_bytes());
+    let mut digest = Sha256::new_with_prefix(format!("{key} {label} {at} {}", bytes.len()));
     pieces.iter().for_each(|piece| digest.update(piece));
     let mut head = [0; ALIGNMENT];
     head[..8].copy_from_slice(&(bytes.len() as u64).to_le_bytes());
@@ -198,12 +222,14 @@ mod tests {
         let read = |output: usize, row: &mut [f32]| {
             row.iter_mut().enumerate().for_each(|(i, w)| *w = ((output * 37 + i * i) % 251) as f32 / 125.0 - 1.0);
         };
-        let digests = [Precision::Bf16, Precision::Int8, Precision::Int4].map(|precision| {
-            let packed = PackedLinear::new((45, 70), read, Vec::new(), precision, Cpu::Portable);
-            let digest = Sha256::digest(packed.arrays().concat());
-            digest[..4].iter().map(|byte| format!("{byte:02x}")).collect::<String>()
-        });
-        // Whoever changes these changes HEADER's number too: what has been kept is of no use any more.
-        assert_eq!(digests, ["7520950e", "12b4bab1", "50389fec"]);
+        for cpu in Cpu::available() {
+            let digests = [Precision::Bf16, Precision::Int8, Precision::Int4].map(|precision| {
+                let packed = PackedLinear::new((45, 70), read, Vec::new(), precision, cpu);
+                let digest = Sha256::digest(packed.arrays().concat());
+                digest[..4].iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+            });
+            // Whoever changes these changes HEADER's number too: what has been kept is of no use any more.
+            assert_eq!(digests, ["7520950e", "12b4bab1", "50389fec"], "{cpu:?}");
+        }
     }
 }

@@ -215,7 +215,7 @@ impl Canceller {
 
 /// Prompt tokens that run through the decoder at once: enough for full matrix products, few enough for
 /// a small score matrix and a prompt answer to a stop.
-const PREFILL_CHUNK: usize = 256;
+const PREFILL_CHUNK: usize = 384;
 
 /// Patches that run through the vision encoder at once; at least one tile.
 const VISION_PATCHES: usize = 1024;

@@ -6,6 +6,10 @@ use super::block::{BLOCK, PAIR, QUAD};
 use super::team::{self, Split};
 use super::{Cpu, Precision, math};
 
+/// From as many rows on, they are made for 8-bit weights where weights have 4: those become such, for a moment, since that is done once for
+/// all rows.
+const MANY: usize = 16;
+
 /// Rows that one task makes.
 const TASK: usize = 8;
 
@@ -50,7 +54,7 @@ impl Rows {
         give: impl Fn(usize, &dyn Fn(&[f32])) + Sync,
     ) {
         self.shape(precision, (count, width));
-        let (groups, blocks) = (self.groups, self.blocks());
+        let (groups, blocks, precision) = (self.groups, self.blocks(), self.precision);
         let (words, scales, sums) =
             (Split::new(&mut self.words), Split::new(&mut self.scales), Split::new(&mut self.sums));
         team::share(count.div_ceil(TASK), |task| {
@@ -95,6 +99,7 @@ impl Rows {
 
     /// Makes room for `count` rows of `width`.
     pub(super) fn shape(&mut self, precision: Precision, (count, width): (usize, usize)) {
+        let precision = if precision == Precision::Int4 && count >= MANY { Precision::Int8 } else { precision };
         (self.precision, self.count, self.width) = (precision, count, width);
         self.groups = width.div_ceil(if precision == Precision::Bf16 { PAIR } else { QUAD });
         grow(&mut self.words, count * self.groups);

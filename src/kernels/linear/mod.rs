@@ -4,8 +4,12 @@
 //! scale per row.
 
 mod pack;
+mod widen;
+
+use std::cell::Cell;
 
 use self::pack::{Matrix, Weights};
+use self::widen::Widened;
 use super::aligned::Mapped;
 use super::block::{BLOCK_BYTES, Block, LANES, Out, PAIR, PANELS, Panels, QUAD, Strides};
 use super::team::{self, Split};
@@ -19,6 +23,10 @@ const TILE_ROWS: usize = 6;
 
 /// Tasks a thread should have to choose from, so that a slower one leaves some to the others.
 const PIECES: usize = 4;
+
+thread_local! {
+    static WIDENED: Cell<Widened> = Cell::default();
+}
 
 /// How weights are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -104,7 +112,7 @@ impl PackedLinear {
     /// The same; at its end some of `next` is fetched, which a thread wants after that, where kernels fetch: many rows, in AVX-512 or AMX.
     pub fn multiply_and_fetch(&self, rows: &Rows, out: &mut [f32], then: Then, next: &[u8]) {
         let count = rows.count();
-        assert_eq!((rows.width(), rows.precision, out.len()), (self.inputs, self.precision(), count * self.outputs));
+        assert_eq!((rows.width(), out.len()), (self.inputs, count * self.outputs));
         let (panels, out) = (self.outputs.div_ceil(LANES), Split::new(out));
         let blocks = panels.div_ceil(PANELS);
         let tasks = team::size() * PIECES;
@@ -123,7 +131,7 @@ impl PackedLinear {
 
     /// The product of one row; `each` is called with parts of it, and the number of a part's first output, while they are near.
     pub fn multiply_row(&self, row: &Rows, out: &mut [f32], each: impl Fn(usize, &[f32]) + Sync) {
-        assert_eq!((row.width(), row.precision, row.count()), (self.inputs, self.precision(), 1));
+        assert_eq!((row.width(), row.count()), (self.inputs, 1));
         assert_eq!(out.len(), self.outputs);
         let out = Split::new(out);
         let blocks = self.outputs.div_ceil(LANES * PANELS);
@@ -148,12 +156,25 @@ impl PackedLinear {
         then: Then,
         next: &[u8],
     ) {
+        let panel_count = PANELS.min(self.outputs.div_ceil(LANES) - panel);
+        let mut widened = WIDENED.take();
+        let panels = match (self.panels(panel, rows), rows.precision) {
+            (Panels::Int4 { values, scales }, Precision::Int8) => {
+                let blocks = panel_count * rows.blocks();
+                let (values, scales) = (&values[..blocks * BLOCK_BYTES], &scales[..blocks * LANES]);
+                widened.set(values, scales, rows.groups, self.cpu)
+            }
+            (panels, precision) => {
+                assert_eq!(panels.precision(), precision);
+                panels
+            }
+        };
         let block = Block {
             rows,
             first_row: row,
             row_count: count,
-            panels: self.panels(panel, rows),
-            panel_count: PANELS.min(self.outputs.div_ceil(LANES) - panel),
+            panels,
+            panel_count,
             strides: Strides { panel: rows.groups, group: 1 },
             ahead: Some(self.block_bytes(panel + PANELS)).filter(|bytes| !bytes.is_empty()).unwrap_or(next),
         };
@@ -164,6 +185,7 @@ impl PackedLinear {
         let mut out =
             unsafe { Out::new(out.at(row * self.outputs + column), self.outputs, columns, bias, then == Then::Add) };
         block.run(&mut out, self.cpu);
+        WIDENED.set(widened);
     }
 
     /// The weights that a product begins with, for the one before it to fetch; none that are not in 8 bits.

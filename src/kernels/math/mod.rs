@@ -49,8 +49,8 @@ pub(super) use nonlinear::{
     exp2_row, exp2_row_int8, exp2_row_int16, gelu, layer_norm, power_of_two, rms_norm, silu_mul,
 };
 pub(super) use quantise::{
-    KeyPanel, add_int16, high_half, interleave_int8, keys_to_int8, low_half, round_bf16, set_high, set_low, sign,
-    sign_and_sum, spread_int16, to_bf16, to_int4, to_int8, to_int16,
+    KeyPanel, WidePanel, add_int16, high_half, interleave_int8, keys_to_int8, low_half, round_bf16, set_high, set_low,
+    sign, sign_and_sum, spread_int16, to_bf16, to_int4, to_int8, to_int16, widen_int4,
 };
 
 /// The larger one, without what `f32::max` promises for NaN: one instruction.

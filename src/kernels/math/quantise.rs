@@ -136,6 +136,74 @@ vectorised! {
     }
 }
 
+/// What becomes of a panel of 4-bit weights in 8 bits.
+pub(in super::super) struct WidePanel<'a> {
+    /// [groups, LANES], each four of a column's numbers.
+    pub(in super::super) words: &'a mut [u32],
+    /// What each column's numbers have to be multiplied by, and their sum.
+    pub(in super::super) scales: &'a mut [f32],
+    pub(in super::super) sums: &'a mut [i32],
+}
+
+vectorised! {
+    /// A panel of 4-bit weights [blocks, pairs of groups, LANES] and its scales [blocks, LANES], in f16, in 8 bits: as many groups as there is
+    /// room for. The largest number of a column's block with the largest scale is 127.
+    widen_int4(values: &[u32], scales: &[u16], panel: WidePanel<'_>) {
+        // Numbers have 7 bits behind the point before they are rounded.
+        const BITS: u32 = 7;
+        // Exact for all but what is no number: the exponent's offset is 15 in 16 bits, and 127 in 32.
+        let scale = |bits: u16| {
+            let size = f32::from_bits((u32::from(bits) & 0x7fff) << 13) * 2f32.powi(112);
+            f32::from_bits(size.to_bits() | (u32::from(bits) & 0x8000) << 16)
+        };
+        let mut largest = [0f32; LANES];
+        for block in scales.chunks_exact(LANES) {
+            for (largest, bits) in largest.iter_mut().zip(block) {
+                *largest = larger(scale(*bits).abs(), *largest);
+            }
+        }
+        let mut inverses = [0f32; LANES];
+        for ((inverse, step), largest) in inverses.iter_mut().zip(&mut *panel.scales).zip(largest) {
+            *step = largest * (INT4_OFFSET as f32 / 127.0);
+            *inverse = if largest > 0.0 { 127.0 / INT4_OFFSET as f32 * (1 << BITS) as f32 / largest } else { 0.0 };
+        }
+        panel.sums.fill(0);
+        let blocks = values.chunks_exact(BLOCK / QUAD / 2 * LANES).zip(scales.chunks_exact(LANES));
+        for ((values, scales), words) in blocks.zip(panel.words.chunks_mut(BLOCK / QUAD * LANES)) {
+            // Twice in a word, for two numbers at a time.
+            let mut factors = [0u32; LANES];
+            for ((factor, bits), inverse) in factors.iter_mut().zip(scales).zip(&inverses) {
+                let rounded = (scale(*bits) * inverse + ROUND).to_bits() & 0xffff;
+                *factor = rounded | rounded << 16;
+            }
+            let factors: &[i16; 2 * LANES] = bytemuck::cast_ref(&factors);
+            let mut offsets = [0i16; 2 * LANES];
+            for (offset, factor) in offsets.iter_mut().zip(factors) {
+                *offset = (1 << (BITS - 1)) - factor.wrapping_mul(INT4_OFFSET as i16);
+            }
+            let mut sums = [0i16; 2 * LANES];
+            for (values, words) in values.chunks_exact(LANES).zip(words.chunks_mut(2 * LANES)) {
+                let values: &[u16] = bytemuck::cast_slice(values);
+                for (half, words) in words.chunks_exact_mut(LANES).enumerate() {
+                    let pairs: &mut [u16] = bytemuck::cast_slice_mut(words);
+                    let all = pairs.iter_mut().zip(values).zip(factors).zip(&offsets).zip(&mut sums);
+                    for ((((pair, value), factor), offset), sum) in all {
+                        let number = |nibble: u16| {
+                            (nibble as i16 & 0xf).wrapping_mul(*factor).wrapping_add(*offset) >> BITS
+                        };
+                        let (first, second) = (number(value >> (4 * half)), number(value >> (8 + 4 * half)));
+                        *pair = first as u16 & 0xff | (second as u16) << 8;
+                        *sum = sum.wrapping_add(first).wrapping_add(second);
+                    }
+                }
+            }
+            for (sum, pair) in panel.sums.iter_mut().zip(sums.chunks_exact(2)) {
+                *sum += i32::from(pair[0]) + i32::from(pair[1]);
+            }
+        }
+    }
+}
+
 vectorised! {
     /// Takes OFFSET off the numbers in `words`, which [`to_int8`] made; the sums of every BLOCK of them.
     sign_and_sum(words: &mut [u32], sums: &mut [i32]) {

@@ -1,0 +1,92 @@
+//! 4-bit weights as 8-bit ones, for a moment, where many rows are multiplied by them: taking nibbles apart and scaling every block for each
+//! row anew takes nearly as long as the products.
+//!
+//! An output's blocks get one scale, with which the largest number of the block with the largest scale is 127: what that rounds off is a
+//! sixteenth of what the 4 bits did there.
+
+use half::f16;
+
+use super::super::aligned::Aligned;
+use super::super::block::{BLOCK, BLOCK_BYTES, LANES, OFFSET, Panels, QUAD};
+use super::super::rows::grow;
+use super::super::{Cpu, math};
+
+/// Groups of a block of weights.
+const GROUPS: usize = BLOCK / QUAD;
+
+/// A block of panels; the memory is used again and again.
+#[derive(Default)]
+pub(super) struct Widened {
+    words: Aligned<u32>,
+    scales: Vec<f32>,
+    corrections: Vec<i32>,
+}
+
+impl Widened {
+    /// Panels of int4, whose inputs are `groups`, in int8.
+    pub(super) fn set(&mut self, values: &[u8], scales: &[f16], groups: usize, cpu: Cpu) -> Panels<'_> {
+        let blocks = groups.div_ceil(GROUPS);
+        let panels = scales.len() / (blocks * LANES);
+        let Self { words, scales: steps, corrections } = self;
+        let (words, steps) = (words.grow(panels * groups * LANES), grow(steps, panels * LANES));
+        let corrections = grow(corrections, panels * LANES);
+        let all = values.chunks_exact(blocks * BLOCK_BYTES).zip(scales.chunks_exact(blocks * LANES));
+        let widened = words.chunks_exact_mut(groups * LANES).zip(steps.chunks_exact_mut(LANES));
+        for (((values, scales), (words, scales_of)), sums) in all.zip(widened).zip(corrections.chunks_exact_mut(LANES))
+        {
+            let panel = math::WidePanel { words, scales: scales_of, sums };
+            math::widen_int4(bytemuck::cast_slice(values), bytemuck::cast_slice(scales), panel, cpu);
+        }
+        corrections.iter_mut().for_each(|sum| *sum *= OFFSET);
+        Panels::Int8 { values: bytemuck::cast_slice(words), scales: steps, corrections: Some(corrections) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::block::INT4_OFFSET;
+    use super::super::super::math::tests::numbers;
+    use super::super::Precision;
+    use super::super::pack::{Matrix, Weights};
+    use super::*;
+
+    #[test]
+    fn weights_are_off_by_half_a_step_of_8_bits() {
+        for (outputs, inputs) in [(1, 4), (17, 33), (64, 96), (5, 257)] {
+            let w = numbers(outputs * inputs, 9);
+            // Blocks of all sizes: a row's largest scale is not that of most.
+            let read = |output: usize, row: &mut [f32]| {
+                for (i, x) in row.iter_mut().enumerate() {
+                    *x = w[output * inputs + i] * 0.3f32.powi((i / BLOCK % 5) as i32);
+                }
+            };
+            let packed = Matrix { outputs, inputs, read, cpu: Cpu::Portable }.pack(Precision::Int4);
+            let Weights::Int4 { values, scales } = &packed else { unreachable!() };
+            let (groups, blocks) = (inputs.div_ceil(QUAD), inputs.div_ceil(BLOCK));
+            for cpu in Cpu::available() {
+                let mut widened = Widened::default();
+                let Panels::Int8 { values: ours, scales: steps, corrections } =
+                    widened.set(values, scales, groups, cpu)
+                else {
+                    unreachable!()
+                };
+                for (output, input) in (0..outputs).flat_map(|output| (0..inputs).map(move |input| (output, input))) {
+                    let (panel, lane, group) = (output / LANES, output % LANES, input / QUAD);
+                    let block = panel * blocks + input / BLOCK;
+                    let byte = values[block * BLOCK_BYTES + (group % GROUPS / 2 * LANES + lane) * QUAD + input % QUAD];
+                    let nibble = if group % 2 == 0 { byte & 0xf } else { byte >> 4 };
+                    let exact = (i32::from(nibble) - INT4_OFFSET) as f32 * scales[block * LANES + lane].to_f32();
+                    let ours = ours[((panel * groups + group) * LANES + lane) * QUAD + input % QUAD];
+                    let difference = (f32::from(ours) * steps[output] - exact).abs();
+                    // Factors have 7 bits behind the point, of numbers of 4 bits.
+                    assert!(difference <= steps[output] * (0.501 + 8.0 * 0.5 / 128.0), "{cpu:?} {output} {input}");
+                }
+                let column = |output: usize| -> i32 {
+                    let panel = &ours[output / LANES * groups * LANES * QUAD..][..groups * LANES * QUAD];
+                    panel.chunks_exact(QUAD).skip(output % LANES).step_by(LANES).flatten().map(|&w| i32::from(w)).sum()
+                };
+                assert!((0..outputs).all(|output| corrections.unwrap()[output] == OFFSET * column(output)), "{cpu:?}");
+            }
+        }
+    }
+}

@@ -205,7 +205,7 @@ impl Block<'_> {
             (Panels::Bf16(values), Cpu::Avx512Bf16) => unsafe { x86::bf16_block(values, self, out) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            (Panels::Bf16(values), Cpu::Avx512 | Cpu::Amx) => unsafe { x86::bf16_block_in_f32(values, self, out) },
+            (Panels::Bf16(values), Cpu::Avx512F | Cpu::Avx512 | Cpu::Amx) => unsafe { x86::bf16_block_in_f32(values, self, out) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             (Panels::Int8 { values, scales, corrections }, Cpu::Avx512 | Cpu::Avx512Bf16 | Cpu::Amx) => unsafe {
@@ -221,7 +221,7 @@ impl Block<'_> {
             (Panels::Bf16(values), Cpu::Avx2 | Cpu::AvxVnni) => unsafe { avx2::bf16_block(values, self, out) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            (Panels::Int8 { values, scales, corrections }, Cpu::Avx2) => unsafe {
+            (Panels::Int8 { values, scales, corrections }, Cpu::Avx2 | Cpu::Avx512F) => unsafe {
                 avx2::int8_block(values, scales, corrections, self, out);
             },
             #[cfg(target_arch = "x86_64")]
@@ -231,7 +231,7 @@ impl Block<'_> {
             },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            (Panels::Int4 { values, scales }, Cpu::Avx2 | Cpu::AvxVnni) => unsafe {
+            (Panels::Int4 { values, scales }, Cpu::Avx2 | Cpu::Avx512F | Cpu::AvxVnni) => unsafe {
                 avx2::int4_block(values, scales, self, out);
             },
             (Panels::Bf16(values), _) => self.bf16(values, out),

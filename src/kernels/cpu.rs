@@ -15,25 +15,29 @@ pub enum Cpu {
     Portable,
     /// AVX2 with FMA and F16C: Haswell, Zen and newer.
     Avx2,
-    /// The same with AVX-VNNI: Alder Lake, Zen 5 and newer.
+    /// The same, and bf16 in AVX-512, without VNNI: Skylake-X and its Xeons.
+    Avx512F,
+    /// AVX2 with AVX-VNNI: Alder Lake, Zen 5 and newer.
     AvxVnni,
     /// AVX-512 with VNNI: Cascade Lake, Ice Lake, Zen 4 and newer.
     Avx512,
     /// The same, and bf16 in VDPBF16PS instead of f32: Zen 4 and newer. Cooper Lake, Sapphire Rapids and newer have it too, and [`Cpu::detect`]
     /// passes it over there.
     Avx512Bf16,
-    /// The same as `Avx512`, and AMX for more than a few rows in bf16 and 8 bits: Sapphire Rapids and newer, on Linux.
+    /// The same as `Avx512`, and AMX for more than a few rows: Sapphire Rapids and newer, on Linux.
     Amx,
 }
 
 impl Cpu {
-    const ALL: [Cpu; 6] = [Cpu::Portable, Cpu::Avx2, Cpu::AvxVnni, Cpu::Avx512, Cpu::Avx512Bf16, Cpu::Amx];
+    const ALL: [Cpu; 7] =
+        [Cpu::Portable, Cpu::Avx2, Cpu::Avx512F, Cpu::AvxVnni, Cpu::Avx512, Cpu::Avx512Bf16, Cpu::Amx];
 
     /// Its name in [`VARIABLE`].
     pub fn name(self) -> &'static str {
         match self {
             Cpu::Portable => "portable",
             Cpu::Avx2 => "avx2",
+            Cpu::Avx512F => "avx512f",
             Cpu::AvxVnni => "avxvnni",
             Cpu::Avx512 => "avx512",
             Cpu::Avx512Bf16 => "avx512bf16",
@@ -100,15 +104,11 @@ impl Cpu {
         match self {
             Cpu::Portable => true,
             Cpu::Avx2 => has!("avx2") && has!("fma") && has!("f16c"),
-            Cpu::AvxVnni => Cpu::Avx2.runs_here() && has!("avxvnni"),
-            Cpu::Avx512 => {
-                Cpu::Avx2.runs_here()
-                    && has!("avx512f")
-                    && has!("avx512bw")
-                    && has!("avx512dq")
-                    && has!("avx512vl")
-                    && has!("avx512vnni")
+            Cpu::Avx512F => {
+                Cpu::Avx2.runs_here() && has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl")
             }
+            Cpu::AvxVnni => Cpu::Avx2.runs_here() && has!("avxvnni"),
+            Cpu::Avx512 => Cpu::Avx512F.runs_here() && has!("avx512vnni"),
             Cpu::Avx512Bf16 => Cpu::Avx512.runs_here() && has!("avx512bf16"),
             Cpu::Amx => Cpu::Avx512.runs_here() && amx_runs_here(),
         }
@@ -174,7 +174,7 @@ mod tests {
         let error = limit(Some("AVX2")).unwrap_err();
         assert_eq!(
             error,
-            "SMOLVLM_CPU: \"AVX2\" is none of portable, avx2, avxvnni, avx512, avx512bf16, amx; it is ignored"
+            "SMOLVLM_CPU: \"AVX2\" is none of portable, avx2, avx512f, avxvnni, avx512, avx512bf16, amx; it is ignored"
         );
     }
 

@@ -32,7 +32,7 @@ macro_rules! vectorised {
             match cpu {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: these sets exist only where the processor has these instructions.
-                Cpu::Avx512 | Cpu::Avx512Bf16 | Cpu::Amx => unsafe { wide($($argument),*) },
+                Cpu::Avx512F | Cpu::Avx512 | Cpu::Avx512Bf16 | Cpu::Amx => unsafe { wide($($argument),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: these exist only where the processor has AVX2 and FMA.
                 Cpu::Avx2 | Cpu::AvxVnni => unsafe { half_as_wide($($argument),*) },

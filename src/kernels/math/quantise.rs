@@ -60,7 +60,7 @@ pub(in super::super) fn to_int8(x: &[f32], words: &mut [u32], cpu: Cpu) -> f32 {
     match cpu {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: these sets exist only where the processor has AVX-512 F and BW.
-        Cpu::Avx512 | Cpu::Avx512Bf16 | Cpu::Amx => unsafe { x86::to_int8(x, words) },
+        Cpu::Avx512F | Cpu::Avx512 | Cpu::Avx512Bf16 | Cpu::Amx => unsafe { x86::to_int8(x, words) },
         _ => to_int8_elsewhere(x, words, cpu),
     }
 }
@@ -85,7 +85,7 @@ pub(in super::super) fn to_int16(x: &[f32], numbers: &mut [i16], cpu: Cpu) -> f3
     match cpu {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: these sets exist only where the processor has AVX-512 F, BW and VL.
-        Cpu::Avx512 | Cpu::Avx512Bf16 | Cpu::Amx => unsafe { x86::to_int16(x, numbers) },
+        Cpu::Avx512F | Cpu::Avx512 | Cpu::Avx512Bf16 | Cpu::Amx => unsafe { x86::to_int16(x, numbers) },
         _ => to_int16_elsewhere(x, numbers, cpu),
     }
 }

@@ -205,7 +205,9 @@ impl Block<'_> {
             (Panels::Bf16(values), Cpu::Avx512Bf16) => unsafe { x86::bf16_block(values, self, out) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            (Panels::Bf16(values), Cpu::Avx512F | Cpu::Avx512 | Cpu::Amx) => unsafe { x86::bf16_block_in_f32(values, self, out) },
+            (Panels::Bf16(values), Cpu::Avx512F | Cpu::Avx512 | Cpu::Amx) => unsafe {
+                x86::bf16_block_in_f32(values, self, out)
+            },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             (Panels::Int8 { values, scales, corrections }, Cpu::Avx512 | Cpu::Avx512Bf16 | Cpu::Amx) => unsafe {

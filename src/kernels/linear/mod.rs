@@ -6,7 +6,7 @@
 mod pack;
 mod widen;
 
-use std::cell::Cell;
+use std::cell::RefCell;
 
 use self::pack::{Matrix, Weights};
 use self::widen::Widened;
@@ -25,7 +25,7 @@ const TILE_ROWS: usize = 6;
 const PIECES: usize = 4;
 
 thread_local! {
-    static WIDENED: Cell<Widened> = Cell::default();
+    static WIDENED: RefCell<Widened> = RefCell::default();
 }
 
 /// How weights are kept.
@@ -157,35 +157,33 @@ impl PackedLinear {
         next: &[u8],
     ) {
         let panel_count = PANELS.min(self.outputs.div_ceil(LANES) - panel);
-        let mut widened = WIDENED.take();
-        let panels = match (self.panels(panel, rows), rows.precision) {
-            (Panels::Int4 { values, scales }, Precision::Int8) => {
-                let blocks = panel_count * rows.blocks();
-                let (values, scales) = (&values[..blocks * BLOCK_BYTES], &scales[..blocks * LANES]);
-                widened.set(values, scales, rows.groups, self.cpu)
-            }
-            (panels, precision) => {
-                assert_eq!(panels.precision(), precision);
-                panels
-            }
-        };
-        let block = Block {
-            rows,
-            first_row: row,
-            row_count: count,
-            panels,
-            panel_count,
-            strides: Strides { panel: rows.groups, group: 1 },
-            ahead: Some(self.block_bytes(panel + PANELS)).filter(|bytes| !bytes.is_empty()).unwrap_or(next),
-        };
         let column = panel * LANES;
         let columns = (PANELS * LANES).min(self.outputs - column);
         let bias = self.bias.get(column..).unwrap_or_default();
         // SAFETY: whoever calls this has checked that the rows and columns lie in `out`; no other task has both.
         let mut out =
             unsafe { Out::new(out.at(row * self.outputs + column), self.outputs, columns, bias, then == Then::Add) };
-        block.run(&mut out, self.cpu);
-        WIDENED.set(widened);
+        let mut run = |panels: Panels<'_>| {
+            assert_eq!(panels.precision(), rows.precision);
+            let block = Block {
+                rows,
+                first_row: row,
+                row_count: count,
+                panels,
+                panel_count,
+                strides: Strides { panel: rows.groups, group: 1 },
+                ahead: Some(self.block_bytes(panel + PANELS)).filter(|bytes| !bytes.is_empty()).unwrap_or(next),
+            };
+            block.run(&mut out, self.cpu);
+        };
+        match (self.panels(panel, rows), rows.precision) {
+            (Panels::Int4 { values, scales }, Precision::Int8) => WIDENED.with_borrow_mut(|widened| {
+                let blocks = panel_count * rows.blocks();
+                let (values, scales) = (&values[..blocks * BLOCK_BYTES], &scales[..blocks * LANES]);
+                run(widened.set(values, scales, rows.groups, self.cpu));
+            }),
+            (panels, _) => run(panels),
+        }
     }
 
     /// The weights that a product begins with, for the one before it to fetch; none that are not in 8 bits.

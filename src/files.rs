@@ -135,11 +135,16 @@ impl ModelFiles {
         let path = self.path(name);
         let mut hasher = Sha256::new();
         io::copy(&mut open(&path)?, &mut hasher).map_err(|e| io_error(&path, e))?;
-        Ok(hasher.finalize().iter().map(|b| format!("{b:02x}")).collect())
+        Ok(hex(hasher))
     }
 }
 
 const SUMS: &str = "SHA256SUMS";
+
+/// A digest's hexadecimal digits.
+pub(crate) fn hex(hasher: Sha256) -> String {
+    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
 
 /// A relative name that stays inside the directory.
 fn is_plain(name: &str) -> bool {

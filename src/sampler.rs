@@ -74,9 +74,14 @@ impl Sampler {
 
     /// As many of the largest logits as it needs, where it needs no others.
     pub fn needs(&self) -> Option<Largest> {
+        self.few().filter(|_| !self.penalises())
+    }
+
+    /// Among how many of the largest logits it chooses, if these are few.
+    fn few(&self) -> Option<Largest> {
         let Sampling { temperature, top_k, .. } = self.options;
         let count = if temperature == 0.0 { 1 } else { top_k };
-        (!self.penalises() && (1..=FEW).contains(&count)).then(|| Largest::new(count))
+        (1..=FEW).contains(&count).then(|| Largest::new(count))
     }
 
     /// The next id, out of the largest logits that it needs.
@@ -91,15 +96,10 @@ impl Sampler {
 
     /// The next id after `context`, whose ids a repetition penalty looks at.
     pub fn sample(&mut self, logits: &[f32], context: &[u32]) -> Result<u32> {
-        if let Some(mut largest) = self.needs() {
-            largest.take_in(0, logits);
-            return self.pick(&largest);
-        }
         self.logits.clear();
         self.logits.extend_from_slice(logits);
         self.penalise(context);
-        if self.options.temperature == 0.0 {
-            let mut largest = Largest::new(1);
+        if let Some(mut largest) = self.few() {
             largest.take_in(0, &self.logits);
             return self.pick(&largest);
         }

@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
 
-use crate::{files, log};
+use crate::files::{self, hex};
+use crate::log;
 
 /// Changes that are as close to each other may leave the same time behind: a file that has just been changed is not known yet.
 const SETTLED: Duration = Duration::from_secs(2);
@@ -47,10 +48,6 @@ pub fn of_file(bytes: &[u8], data: &Metadata, memory: &Path, read: impl FnOnce(&
 /// Those of several files, as one.
 pub fn of_all(mut digests: Vec<String>) -> String {
     if digests.len() == 1 { digests.remove(0) } else { hex(Sha256::new_with_prefix(digests.concat())) }
-}
-
-fn hex(hasher: Sha256) -> String {
-    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// One that is not whole is not believed.

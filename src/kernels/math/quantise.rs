@@ -208,24 +208,26 @@ vectorised! {
     /// Takes OFFSET off the numbers in `words`, which [`to_int8`] made; the sums of every BLOCK of them.
     sign_and_sum(words: &mut [u32], sums: &mut [i32]) {
         for (sum, words) in sums.iter_mut().zip(words.chunks_mut(BLOCK / QUAD)) {
-            *sum = 0;
-            for word in words {
-                *word ^= 0x8080_8080;
-                *sum += word.to_le_bytes().iter().map(|&b| i32::from(b as i8)).sum::<i32>();
-            }
+            *sum = signed(words);
         }
     }
+}
+
+/// Takes OFFSET off the numbers in `words`; the sum of all.
+#[inline(always)]
+fn signed(words: &mut [u32]) -> i32 {
+    let mut sum = 0;
+    for word in words {
+        *word ^= 0x8080_8080;
+        sum += word.to_le_bytes().iter().map(|&b| i32::from(b as i8)).sum::<i32>();
+    }
+    sum
 }
 
 vectorised! {
     /// Takes OFFSET off the numbers in `words`, which [`to_int8`] made; the sum of all.
     sign(words: &mut [u32]) -> i32 {
-        let mut sum = 0;
-        for byte in bytemuck::cast_slice_mut::<_, u8>(words) {
-            *byte ^= OFFSET as u8;
-            sum += i32::from(*byte as i8);
-        }
-        sum
+        signed(words)
     }
 }
 

@@ -24,15 +24,28 @@ pub struct ModelConfig {
     pub scale_factor: usize,
     /// The id whose embeddings are replaced by image rows.
     pub image_token_id: u32,
-    /// The head's weights are the token embedding's.
+    /// The head's weights are the token embedding's, says the flag at top level: the one that transformers 5 reads.
     pub tie_word_embeddings: bool,
+    /// The same of `text_config`'s flag, which transformers 4 reads.
+    pub text_tie_word_embeddings: bool,
 }
 
 impl ModelConfig {
     /// Reads and checks `config.json`.
     pub fn load(files: &ModelFiles) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Flags {
+            text_config: Option<TextFlags>,
+        }
+        #[derive(Deserialize)]
+        struct TextFlags {
+            tie_word_embeddings: Option<bool>,
+        }
         let raw: RawConfig = parse(files, CONFIG)?;
-        raw.check().map_err(|e| e.at(files.path(CONFIG).display()))
+        let mut config = raw.check().map_err(|e| e.at(files.path(CONFIG).display()))?;
+        let flags: Flags = parse(files, CONFIG)?;
+        config.text_tie_word_embeddings = flags.text_config.and_then(|t| t.tie_word_embeddings) == Some(true);
+        Ok(config)
     }
 
     /// Image tokens of one tile.
@@ -57,8 +70,7 @@ struct RawConfig {
     scale_factor: usize,
     #[serde(default = "default_image_token_id")]
     image_token_id: u32,
-    #[serde(default)]
-    tie_word_embeddings: bool,
+    tie_word_embeddings: Option<bool>,
 }
 
 fn default_scale_factor() -> usize {
@@ -87,7 +99,8 @@ impl RawConfig {
             text: self.text_config.check()?,
             scale_factor: self.scale_factor,
             image_token_id: self.image_token_id,
-            tie_word_embeddings: self.tie_word_embeddings,
+            tie_word_embeddings: self.tie_word_embeddings == Some(true),
+            text_tie_word_embeddings: false,
         })
     }
 }
@@ -136,30 +149,6 @@ pub fn check_processor(files: &ModelFiles, model: &ModelConfig) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// The ids that end a generation, from `generation_config.json`, else from `config.json`'s text part.
-pub fn eos_token_ids(files: &ModelFiles) -> Result<Vec<u32>> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Ids {
-        One(u32),
-        Many(Vec<u32>),
-    }
-    #[derive(Deserialize)]
-    struct Raw {
-        eos_token_id: Option<Ids>,
-    }
-    const FILE: &str = "generation_config.json";
-    if !files.has(FILE) {
-        return Ok(Vec::new());
-    }
-    let raw: Raw = parse(files, FILE)?;
-    Ok(match raw.eos_token_id {
-        None => Vec::new(),
-        Some(Ids::One(id)) => vec![id],
-        Some(Ids::Many(ids)) => ids,
-    })
 }
 
 /// Parses a JSON file of the checkpoint; errors name the file.

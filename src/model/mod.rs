@@ -5,6 +5,7 @@
 //! in everything else; the same golden arrays judge both.
 
 mod digest;
+mod head;
 mod packed;
 mod tensors;
 mod weights;
@@ -20,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::kernels::{PackedLinear, Precision, gather};
 use crate::largest::Largest;
 use crate::preprocess::{Normalise, Tiles};
+use head::Ends;
 use packed::Store;
 use tensors::Linear;
 pub use weights::{Matrix, Weights};

@@ -119,6 +119,35 @@ impl Weights {
         Ok(Tensor::from_raw_buffer(self.bytes(entry), stored, shape, device)?.to_dtype(dtype)?)
     }
 
+    /// Whether a tensor of this name is stored.
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// The path of the first file.
+    pub fn name(&self) -> &str {
+        self.shards.first().map_or(SINGLE, |shard| &shard.path)
+    }
+
+    /// Whether two matrices, which must have this shape, hold the same numbers.
+    pub fn equal(&self, a: &str, b: &str, shape: [usize; 2]) -> Result<bool> {
+        let [(a, a_stored), (b, b_stored)] = [self.find(a, &shape)?, self.find(b, &shape)?];
+        let (a_bytes, b_bytes) = (self.bytes(a), self.bytes(b));
+        let equal = a_stored == b_stored && a_bytes == b_bytes || {
+            let [mut a_row, mut b_row] = [vec![0.0; shape[1]], vec![0.0; shape[1]]];
+            let rows = |bytes, stored: DType| <[u8]>::chunks_exact(bytes, shape[1] * stored.size_in_bytes());
+            rows(a_bytes, a_stored).zip(rows(b_bytes, b_stored)).all(|(a, b)| {
+                read(a, a_stored, &mut a_row);
+                read(b, b_stored, &mut b_row);
+                a_row == b_row
+            })
+        };
+        for entry in [a, b] {
+            release(&self.shards[entry.shard].map, entry.bytes.clone());
+        }
+        Ok(equal)
+    }
+
     /// Refuses a tensor that is not there, or not of `shape`.
     pub fn check(&self, name: &str, shape: &[usize]) -> Result<()> {
         self.find(name, shape).map(|_| ())

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use super::super::{Loader, Matrix, Wanted};
+use super::super::{Ends, Loader, Matrix, Wanted};
 use super::chunks;
 use crate::config::{ModelConfig, TextConfig};
 use crate::error::Result;
@@ -29,13 +29,14 @@ impl TextModel {
     pub fn load(loader: &Loader<'_>, config: &ModelConfig, precision: Precision) -> Result<Self> {
         let text = &config.text;
         let at = loader.at("model.text_model");
-        let embed_tokens = at.matrix(&["embed_tokens"], text.hidden_size, &[text.vocab_size])?;
+        let Ends { embedding, head } = Ends::choose(loader, config)?;
+        let embed_tokens = loader.matrix(&[embedding], text.hidden_size, &[text.vocab_size])?;
         // A token is chosen by small differences among many: four bits are too few for the head.
         let precision_of_head = if precision == Precision::Int4 { Precision::Int8 } else { precision };
-        let lm_head = if config.tie_word_embeddings {
+        let lm_head = if head == embedding {
             embed_tokens.pack(Vec::new(), precision_of_head, loader.store)?
         } else {
-            loader.packed(&["lm_head"], text.hidden_size, &[text.vocab_size], precision_of_head)?
+            loader.packed(&[head], text.hidden_size, &[text.vocab_size], precision_of_head)?
         };
         let layers = (0..text.num_hidden_layers)
             .map(|i| Layer::load(&at.at("layers").at(i), text, precision))

@@ -4,7 +4,7 @@ use candle_core::{D, DType, Device, Tensor};
 use candle_nn::ops::rms_norm;
 use candle_nn::rotary_emb::rope;
 
-use super::super::Loader;
+use super::super::{Ends, Loader};
 use super::{Linear, ops};
 use crate::config::{ModelConfig, TextConfig};
 use crate::error::Result;
@@ -29,11 +29,12 @@ impl TextModel {
         let text = &config.text;
         let at = loader.at("model.text_model");
         let shape = [text.vocab_size, text.hidden_size];
-        let embed_tokens = at.at("embed_tokens").tensor("weight", &shape)?;
-        let lm_head = if config.tie_word_embeddings {
+        let Ends { embedding, head } = Ends::choose(loader, config)?;
+        let embed_tokens = loader.at(embedding).tensor("weight", &shape)?;
+        let lm_head = if head == embedding {
             Linear { weight: embed_tokens.clone(), bias: None }
         } else {
-            loader.linear(&["lm_head"], text.hidden_size, &[text.vocab_size])?
+            loader.linear(&[head], text.hidden_size, &[text.vocab_size])?
         };
         let layers =
             (0..text.num_hidden_layers).map(|i| Layer::load(&at.at("layers").at(i), text)).collect::<Result<_>>()?;

@@ -81,7 +81,7 @@ impl Tokenizer {
     }
 
     /// The id of the token with exactly this text, special or not.
-    pub(crate) fn id(&self, token: &str) -> Option<u32> {
+    pub fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
 

@@ -1,10 +1,14 @@
 //! What a checkpoint's JSON files say, with the published defaults filled in and every number checked.
 
+pub(crate) mod foreign;
 mod image;
+mod lookalike;
+mod rope;
 mod text;
 mod vision;
 
 pub use image::{ImageConfig, MAX_LONGEST_EDGE, MAX_TILE_SIZE};
+pub use rope::{Rope, Rotary};
 pub use text::TextConfig;
 pub use vision::VisionConfig;
 
@@ -31,6 +35,7 @@ pub struct ModelConfig {
 impl ModelConfig {
     /// Reads and checks `config.json`.
     pub fn load(files: &ModelFiles) -> Result<Self> {
+        foreign::check(files)?;
         let raw: RawConfig = parse(files, CONFIG)?;
         raw.check().map_err(|e| e.at(files.path(CONFIG).display()))
     }
@@ -59,6 +64,8 @@ struct RawConfig {
     image_token_id: u32,
     #[serde(default)]
     tie_word_embeddings: bool,
+    #[serde(flatten)]
+    others: serde_json::Map<String, serde_json::Value>,
 }
 
 fn default_scale_factor() -> usize {
@@ -77,6 +84,7 @@ impl RawConfig {
                 self.model_type
             )));
         }
+        lookalike::check_top(&self.others)?;
         let vision = self.vision_config;
         vision.check()?;
         in_range("scale_factor", self.scale_factor)?;
@@ -199,8 +207,10 @@ mod tests {
         assert_eq!(c.text.rope_theta, 273_768.0);
         assert_eq!(c.vision.patches_per_side(), 27);
         assert!(text(serde_json::json!({})).unwrap_err().message().contains("rope_theta"));
-        let yarn = text(serde_json::json!({"rope_parameters": {"rope_theta": 1e5, "rope_type": "yarn"}}));
-        assert!(yarn.unwrap_err().message().contains("yarn"));
+        let other = text(serde_json::json!({"rope_parameters": {"rope_theta": 1e5, "rope_type": "su"}}));
+        assert!(other.unwrap_err().message().contains("\"su\""));
+        let qwen = text(serde_json::json!({"model_type": "qwen2", "rope_theta": 1e5}));
+        assert!(qwen.unwrap_err().message().starts_with("text_config.model_type: \"qwen2\""));
     }
 
     #[test]

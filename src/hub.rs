@@ -20,7 +20,10 @@ const DOWNLOADS: [(&str, &str); 6] = [
 /// Git's SHA-1, in hexadecimal digits.
 const COMMIT_DIGITS: usize = 40;
 
-/// The directory that `model` names; an existing one goes before the hub's `owner/name`.
+/// Snapshots that a message names, at most.
+const SHOWN: usize = 5;
+
+/// The directory that `model` names; an existing one goes before the hub's `owner/name` and `owner/name@revision`.
 pub(crate) fn resolve(model: &Path, cache: Option<&Path>) -> Result<PathBuf> {
     if model.is_dir() {
         return Ok(model.to_owned());
@@ -29,15 +32,16 @@ pub(crate) fn resolve(model: &Path, cache: Option<&Path>) -> Result<PathBuf> {
         return Err(Error::not_found(format!("{}: is not a directory", model.display())));
     }
     let missing = format!("{}: no such directory", model.display());
-    if let (Some((owner, name)), Some(cache)) = (model.to_str().and_then(parse_id), cache) {
-        if let Some(snapshot) = find(owner, name, cache)? {
+    if let (Some(id), Some(cache)) = (model.to_str().and_then(Id::parse), cache) {
+        if let Some(snapshot) = id.find(cache)? {
             return Ok(snapshot);
         }
         // A mistyped path of two parts looks like an id, too; where its first part is there, it is a path.
-        if !Path::new(owner).is_dir() {
+        if !Path::new(id.owner).is_dir() {
             return Err(Error::not_found(format!(
-                "{missing}, and not in the hub's cache {}; \"hf download {owner}/{name}\" fetches it if it is on the hub",
-                cache.display()
+                "{missing}, and not in the hub's cache {}; \"{}\" fetches it if it is on the hub",
+                cache.display(),
+                id.download()
             )));
         }
     }
@@ -50,46 +54,148 @@ pub(crate) fn resolve(model: &Path, cache: Option<&Path>) -> Result<PathBuf> {
 pub(crate) fn cache_dir(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     let path = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let home = || Some(path("XDG_CACHE_HOME").or_else(|| Some(path("HOME")?.join(".cache")))?.join("huggingface"));
-    path("HF_HUB_CACHE").or_else(|| Some(path("HF_HOME").or_else(home)?.join("hub")))
+    let hub = || Some(expand(path("HF_HOME").or_else(home)?, &variable).join("hub"));
+    let named = ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"].into_iter().find_map(path);
+    named.map(|named| expand(named, &variable)).or_else(hub)
 }
 
-/// `owner/name` by the hub's rules, which leave no room for a path that leads elsewhere.
-fn parse_id(text: &str) -> Option<(&str, &str)> {
-    let is_part = |part: &str| {
-        let edge = |c: char| c.is_ascii_alphanumeric() || c == '_';
-        (1..=96).contains(&part.len())
-            && part.starts_with(edge)
-            && part.ends_with(edge)
-            && part.chars().all(|c| edge(c) || c == '-' || c == '.')
-            && !part.contains("--")
-            && !part.contains("..")
-    };
-    text.split_once('/').filter(|(owner, name)| is_part(owner) && is_part(name))
+/// `~`, `$NAME` and `${NAME}` as Python's `expanduser` and `expandvars` read them: a shell leaves them where they are quoted, and an
+/// `.env` file, a container's settings or a service's never had a shell. What has no value stays.
+fn expand(path: PathBuf, variable: &impl Fn(&str) -> Option<OsString>) -> PathBuf {
+    let Some(text) = path.to_str() else { return path };
+    let value = |name: &str| variable(name)?.into_string().ok();
+    let mut out = String::new();
+    let mut rest = text;
+    if let Some(behind) = text.strip_prefix('~').filter(|behind| behind.is_empty() || behind.starts_with('/'))
+        && let Some(home) = value("HOME").filter(|home| !home.is_empty())
+    {
+        out.push_str(home.trim_end_matches('/'));
+        rest = behind;
+    }
+    while let Some((before, behind)) = rest.split_once('$') {
+        out.push_str(before);
+        let (name, after) = match behind.strip_prefix('{').and_then(|inner| inner.split_once('}')) {
+            Some(braced) => braced,
+            None => {
+                let end = behind.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(behind.len());
+                behind.split_at(end)
+            }
+        };
+        match value(name) {
+            Some(value) => out.push_str(&value),
+            None => out.push_str(&rest[before.len()..rest.len() - after.len()]),
+        }
+        rest = after;
+    }
+    PathBuf::from(out + rest)
 }
 
-/// The snapshot of the branch `main`: what was fetched last. Its files are links into `blobs`.
-fn find(owner: &str, name: &str, cache: &Path) -> Result<Option<PathBuf>> {
-    let repository = cache.join(format!("models--{owner}--{name}"));
-    let reference = repository.join("refs/main");
-    if !reference.exists() {
-        return Ok(None);
+/// What the hub calls a repository's state.
+#[derive(Debug, PartialEq)]
+struct Id<'a> {
+    owner: &'a str,
+    name: &'a str,
+    /// A branch, a tag or a commit.
+    revision: Option<&'a str>,
+}
+
+impl<'a> Id<'a> {
+    /// `owner/name` or `owner/name@revision` by the hub's and git's rules, which leave no room for a path that leads elsewhere.
+    fn parse(text: &'a str) -> Option<Self> {
+        let is_part = |part: &str| {
+            let edge = |c: char| c.is_ascii_alphanumeric() || c == '_';
+            (1..=96).contains(&part.len())
+                && part.starts_with(edge)
+                && part.ends_with(edge)
+                && part.chars().all(|c| edge(c) || c == '-' || c == '.')
+                && !part.contains("--")
+                && !part.contains("..")
+        };
+        // Git's own names are longer than any that people give.
+        let is_revision = |revision: &str| {
+            let part = |part: &str| {
+                !part.is_empty() && !part.starts_with('.') && !part.ends_with(".lock") && !part.ends_with('.')
+            };
+            revision.len() <= 200
+                && revision.split('/').all(part)
+                && !revision.contains("..")
+                && !revision.contains(|c: char| c.is_control() || " ~^:?*[\\@".contains(c))
+        };
+        let (id, revision) = match text.split_once('@') {
+            Some((id, revision)) => (id, Some(revision).filter(|revision| is_revision(revision)).map(Some)?),
+            None => (text, None),
+        };
+        let (owner, name) = id.split_once('/').filter(|(owner, name)| is_part(owner) && is_part(name))?;
+        Some(Self { owner, name, revision })
     }
-    let mut commit = String::new();
-    // One byte more than a commit and its line end may have.
-    let read = files::open(&reference)?.take(COMMIT_DIGITS as u64 + 2).read_to_string(&mut commit);
-    let commit = commit.trim_end();
-    if read.is_err() || commit.len() != COMMIT_DIGITS || !commit.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return Err(Error::invalid_model(format!("{}: is not a commit", reference.display())));
+
+    /// What fetches it.
+    fn download(&self) -> String {
+        let revision = self.revision.map(|revision| format!(" --revision {revision}")).unwrap_or_default();
+        format!("hf download {}/{}{revision}", self.owner, self.name)
     }
-    let snapshot = repository.join("snapshots").join(commit);
-    if !snapshot.is_dir() {
-        return Err(Error::not_found(format!(
-            "{}: no such directory, though {} names it; \"hf download {owner}/{name}\" fetches it",
-            snapshot.display(),
-            reference.display()
-        )));
+
+    /// The revision's snapshot, else that of the branch `main`: what was fetched last. Its files are links into `blobs`.
+    fn find(&self, cache: &Path) -> Result<Option<PathBuf>> {
+        let repository = cache.join(format!("models--{}--{}", self.owner, self.name));
+        let snapshots = repository.join("snapshots");
+        // What was fetched by its commit has no reference.
+        if let Some(commit) = self.revision.filter(|revision| is_commit(revision)) {
+            let snapshot = snapshots.join(commit.to_ascii_lowercase());
+            return Ok(Some(snapshot).filter(|snapshot| snapshot.is_dir()));
+        }
+        let reference = repository.join("refs").join(self.revision.unwrap_or("main"));
+        // A branch may be the first part of another one's name.
+        if !reference.exists() || reference.is_dir() {
+            return match self.revision {
+                Some(_) => Ok(None),
+                None => self.only(&snapshots),
+            };
+        }
+        let mut commit = String::new();
+        // One byte more than a commit and its line end may have.
+        let read = files::open(&reference)?.take(COMMIT_DIGITS as u64 + 2).read_to_string(&mut commit);
+        let commit = commit.trim_end();
+        if read.is_err() || !is_commit(commit) {
+            return Err(Error::invalid_model(format!("{}: is not a commit", reference.display())));
+        }
+        let snapshot = snapshots.join(commit);
+        if !snapshot.is_dir() {
+            return Err(Error::not_found(format!(
+                "{}: no such directory, though {} names it; \"{}\" fetches it",
+                snapshot.display(),
+                reference.display(),
+                self.download()
+            )));
+        }
+        Ok(Some(snapshot))
     }
-    Ok(Some(snapshot))
+
+    /// The one snapshot that is there, where no branch `main` is; which of several is meant cannot be known.
+    fn only(&self, snapshots: &Path) -> Result<Option<PathBuf>> {
+        let entries = snapshots.read_dir().into_iter().flatten();
+        let commits = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let mut commits: Vec<_> = commits.filter(|name| is_commit(name) && snapshots.join(name).is_dir()).collect();
+        commits.sort();
+        match &commits[..] {
+            [] => Ok(None),
+            [commit] => Ok(Some(snapshots.join(commit))),
+            all => {
+                let named: Vec<_> = all.iter().take(SHOWN).map(String::as_str).collect();
+                let more = if all.len() > SHOWN { ", ..." } else { "" };
+                let id = format!("{}/{}", self.owner, self.name);
+                Err(Error::not_found(format!(
+                    "{id}: {} snapshots in the hub's cache and no branch main; name one as {id}@COMMIT: {}{more}",
+                    all.len(),
+                    named.join(", ")
+                )))
+            }
+        }
+    }
+}
+
+fn is_commit(text: &str) -> bool {
+    text.len() == COMMIT_DIGITS && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
 #[cfg(test)]
@@ -124,6 +230,12 @@ mod tests {
             fs::write(self.repository().join("refs/main"), text).unwrap();
         }
 
+        fn snapshot(&self, commit: &str) -> PathBuf {
+            let snapshot = self.repository().join("snapshots").join(commit);
+            fs::create_dir_all(&snapshot).unwrap();
+            snapshot
+        }
+
         fn resolve(&self, model: &str) -> Result<PathBuf> {
             resolve(Path::new(model), Some(&self.0))
         }
@@ -148,6 +260,57 @@ mod tests {
             assert_eq!(found, snapshot);
             assert_eq!(files::ModelFiles::open(&found).unwrap().read_text("config.json").unwrap(), "text");
         }
+    }
+
+    #[test]
+    fn a_commit_needs_no_reference() {
+        let cache = Cache::new("commit");
+        fs::remove_dir(cache.repository().join("refs")).unwrap();
+        let one = cache.snapshot(COMMIT);
+        // Neither is a snapshot: a file, and another folder.
+        fs::write(cache.repository().join("snapshots").join("f".repeat(COMMIT_DIGITS)), "").unwrap();
+        cache.snapshot("elsewhere");
+        assert_eq!(cache.resolve(ID).unwrap(), one);
+        assert_eq!(cache.resolve(&format!("{ID}@{COMMIT}")).unwrap(), one);
+        assert_eq!(cache.resolve(&format!("{ID}@{}", COMMIT.to_uppercase())).unwrap(), one);
+        let other = COMMIT.replace('0', "a");
+        let error = cache.resolve(&format!("{ID}@{other}")).unwrap_err();
+        assert!(error.message().contains(&format!("hf download {ID} --revision {other}")), "{error}");
+        // Which of two is meant cannot be known, until a branch says so.
+        let two = cache.snapshot(&other);
+        let error = cache.resolve(ID).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        for part in ["2 snapshots", "no branch main", &format!("{ID}@COMMIT"), COMMIT, &other] {
+            assert!(error.message().contains(part), "{error}");
+        }
+        fs::create_dir(cache.repository().join("refs")).unwrap();
+        cache.refer(other.as_bytes());
+        assert_eq!(cache.resolve(ID).unwrap(), two);
+    }
+
+    #[test]
+    fn a_branch_and_a_tag_are_what_their_reference_says() {
+        let cache = Cache::new("revision");
+        let (main, other) = (cache.snapshot(COMMIT), cache.snapshot(&COMMIT.replace('0', "a")));
+        cache.refer(COMMIT.as_bytes());
+        fs::create_dir_all(cache.repository().join("refs/refs/pr")).unwrap();
+        for revision in ["v1.0", "refs/pr/1"] {
+            fs::write(cache.repository().join("refs").join(revision), COMMIT.replace('0', "a")).unwrap();
+            assert_eq!(cache.resolve(&format!("{ID}@{revision}")).unwrap(), other);
+        }
+        assert_eq!(cache.resolve(&format!("{ID}@main")).unwrap(), main);
+        // Nothing else is taken for a revision that is not there; nor is a folder of references.
+        for revision in ["v2.0", "refs", "refs/pr"] {
+            let error = cache.resolve(&format!("{ID}@{revision}")).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::NotFound);
+            assert!(error.message().contains(&format!("hf download {ID} --revision {revision}")), "{error}");
+        }
+        fs::write(cache.repository().join("refs/v1.0"), "../elsewhere").unwrap();
+        let error = cache.resolve(&format!("{ID}@v1.0")).unwrap_err();
+        assert!(error.message().ends_with("refs/v1.0: is not a commit"), "{error}");
+        let dir = cache.0.join("owner/name@v1.0");
+        fs::create_dir_all(&dir).unwrap();
+        assert_eq!(cache.resolve(dir.to_str().unwrap()).unwrap(), dir);
     }
 
     #[test]
@@ -211,22 +374,62 @@ mod tests {
 
     #[test]
     fn ids_follow_the_hub_s_rules() {
-        assert_eq!(parse_id("HuggingFaceTB/SmolVLM2-2.2B-Instruct"), Some(("HuggingFaceTB", "SmolVLM2-2.2B-Instruct")));
+        let id = |revision| Some(Id { owner: "HuggingFaceTB", name: "SmolVLM2-2.2B-Instruct", revision });
+        assert_eq!(Id::parse("HuggingFaceTB/SmolVLM2-2.2B-Instruct"), id(None));
+        for revision in ["main", "v1.0", "refs/pr/1", "feature/some-thing_2", COMMIT] {
+            assert_eq!(Id::parse(&format!("HuggingFaceTB/SmolVLM2-2.2B-Instruct@{revision}")), id(Some(revision)));
+        }
+        let long_revision = "a".repeat(201);
+        for revision in [
+            "",
+            "/",
+            "..",
+            "a/../b",
+            "/etc",
+            "a/",
+            ".a",
+            "a/.b",
+            "a.lock",
+            "a..b",
+            "a b",
+            "a\\b",
+            "a@b",
+            "a:b",
+            "a\0",
+            &long_revision,
+        ] {
+            assert_eq!(Id::parse(&format!("owner/name@{revision}")), None, "{revision}");
+        }
         let long = format!("a/{}", "b".repeat(97));
         let wrong =
             ["", "a", "/", "a/", "/b", "a/b/c", "../b", "a/..", "./b", "a/.b", "a/-b", "a--b/c", "a/b..c", "a/b c"];
         for id in wrong.into_iter().chain(["a\\b/c", "a/é", &long]) {
-            assert_eq!(parse_id(id), None, "{id}");
+            assert_eq!(Id::parse(id), None, "{id}");
         }
     }
 
     #[test]
     fn the_cache_is_where_the_hub_s_clients_have_it() {
         for (set, expected) in [
-            (&[("HF_HUB_CACHE", "/c"), ("HF_HOME", "/h"), ("HOME", "/u")][..], Some("/c")),
-            (&[("HF_HUB_CACHE", ""), ("HF_HOME", "/h"), ("HOME", "/u")], Some("/h/hub")),
+            (
+                &[("HF_HUB_CACHE", "/c"), ("HUGGINGFACE_HUB_CACHE", "/d"), ("HF_HOME", "/h"), ("HOME", "/u")][..],
+                Some("/c"),
+            ),
+            (&[("HUGGINGFACE_HUB_CACHE", "/d"), ("HF_HOME", "/h"), ("HOME", "/u")], Some("/d")),
+            (&[("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "/h"), ("HOME", "/u")], Some("/h/hub")),
+            (&[("HF_HOME", "/h"), ("XDG_CACHE_HOME", "/x"), ("HOME", "/u")], Some("/h/hub")),
             (&[("XDG_CACHE_HOME", "/x"), ("HOME", "/u")], Some("/x/huggingface/hub")),
             (&[("HOME", "/u")], Some("/u/.cache/huggingface/hub")),
+            // As in Python, where they are quoted.
+            (&[("HF_HUB_CACHE", "~/c"), ("HOME", "/u")], Some("/u/c")),
+            (&[("HUGGINGFACE_HUB_CACHE", "~"), ("HOME", "/u/")], Some("/u")),
+            (&[("HF_HOME", "~/h"), ("HOME", "/u")], Some("/u/h/hub")),
+            (&[("XDG_CACHE_HOME", "~/x"), ("HOME", "/u")], Some("/u/x/huggingface/hub")),
+            (&[("HF_HOME", "$DATA/${WHO}_1/h"), ("DATA", "/d"), ("WHO", "me")], Some("/d/me_1/h/hub")),
+            (&[("HF_HUB_CACHE", "/a$NONE/${NONE}/b${/$"), ("HOME", "/u")], Some("/a$NONE/${NONE}/b${/$")),
+            (&[("HF_HUB_CACHE", "~other/c"), ("HOME", "/u")], Some("~other/c")),
+            (&[("HF_HUB_CACHE", "/c/~"), ("HOME", "/u")], Some("/c/~")),
+            (&[("HF_HUB_CACHE", "~/c")], Some("~/c")),
             (&[], None),
         ] {
             let variable = |name: &str| set.iter().find(|(n, _)| *n == name).map(|(_, value)| value.into());

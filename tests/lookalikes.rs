@@ -242,6 +242,7 @@ fn weights_of_other_libraries_are_called_by_their_name() {
         ("model.text_model.layers.0.self_attn.q_proj.SCB", "bitsandbytes 8-bit"),
         ("model.text_model.layers.0.self_attn.q_proj.qweight", "GPTQ or AWQ"),
         ("model.text_model.layers.0.self_attn.q_proj.scales", "MLX"),
+        ("language_model.layers.0.self_attn.q_proj.weight", "MLX"),
     ] {
         let copy = Copy::of(TIED, "foreign");
         copy.add(name);
@@ -271,7 +272,7 @@ fn a_folder_that_is_no_checkpoint_says_what_it_is() {
     copy.refused(ErrorKind::Unsupported, &["LORA adapter"]);
 
     for (file, expected) in [
-        ("pytorch_model.bin", "pytorch_model.bin: is a pickle of PyTorch, only safetensors are read"),
+        ("pytorch_model.bin", "pytorch_model.bin: is a pickle of PyTorch, and there is no model.safetensors"),
         ("pytorch_model.bin.index.json", "save_pretrained()"),
         ("zero_to_fp32.py", "--safe_serialization"),
         ("pytorch_model_fsdp_0", "accelerate merge-weights"),
@@ -289,6 +290,12 @@ fn a_folder_that_is_no_checkpoint_says_what_it_is() {
         fs::remove_file(copy.0.join("config.json")).unwrap();
         copy.refused(ErrorKind::Unsupported, &[expected]);
     }
+    // The other engine's.
+    let copy = Copy::of(TIED, "graphs");
+    fs::remove_file(copy.0.join(WEIGHTS)).unwrap();
+    fs::create_dir(copy.0.join("onnx")).unwrap();
+    copy.refused(ErrorKind::Unsupported, &["onnx: holds ONNX graphs", "backend \"onnx\""]);
+
     let copy = Copy::of(TIED, "nothing");
     fs::remove_file(copy.0.join(WEIGHTS)).unwrap();
     copy.refused(ErrorKind::NotFound, &[WEIGHTS]);

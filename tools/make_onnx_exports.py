@@ -11,9 +11,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from onnx_export.builder import stored_tensors
-from onnx_export.variants import link
-from transformers import AutoConfig
 
 ROOT = Path(__file__).resolve().parent.parent / "tests"
 SOURCE, TARGET = ROOT / "golden" / "tied-12x12-f32" / "onnx", ROOT / "onnx_exports"
@@ -59,17 +56,36 @@ def cache_position(graph):
     graph.node.insert(0, helper.make_node("Unsqueeze", ["cache_position", constant(graph, "batch_axis", [0])], ["position_ids"]))
 
 
+def count_tokens(graph):
+    """Nodes that make `past_tokens` and `all_tokens`, each of one element, from the shapes of what comes in."""
+    nodes = []
+    for value, axis, name in (("past_key_values.0.key", 2, "past_tokens"), ("inputs_embeds", 1, "new_tokens")):
+        index = constant(graph, f"axis_{axis}", [axis])
+        nodes.append(helper.make_node("Shape", [value], [f"{name}_shape"]))
+        nodes.append(helper.make_node("Gather", [f"{name}_shape", index], [name]))
+    return [*nodes, helper.make_node("Add", ["past_tokens", "new_tokens"], ["all_tokens"])]
+
+
+def prepend(graph, nodes):
+    for node in reversed(nodes):
+        graph.node.insert(0, node)
+
+
 def no_attention_mask(graph):
     """The graph counts tokens by itself."""
     drop(graph.input, "attention_mask")
     ones = numpy_helper.from_array(np.array([1], np.int64))
-    graph.node.insert(0, helper.make_node("ConstantOfShape", ["mask_shape"], ["attention_mask"], value=ones))
-    graph.node.insert(0, helper.make_node("Concat", [constant(graph, "one_batch", [1]), "all_tokens"], ["mask_shape"], axis=0))
-    graph.node.insert(0, helper.make_node("Add", ["past_tokens", "new_tokens"], ["all_tokens"]))
-    for value, axis, name in (("past_key_values.0.key", 2, "past_tokens"), ("inputs_embeds", 1, "new_tokens")):
-        index = constant(graph, f"axis_{axis}", [axis])
-        graph.node.insert(0, helper.make_node("Gather", [f"{name}_shape", index], [name]))
-        graph.node.insert(0, helper.make_node("Shape", [value], [f"{name}_shape"]))
+    shape = helper.make_node("Concat", [constant(graph, "one_batch", [1]), "all_tokens"], ["mask_shape"], axis=0)
+    prepend(graph, [*count_tokens(graph), shape, helper.make_node("ConstantOfShape", ["mask_shape"], ["attention_mask"], value=ones)])
+
+
+def no_position_ids(graph):
+    """The graph counts positions by itself."""
+    drop(graph.input, "position_ids")
+    ends = [helper.make_node("Squeeze", [f"{name}_tokens"], [f"{name}_scalar"]) for name in ("past", "all")]
+    positions = helper.make_node("Range", ["past_scalar", "all_scalar", constant(graph, "step", 1)], ["positions_flat"])
+    batch = helper.make_node("Unsqueeze", ["positions_flat", constant(graph, "batch_axis", [0])], ["position_ids"])
+    prepend(graph, [*count_tokens(graph), *ends, positions, batch])
 
 
 def more_outputs(graph):
@@ -108,6 +124,7 @@ EXPORTS = {
     f"{DECODER}-scalar_count": scalar_count,
     f"{DECODER}-count_of_one": count_of_one,
     f"{DECODER}-cache_position": cache_position,
+    f"{DECODER}-no_position_ids": no_position_ids,
     f"{DECODER}-no_attention_mask": no_attention_mask,
     f"{DECODER}-more_outputs": more_outputs,
     f"{DECODER}-two_files": two_files,
@@ -121,14 +138,9 @@ EXPORTS = {
 def main():
     TARGET.mkdir(exist_ok=True)
     graphs = {name: onnx.load(SOURCE / f"{name}.onnx", load_external_data=False) for name in (DECODER, VISION)}
-    models = {name: copy.deepcopy(graphs[name.split("-")[0]]) for name in EXPORTS}
     for name, change in EXPORTS.items():
-        change(models[name].graph)
-    stored = stored_tensors(SOURCE.parent)
-    # Only the names of weights are looked at.
-    positionless = link(DECODER, AutoConfig.from_pretrained(SOURCE.parent), stored, stored, position_ids=False)
-    models[f"{DECODER}-no_position_ids"] = positionless
-    for name, model in models.items():
+        model = copy.deepcopy(graphs[name.split("-")[0]])
+        change(model.graph)
         path = TARGET / f"{name}.onnx"
         path.write_bytes(model.SerializeToString(deterministic=True))
         print(f"{path.name}: {path.stat().st_size} bytes")

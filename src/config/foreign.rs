@@ -22,7 +22,9 @@ pub(crate) fn explain(files: &ModelFiles) -> Option<Error> {
     if files.has(ADAPTER) {
         return Some(of_adapter(files));
     }
+    let graphs = files.path("onnx").is_dir() && files.has("config.json");
     let python = "load it in transformers and save_pretrained() it";
+    let onnx = graphs.then(|| "onnx".to_owned());
     let named = |name: &str| files.has(name).then(|| name.to_owned());
     let found = [
         (
@@ -41,11 +43,12 @@ pub(crate) fn explain(files: &ModelFiles) -> Option<Error> {
         (named("tf_model.h5"), "is of TensorFlow", python),
         (named("flax_model.msgpack"), "is of Flax", python),
         (with_suffix(files, ".pth").or_else(|| with_suffix(files, ".pt")), "is a pickle of PyTorch", python),
+        (onnx, "holds ONNX graphs", "ask for the backend \"onnx\", which reads them"),
         (with_suffix(files, ".ckpt"), "is a checkpoint of Lightning", python),
     ];
     found.into_iter().find_map(|(name, what, cure)| {
         let path = files.path(&name?);
-        Some(Error::unsupported(format!("{}: {what}, only safetensors are read; {cure}", path.display())))
+        Some(Error::unsupported(format!("{}: {what}, and there is no model.safetensors; {cure}", path.display())))
     })
 }
 

@@ -128,9 +128,7 @@ impl RawTextConfig {
         };
         let read = rope::read(self.rope_scaling.as_ref(), self.rope_parameters.as_ref(), &around)?;
         // There is no sensible default: the published values span 100,000 to 273,768.
-        // Where both tables are there, the one that is not read may still be the one that holds it.
-        let elsewhere = self.rope_parameters.as_ref().and_then(|table| table.get("rope_theta")?.as_f64());
-        let rope_theta = read.theta.or(self.rope_theta).or(elsewhere).ok_or_else(|| {
+        let rope_theta = read.theta.or(self.rope_theta).ok_or_else(|| {
             Error::invalid_model("text_config: rope_theta is in neither rope_parameters nor text_config")
         })?;
         if !(rope_theta.is_finite() && rope_theta > 1.0) {

@@ -32,7 +32,7 @@ const MERGE: &str = "load it in peft, call merge_and_unload() and save_pretraine
 const ORIGINAL: &str = "take the checkpoint it was made from: weights become int8 or int4 at load here";
 
 /// Parts of names of tensors, whose they are, and what to do.
-const FOREIGN: [(&str, &str, &str); 11] = [
+const FOREIGN: [(&str, &str, &str); 12] = [
     (".lora_A", "unmerged LoRA", MERGE),
     (".lora_B", "unmerged LoRA", MERGE),
     (".lora_embedding", "unmerged LoRA", MERGE),
@@ -44,6 +44,8 @@ const FOREIGN: [(&str, &str, &str); 11] = [
     (".weight_packed", "compressed-tensors", ORIGINAL),
     (".weight_scale", "FP8 or compressed-tensors", ORIGINAL),
     (".scales", "MLX", ORIGINAL),
+    // Unquantised: MLX calls what Idefics3 has in the text model so, and turns the patches' kernel.
+    ("language_model.", "MLX", "take the checkpoint it was made from"),
 ];
 
 /// Bytes of a file that are in memory at once while it is digested.

@@ -1,10 +1,14 @@
 //! What a checkpoint's JSON files say, with the published defaults filled in and every number checked.
 
+pub(crate) mod foreign;
 mod image;
+mod lookalike;
+mod rope;
 mod text;
 mod vision;
 
 pub use image::{ImageConfig, MAX_LONGEST_EDGE, MAX_TILE_SIZE};
+pub use rope::{Rope, Rotary};
 pub use text::TextConfig;
 pub use vision::VisionConfig;
 
@@ -33,19 +37,9 @@ pub struct ModelConfig {
 impl ModelConfig {
     /// Reads and checks `config.json`.
     pub fn load(files: &ModelFiles) -> Result<Self> {
-        #[derive(Deserialize)]
-        struct Flags {
-            text_config: Option<TextFlags>,
-        }
-        #[derive(Deserialize)]
-        struct TextFlags {
-            tie_word_embeddings: Option<bool>,
-        }
+        foreign::check(files)?;
         let raw: RawConfig = parse(files, CONFIG)?;
-        let mut config = raw.check().map_err(|e| e.at(files.path(CONFIG).display()))?;
-        let flags: Flags = parse(files, CONFIG)?;
-        config.text_tie_word_embeddings = flags.text_config.and_then(|t| t.tie_word_embeddings) == Some(true);
-        Ok(config)
+        raw.check().map_err(|e| e.at(files.path(CONFIG).display()))
     }
 
     /// Image tokens of one tile.
@@ -71,6 +65,8 @@ struct RawConfig {
     #[serde(default = "default_image_token_id")]
     image_token_id: u32,
     tie_word_embeddings: Option<bool>,
+    #[serde(flatten)]
+    others: serde_json::Map<String, serde_json::Value>,
 }
 
 fn default_scale_factor() -> usize {
@@ -89,6 +85,7 @@ impl RawConfig {
                 self.model_type
             )));
         }
+        lookalike::check_top(&self.others)?;
         let vision = self.vision_config;
         vision.check()?;
         in_range("scale_factor", self.scale_factor)?;
@@ -96,11 +93,11 @@ impl RawConfig {
 
         Ok(ModelConfig {
             vision,
+            text_tie_word_embeddings: self.text_config.tie_word_embeddings == Some(true),
             text: self.text_config.check()?,
             scale_factor: self.scale_factor,
             image_token_id: self.image_token_id,
             tie_word_embeddings: self.tie_word_embeddings == Some(true),
-            text_tie_word_embeddings: false,
         })
     }
 }
@@ -188,8 +185,10 @@ mod tests {
         assert_eq!(c.text.rope_theta, 273_768.0);
         assert_eq!(c.vision.patches_per_side(), 27);
         assert!(text(serde_json::json!({})).unwrap_err().message().contains("rope_theta"));
-        let yarn = text(serde_json::json!({"rope_parameters": {"rope_theta": 1e5, "rope_type": "yarn"}}));
-        assert!(yarn.unwrap_err().message().contains("yarn"));
+        let other = text(serde_json::json!({"rope_parameters": {"rope_theta": 1e5, "rope_type": "su"}}));
+        assert!(other.unwrap_err().message().contains("\"su\""));
+        let qwen = text(serde_json::json!({"model_type": "qwen2", "rope_theta": 1e5}));
+        assert!(qwen.unwrap_err().message().starts_with("text_config.model_type: \"qwen2\""));
     }
 
     #[test]

@@ -55,8 +55,8 @@ pub(crate) struct Inner {
 }
 
 impl Engine {
-    /// Loads the checkpoint in `model_dir`: a directory, or a hub id (`owner/name`) that the hub's local cache holds. Errors
-    /// name the file at fault.
+    /// Loads the checkpoint in `model_dir`: a directory, or a hub id (`owner/name`, `owner/name@revision`) that the hub's
+    /// local cache holds. Errors name the file at fault.
     pub fn load(model_dir: &Path, options: &EngineOptions) -> Result<Self> {
         Self::assemble(model_dir, options, backend::open)
     }

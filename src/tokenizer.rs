@@ -21,6 +21,7 @@ pub struct Tokenizer {
     specials: AhoCorasick,
     special_ids: Vec<u32>,
     special_starts: Vec<char>,
+    special_texts: Vec<String>,
     /// What each id stands for; `None` for special tokens, which are not text.
     bytes: Vec<Option<Box<[u8]>>>,
     /// The longest of them, and of the special tokens.
@@ -61,6 +62,7 @@ impl Tokenizer {
         let lengths = bytes.iter().flatten().map(|b| b.len()).chain(added.iter().map(|(_, t)| t.content.len()));
         Ok(Self {
             special_starts: added.iter().filter_map(|(_, t)| t.content.chars().next()).collect(),
+            special_texts: added.iter().map(|(_, t)| t.content.clone()).collect(),
             specials,
             longest: lengths.max().unwrap_or(0),
             bytes,
@@ -96,6 +98,11 @@ impl Tokenizer {
     /// Whether some special token starts with `c`.
     pub(crate) fn starts_special(&self, c: char) -> bool {
         self.special_starts.contains(&c)
+    }
+
+    /// Whether some special token starts with `text` and goes on after it.
+    pub(crate) fn begins_special(&self, text: &str) -> bool {
+        self.special_texts.iter().any(|special| special.len() > text.len() && special.starts_with(text))
     }
 
     /// Ids of plain text: special tokens in it are spelled out like any other word.

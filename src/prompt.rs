@@ -21,7 +21,7 @@ use crate::files::ModelFiles;
 use crate::preprocess::Tiles;
 use crate::tokenizer::Tokenizer;
 use forms::Forms;
-use guard::free_guard;
+use guard::Guards;
 use moment::Moment;
 use template::Template;
 
@@ -122,19 +122,21 @@ impl ChatTemplate {
     fn new(source: &str, variables: Vec<(&'static str, String)>) -> Result<Self> {
         let template = Template::new(source, variables)?;
         let forms = Forms::find(|messages, forms| {
-            let guard = free_guard(messages, |c| template.contains(c))?;
-            template.render(forms.messages(messages), Moment { guard, now: now() })
+            let guards = Guards::free(messages, Vec::new(), |c| template.contains(c))?.range();
+            template.render(forms.messages(messages), Moment { guards, now: now() })
         })?;
         Ok(Self { template, forms })
     }
 
-    /// The prompt's text at the local time `now`, with guard characters, and which character that is.
-    fn render(&self, messages: &[Message], tokenizer: &Tokenizer, now: NaiveDateTime) -> Result<(String, char)> {
-        let guard = free_guard(messages, |c| self.template.contains(c))?;
-        let rendered = guard::render(messages, guard, tokenizer, |messages| {
-            self.template.render(self.forms.messages(messages), Moment { guard, now })
+    /// The prompt's text at the local time `now`, with guard characters, and these.
+    fn render(&self, messages: &[Message], tokenizer: &Tokenizer, now: NaiveDateTime) -> Result<(String, Guards)> {
+        let mut starts = tokenizer.special_starts().to_vec();
+        starts.extend(IMAGE_TOKEN.chars().next().filter(|c| !starts.contains(c)));
+        let guards = Guards::free(messages, starts, |c| self.template.contains(c))?;
+        let rendered = guard::render(messages, &guards, tokenizer, |messages| {
+            self.template.render(self.forms.messages(messages), Moment { guards: guards.range(), now })
         })?;
-        Ok((rendered, guard))
+        Ok((rendered, guards))
     }
 }
 
@@ -210,19 +212,19 @@ impl PromptBuilder {
         tokenizer: &Tokenizer,
         now: NaiveDateTime,
     ) -> Result<Prompt> {
-        let (rendered, guard) = self.template.render(messages, tokenizer, now)?;
+        let (rendered, guards) = self.template.render(messages, tokenizer, now)?;
         let expanded = expand_images(&rendered, grids, self.tokens_per_tile)?;
 
         let mut ids = Vec::new();
         let mut text_start = 0;
-        let encode = |text: &str, ids: &mut Vec<u32>| tokenizer.encode_text(&text.replace(guard, ""), ids);
+        let encode = |text: &str, ids: &mut Vec<u32>| tokenizer.encode_text(&guards.remove(text), ids);
         for (span, id) in tokenizer.special_tokens(&expanded) {
             encode(&expanded[text_start..span.start], &mut ids)?;
             ids.push(id);
             text_start = span.end;
         }
         encode(&expanded[text_start..], &mut ids)?;
-        Ok(Prompt { rendered: rendered.replace(guard, ""), ids })
+        Ok(Prompt { rendered: guards.remove(&rendered), ids })
     }
 }
 

@@ -4,10 +4,11 @@ use std::cell::Cell;
 
 use chrono::NaiveDateTime;
 
-/// One render's guard character and time. They are the same for all renders of one prompt.
+/// One render's guard characters and time. They are the same for all renders of one prompt.
 #[derive(Clone, Copy)]
 pub(super) struct Moment {
-    pub(super) guard: char,
+    /// The first and the last.
+    pub(super) guards: (char, char),
     /// Local time.
     pub(super) now: NaiveDateTime,
 }
@@ -19,7 +20,7 @@ thread_local! {
 
 /// The moment of the render that runs on this thread.
 pub(super) fn current() -> Moment {
-    CURRENT.get().unwrap_or(Moment { guard: '\u{E000}', now: NaiveDateTime::default() })
+    CURRENT.get().unwrap_or(Moment { guards: ('\u{E000}', '\u{E000}'), now: NaiveDateTime::default() })
 }
 
 /// Ends the moment when it goes.

@@ -241,7 +241,7 @@ mod tests {
     fn render(source: &str) -> Result<String> {
         let now = chrono::NaiveDate::from_ymd_opt(2024, 7, 6).unwrap().and_hms_micro_opt(9, 5, 3, 42).unwrap();
         Template::new(source, vec![("bos_token", "<s>".into())])?
-            .render(Value::from(()), Moment { guard: '\u{E000}', now })
+            .render(Value::from(()), Moment { guards: ('\u{E000}', '\u{E000}'), now })
     }
 
     #[test]

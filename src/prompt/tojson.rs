@@ -37,7 +37,7 @@ pub(super) fn tojson(value: &Value, Rest(positional): Rest<Value>, named: Kwargs
         item,
         key,
         sort_keys: is_true(sort_keys),
-        guard: current().guard,
+        guards: current().guards,
     };
     writer.value(value, 0)?;
     Ok(writer.out)
@@ -72,7 +72,7 @@ struct Writer {
     item: String,
     key: String,
     sort_keys: bool,
-    guard: char,
+    guards: (char, char),
 }
 
 impl Writer {
@@ -154,7 +154,7 @@ impl Writer {
                 '\u{8}' => self.out.push_str("\\b"),
                 '\u{c}' => self.out.push_str("\\f"),
                 // Spelled out it could not be taken out again.
-                c if c == self.guard => self.out.push(c),
+                c if (self.guards.0..=self.guards.1).contains(&c) => self.out.push(c),
                 '\0'..='\u{1f}' => self.escape(c),
                 '\u{7f}'.. if self.ensure_ascii => self.escape(c),
                 c => self.out.push(c),

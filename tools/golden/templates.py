@@ -263,7 +263,7 @@ MEASURED = """\
             {%- set ns.text = ns.text + part.text -%}
         {%- endif -%}
     {%- endfor -%}
-    {{- message.role[:4] | capitalize }}[{{ ns.text | length }},{{ ns.text.count('<') }},{{ ns.text.startswith('<think>') }}]:
+    {{- message.role[:4] | capitalize }}[{{ ns.text | length }},{{ ns.text.startswith('<think>') }}]:
     {{- ['<image>'] * ns.images | int | default(0) if false else '<image>' * ns.images -}}
     {%- if ns.text.startswith('<think>') and '</think>' in ns.text -%}
         {{ ns.text.split('</think>')[-1] | trim }}
@@ -288,7 +288,7 @@ SLICES = """\
 {%- if part.type == 'image' %}<image>{% else %}{{ part['text'] }}{% endif -%}
 {%- endfor %}{{ loop.nextitem.role if loop.nextitem is defined }}
 {% endfor %}
-{% for key, value in {'a': 1, 'b': 'c'}.items() %}{{ key }}={{ value }};{% endfor %}{{ '%s-%02d' % ('x', 3) }}{{ "{} and {}".format(1, 'z') }}
+{% for key, value in {'a': 1, 'b': 'c'}.items() %}{{ key }}={{ value }};{% endfor %}{{ "{} and {}".format(1, 'z') }}
 {% filter upper %}shout {{ last.role }}{% endfilter %}
 {% call(word) wrapped() %}<{{ word }}>{% endcall %}
 {% raw %}{{ raw }}{% endraw %}
@@ -333,6 +333,12 @@ TEMPLATES = {
 }
 
 
+def _added_tokens(folder):
+    """As transformers 4 saved them."""
+    added = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+    return {str(token.pop("id")): token for token in added}
+
+
 def _for_reference(messages, texts):
     """The messages as a user of the reference would write them for a template that takes texts from some roles."""
     return [
@@ -368,6 +374,8 @@ def write(folder):
         with tempfile.TemporaryDirectory() as scratch:
             scratch = Path(scratch)
             shutil.copy(folder.parent / "smolvlm2-32x32-f32" / "tokenizer.json", scratch)
+            if "added_tokens_decoder" in config:
+                config = config | {"added_tokens_decoder": _added_tokens(scratch)}
             files = {"tokenizer_config.json": {"tokenizer_class": "GPT2Tokenizer", **config}}
             if special_map:
                 files["special_tokens_map.json"] = special_map

@@ -12,6 +12,8 @@ mod template;
 mod tojson;
 mod variables;
 
+use std::ops::Range;
+
 use chrono::NaiveDateTime;
 use serde::Deserialize;
 
@@ -40,13 +42,28 @@ pub struct Message {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Part {
     Image,
-    Text { text: String },
+    Text {
+        text: String,
+    },
+    /// What the model said with its special tokens in it. In these byte ranges they are tokens again, elsewhere text.
+    Answer {
+        text: String,
+        markers: Vec<Range<usize>>,
+    },
 }
 
 impl Message {
     /// Text alone.
     pub fn text(role: Role, text: &str) -> Self {
         Self { role, content: vec![Part::Text { text: text.to_owned() }] }
+    }
+
+    /// What the model said; `markers` are its special tokens, as byte ranges from left to right.
+    pub(crate) fn answer(text: &str, markers: Vec<Range<usize>>) -> Self {
+        match markers.is_empty() {
+            true => Self::text(Role::Assistant, text),
+            false => Self { role: Role::Assistant, content: vec![Part::Answer { text: text.to_owned(), markers }] },
+        }
     }
 
     /// Pictures first, then the text, as the family was trained. Pictures alone are a question too.
@@ -60,7 +77,10 @@ impl Message {
     }
 
     fn texts(&self) -> impl Iterator<Item = &str> {
-        self.content.iter().filter_map(|part| if let Part::Text { text } = part { Some(text.as_str()) } else { None })
+        self.content.iter().filter_map(|part| match part {
+            Part::Image => None,
+            Part::Text { text } | Part::Answer { text, .. } => Some(text.as_str()),
+        })
     }
 
     /// The same message with its texts changed.
@@ -68,9 +88,23 @@ impl Message {
         let content = self.content.iter().map(|part| match part {
             Part::Image => Part::Image,
             Part::Text { text } => Part::Text { text: f(text) },
+            Part::Answer { text, markers } => Part::Text { text: map_between(text, markers, &f) },
         });
         Self { role: self.role, content: content.collect() }
     }
+}
+
+/// `text` with all changed but `markers`. A picture's marker that a model wrote stands for no picture.
+fn map_between(text: &str, markers: &[Range<usize>], f: impl Fn(&str) -> String) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut end = 0;
+    for marker in markers {
+        let (Some(before), Some(token)) = (text.get(end..marker.start), text.get(marker.clone())) else { continue };
+        out += &f(before);
+        out += &if token == IMAGE_TOKEN { f(token) } else { token.to_owned() };
+        end = marker.end;
+    }
+    out + &f(&text[end..])
 }
 
 /// Who speaks.
@@ -108,6 +142,8 @@ impl From<&Tiles> for Grid {
 pub struct ChatTemplate {
     template: Template,
     forms: Forms,
+    /// What fills up shorter prompts of a batch.
+    padding: Option<String>,
 }
 
 impl ChatTemplate {
@@ -120,12 +156,13 @@ impl ChatTemplate {
     }
 
     fn new(source: &str, variables: Vec<(&'static str, String)>) -> Result<Self> {
+        let padding = variables.iter().find(|(name, _)| *name == "pad_token").map(|(_, token)| token.clone());
         let template = Template::new(source, variables)?;
         let forms = Forms::find(|messages, forms| {
             let guards = Guards::free(messages, Vec::new(), |c| template.contains(c))?.range();
             template.render(forms.messages(messages), Moment { guards, now: now() })
         })?;
-        Ok(Self { template, forms })
+        Ok(Self { template, forms, padding })
     }
 
     /// The prompt's text at the local time `now`, with guard characters, and these.
@@ -196,6 +233,12 @@ impl PromptBuilder {
     /// Image tokens of one tile.
     pub fn tokens_per_tile(&self) -> usize {
         self.tokens_per_tile
+    }
+
+    /// The id of the padding token, which is never part of an answer.
+    pub(crate) fn padding(&self, tokenizer: &Tokenizer) -> Option<u32> {
+        let padding = self.template.padding.as_deref()?;
+        tokenizer.special_tokens(padding).next().filter(|(span, _)| span.len() == padding.len()).map(|(_, id)| id)
     }
 
     /// The ids of `messages`, ready for the assistant's answer. `grids` are those of all pictures in order.

@@ -79,7 +79,7 @@ impl Forms {
 fn part(part: &Part) -> Value {
     match part {
         Part::Image => Value::from_pairs([("type", "image")]),
-        Part::Text { text } => Value::from_pairs([("type", "text"), ("text", text)]),
+        Part::Text { text } | Part::Answer { text, .. } => Value::from_pairs([("type", "text"), ("text", text)]),
     }
 }
 
@@ -87,7 +87,7 @@ fn part(part: &Part) -> Value {
 fn joined(content: &[Part]) -> String {
     let text = |part| match part {
         &Part::Image => IMAGE_TOKEN,
-        Part::Text { text } => text.as_str(),
+        Part::Text { text } | Part::Answer { text, .. } => text.as_str(),
     };
     content.iter().map(text).collect()
 }

@@ -26,7 +26,7 @@ struct Args {
     /// JPEG, PNG, WebP or BMP file; several make a question about several pictures
     #[arg(short, long, value_name = "FILE", num_args = 1..)]
     image: Vec<PathBuf>,
-    /// The question
+    /// The question; an empty one about a picture asks for a caption
     #[arg(short, long, value_name = "TEXT", default_value = "What objects are in this image?")]
     prompt: String,
     /// Put before the conversation
@@ -74,6 +74,9 @@ struct Args {
     /// Ends the answer; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
+    /// Show the answer's special tokens, but for its end
+    #[arg(long)]
+    keep_special_tokens: bool,
     /// Tile budget: longest edge of a picture before it is split, in pixels; the largest latency lever
     #[arg(long, value_name = "N", conflicts_with = "no_split")]
     longest_edge: Option<usize>,
@@ -138,6 +141,7 @@ fn run(args: &Args) -> Result<(), Error> {
         },
         stop: &stop,
         timeout: args.timeout_ms.map(Duration::from_millis),
+        keep_special_tokens: args.keep_special_tokens,
         ..Request::new(&args.prompt, &images)
     };
     let answer = engine.process(&request, &mut |text| {

@@ -391,7 +391,7 @@ typedef struct smolvlm_request {
    */
   size_t struct_size;
   /**
-   * The question: UTF-8, not NULL.
+   * The question: UTF-8, not NULL; with a picture it may be empty, which asks for a caption.
    */
   const char *prompt;
   /**
@@ -470,6 +470,15 @@ typedef struct smolvlm_request {
    * First argument of `on_text`.
    */
   void *user_data;
+  /**
+   * Non-zero: special tokens of the answer are in its text and in what `on_text` receives, but for
+   * those that end it and padding. Models that write a document's layout in such tokens need it.
+   */
+  int32_t keep_special_tokens;
+  /**
+   * Zero.
+   */
+  int32_t reserved;
 } smolvlm_request;
 
 /**

@@ -2,27 +2,35 @@
 //!
 //! Newlines may merge with their neighbours, so the whole expanded string is tokenised at once. A
 //! marker such as `<image>` in a user's own text stays text: while the template renders, a guard
-//! character stands inside it, and it is taken out again only where no marker can arise any more.
+//! character stands inside it, and is taken out again only where no marker can arise any more.
+
+mod forms;
+mod generation;
+mod guard;
+mod moment;
+mod template;
+mod tojson;
+mod variables;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Serde, Value};
-use minijinja::{Environment, context};
-use serde::{Deserialize, Serialize};
+use chrono::NaiveDateTime;
+use serde::Deserialize;
 
 use crate::config::parse;
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
 use crate::preprocess::Tiles;
 use crate::tokenizer::Tokenizer;
+use forms::Forms;
+use guard::Guards;
+use moment::Moment;
+use template::Template;
 
 pub(crate) const IMAGE_TOKEN: &str = "<image>";
 const FAKE: &str = "<fake_token_around_image>";
 const GLOBAL: &str = "<global-img>";
-
-/// Bounds what a damaged or hostile template can do, in minijinja's instructions.
-const TEMPLATE_FUEL: u64 = 1_000_000;
 
 /// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,11 +40,17 @@ pub struct Message {
 }
 
 /// A piece of a message.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(tag = "type", rename_all = "lowercase")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Part {
     Image,
-    Text { text: String },
+    Text {
+        text: String,
+    },
+    /// What the model said with its special tokens in it. In these byte ranges they are tokens again, elsewhere text.
+    Answer {
+        text: String,
+        markers: Vec<Range<usize>>,
+    },
 }
 
 impl Message {
@@ -45,15 +59,29 @@ impl Message {
         Self { role, content: vec![Part::Text { text: text.to_owned() }] }
     }
 
-    /// Pictures first, then the text, as the family was trained.
+    /// What the model said; `markers` are its special tokens, as byte ranges from left to right.
+    pub(crate) fn answer(text: &str, markers: Vec<Range<usize>>) -> Self {
+        match markers.is_empty() {
+            true => Self::text(Role::Assistant, text),
+            false => Self { role: Role::Assistant, content: vec![Part::Answer { text: text.to_owned(), markers }] },
+        }
+    }
+
+    /// Pictures first, then the text, as the family was trained. Pictures alone are a question too.
     pub fn question(images: usize, text: &str) -> Self {
         let mut message = Self::text(Role::User, text);
+        if images > 0 && text.is_empty() {
+            message.content.clear();
+        }
         message.content.splice(0..0, (0..images).map(|_| Part::Image));
         message
     }
 
     fn texts(&self) -> impl Iterator<Item = &str> {
-        self.content.iter().filter_map(|part| if let Part::Text { text } = part { Some(text.as_str()) } else { None })
+        self.content.iter().filter_map(|part| match part {
+            Part::Image => None,
+            Part::Text { text } | Part::Answer { text, .. } => Some(text.as_str()),
+        })
     }
 
     /// The same message with its texts changed.
@@ -61,9 +89,23 @@ impl Message {
         let content = self.content.iter().map(|part| match part {
             Part::Image => Part::Image,
             Part::Text { text } => Part::Text { text: f(text) },
+            Part::Answer { text, markers } => Part::Text { text: map_between(text, markers, &f) },
         });
         Self { role: self.role, content: content.collect() }
     }
+}
+
+/// `text` with all changed but `markers`. A picture's marker that a model wrote stands for no picture.
+fn map_between(text: &str, markers: &[Range<usize>], f: impl Fn(&str) -> String) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut end = 0;
+    for marker in markers {
+        let (Some(before), Some(token)) = (text.get(end..marker.start), text.get(marker.clone())) else { continue };
+        out += &f(before);
+        out += &if token == IMAGE_TOKEN { f(token) } else { token.to_owned() };
+        end = marker.end;
+    }
+    out + &f(&text[end..])
 }
 
 /// Who speaks.
@@ -99,57 +141,45 @@ impl From<&Tiles> for Grid {
 
 /// The checkpoint's chat template.
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    template: Template,
+    forms: Forms,
+    /// What fills up shorter prompts of a batch.
+    padding: Option<String>,
 }
-
-const NAME: &str = "chat_template";
 
 impl ChatTemplate {
     /// Finds the template where a checkpoint may keep it: `chat_template.jinja`, `chat_template.json`,
     /// or `tokenizer_config.json`.
     pub fn load(files: &ModelFiles) -> Result<Self> {
+        let variables = variables::special_tokens(files)?;
         let (file, source) = find_source(files)?;
-        let mut environment = Environment::new();
-        // As transformers compiles templates.
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|e| Error::internal(one_line(&e)))?);
-        environment.set_fuel(Some(TEMPLATE_FUEL));
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function(
-            "raise_exception",
-            |message: String| -> std::result::Result<String, minijinja::Error> {
-                Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, message))
-            },
-        );
-        let invalid = |e: minijinja::Error| Error::invalid_model(one_line(&e)).at(files.path(file).display());
-        environment.add_template_owned(NAME, source).map_err(invalid)?;
-        let template = Self { environment };
-
-        // A template that loses the picture would make the model answer blindly.
-        let probe = [Message::question(1, "\u{2}")];
-        let rendered = template.render(&probe).map_err(|e| e.at(files.path(file).display()))?;
-        if rendered.matches(IMAGE_TOKEN).count() != 1 || !rendered.contains('\u{2}') {
-            return Err(Error::invalid_model("the template loses an image or the text").at(files.path(file).display()));
-        }
-        Ok(template)
+        Self::new(&source, variables).map_err(|e| e.at(files.path(file).display()))
     }
 
-    fn render(&self, messages: &[Message]) -> Result<String> {
-        #[derive(Serialize)]
-        struct Turn<'a> {
-            role: &'static str,
-            content: &'a [Part],
-        }
-        let turns: Vec<_> = messages.iter().map(|m| Turn { role: m.role.name(), content: &m.content }).collect();
-        let template = self.environment.get_template(NAME).map_err(|e| Error::internal(one_line(&e)))?;
-        template
-            .render(context! { messages => Value::from(Serde(&turns)), add_generation_prompt => true })
-            .map_err(|e| Error::invalid_model(format!("chat template: {}", one_line(&e))))
+    fn new(source: &str, variables: Vec<(&'static str, String)>) -> Result<Self> {
+        let padding = variables.iter().find(|(name, _)| *name == "pad_token").map(|(_, token)| token.clone());
+        let template = Template::new(source, variables)?;
+        let forms = Forms::find(|messages, forms| {
+            let guards = Guards::free(messages, Vec::new(), |c| template.contains(c))?.range();
+            template.render(forms.messages(messages), Moment { guards, now: now() })
+        })?;
+        Ok(Self { template, forms, padding })
+    }
+
+    /// The prompt's text at the local time `now`, with guard characters, and these.
+    fn render(&self, messages: &[Message], tokenizer: &Tokenizer, now: NaiveDateTime) -> Result<(String, Guards)> {
+        let mut starts = tokenizer.special_starts().to_vec();
+        starts.extend(IMAGE_TOKEN.chars().next().filter(|c| !starts.contains(c)));
+        let guards = Guards::free(messages, starts, |c| self.template.contains(c))?;
+        let rendered = guard::render(messages, &guards, tokenizer, |messages| {
+            self.template.render(self.forms.messages(messages), Moment { guards: guards.range(), now })
+        })?;
+        Ok((rendered, guards))
     }
 }
 
-fn one_line(error: &minijinja::Error) -> String {
-    error.to_string().lines().next().unwrap_or_default().to_owned()
+fn now() -> NaiveDateTime {
+    chrono::Local::now().naive_local()
 }
 
 /// Where transformers 5's processor finds a template, in its order, and after it its tokenizer.
@@ -235,44 +265,49 @@ impl PromptBuilder {
         self.tokens_per_tile
     }
 
+    /// The id of the padding token, which is never part of an answer.
+    pub(crate) fn padding(&self, tokenizer: &Tokenizer) -> Option<u32> {
+        let padding = self.template.padding.as_deref()?;
+        tokenizer.special_tokens(padding).next().filter(|(span, _)| span.len() == padding.len()).map(|(_, id)| id)
+    }
+
     /// The ids of `messages`, ready for the assistant's answer. `grids` are those of all pictures in order.
     pub fn build(&self, messages: &[Message], grids: &[Grid], tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-        let guard = free_guard(messages)?;
-        let guarded: Vec<Message> =
-            messages.iter().map(|m| m.map_text(|text| guard_markers(text, guard, tokenizer))).collect();
-        let rendered = self.template.render(&guarded)?;
+        self.build_at(messages, grids, tokenizer, now()).map(|prompt| prompt.ids)
+    }
+
+    /// As `build`, at another local time, for templates that ask for it; with the text in between.
+    #[doc(hidden)]
+    pub fn build_at(
+        &self,
+        messages: &[Message],
+        grids: &[Grid],
+        tokenizer: &Tokenizer,
+        now: NaiveDateTime,
+    ) -> Result<Prompt> {
+        let (rendered, guards) = self.template.render(messages, tokenizer, now)?;
         let expanded = expand_images(&rendered, grids, self.tokens_per_tile)?;
 
         let mut ids = Vec::new();
         let mut text_start = 0;
-        let encode = |text: &str, ids: &mut Vec<u32>| tokenizer.encode_text(&text.replace(guard, ""), ids);
+        let encode = |text: &str, ids: &mut Vec<u32>| tokenizer.encode_text(&guards.remove(text), ids);
         for (span, id) in tokenizer.special_tokens(&expanded) {
             encode(&expanded[text_start..span.start], &mut ids)?;
             ids.push(id);
             text_start = span.end;
         }
         encode(&expanded[text_start..], &mut ids)?;
-        Ok(ids)
+        Ok(Prompt { rendered: guards.remove(&rendered), ids })
     }
 }
 
-/// A private-use character that no message contains.
-fn free_guard(messages: &[Message]) -> Result<char> {
-    ('\u{E000}'..='\u{F8FF}')
-        .find(|&c| !messages.iter().flat_map(Message::texts).any(|text| text.contains(c)))
-        .ok_or_else(|| Error::invalid_argument("prompt: uses every private-use code point from U+E000 to U+F8FF"))
-}
-
-/// Puts `guard` after every character in a user's text that can start a marker, so that none is left.
-fn guard_markers(text: &str, guard: char, tokenizer: &Tokenizer) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        out.push(c);
-        if IMAGE_TOKEN.starts_with(c) || tokenizer.starts_special(c) {
-            out.push(guard);
-        }
-    }
-    out
+/// What a conversation became.
+#[doc(hidden)]
+#[derive(Clone, Debug)]
+pub struct Prompt {
+    /// The chat template's text, pictures still as markers.
+    pub rendered: String,
+    pub ids: Vec<u32>,
 }
 
 /// Replaces each `<image>` by what a picture of that grid is in the prompt (the reference's

@@ -24,6 +24,7 @@ pub const DEFAULT_MAX_NEW_TOKENS: usize = 256;
 /// One question.
 #[derive(Clone, Debug)]
 pub struct Request<'a> {
+    /// May be empty where there is a picture: the family answers with a caption.
     pub prompt: &'a str,
     /// Only with the first question of a conversation.
     pub system_prompt: Option<&'a str>,
@@ -39,6 +40,9 @@ pub struct Request<'a> {
     pub stop: &'a [&'a str],
     /// Covers everything from the call on.
     pub timeout: Option<Duration>,
+    /// The special tokens of the answer are in its text, but for those that end it and padding. Checkpoints that write
+    /// a document's layout do so in such tokens.
+    pub keep_special_tokens: bool,
 }
 
 impl<'a> Request<'a> {
@@ -54,6 +58,7 @@ impl<'a> Request<'a> {
             sampling: Sampling::default(),
             stop: &[],
             timeout: None,
+            keep_special_tokens: false,
         }
     }
 }
@@ -188,9 +193,9 @@ impl Session {
         };
         turn.metrics.total_ms = ms_since(started);
         turn.metrics.generated_tokens = turn.generated.len();
-        let text = turn.output.into_text();
+        let (text, markers) = turn.output.into_text();
         if self.messages.len() > before.messages {
-            self.messages.push(Message::text(Role::Assistant, &text));
+            self.messages.push(Message::answer(&text, markers));
         }
         Ok(Answer { text, token_ids: turn.generated, prompt_token_ids: turn.ids, finish_reason, metrics: turn.metrics })
     }
@@ -222,6 +227,7 @@ impl Session {
             n => n,
         };
         let budget = budget.min(inner.context_tokens - turn.ids.len());
+        let padding = inner.prompt.padding(&inner.tokenizer);
         let decoding = Instant::now();
         let mut context = turn.ids.clone();
         let reason = loop {
@@ -234,7 +240,10 @@ impl Session {
             }
             turn.generated.push(id);
             context.push(id);
-            turn.output.push(inner.tokenizer.token_bytes(id));
+            match inner.tokenizer.special_text(id).filter(|_| request.keep_special_tokens && padding != Some(id)) {
+                Some(special) => turn.output.push_special(special),
+                None => turn.output.push(inner.tokenizer.token_bytes(id)),
+            }
             if let Some(reason) = turn.output.release(on_text) {
                 break reason;
             }
@@ -259,7 +268,8 @@ impl Session {
     }
 
     fn add_messages(&mut self, request: &Request<'_>, tiles: &[Tiles]) -> Result<()> {
-        if request.prompt.is_empty() {
+        // A question without words is one about pictures.
+        if request.prompt.is_empty() && tiles.is_empty() {
             return Err(Error::invalid_argument("prompt: empty"));
         }
         self.check_length("prompt", request.prompt)?;

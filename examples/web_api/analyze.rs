@@ -60,9 +60,6 @@ impl Form {
         if form.turn.images.is_empty() {
             return Err(ApiError::invalid("image", "missing; send a JPEG, PNG, WebP or BMP file"));
         }
-        if form.turn.prompt.is_empty() {
-            return Err(ApiError::invalid("prompt", "missing or empty"));
-        }
         form.turn.split = form.parameters.split.unwrap_or(true);
         Ok(form)
     }

@@ -66,7 +66,7 @@ pub fn conversation(name: &str, messages: &[Message], split: Option<bool>, limit
                 expected = Expected::Question;
             }
             ("user", Expected::Anything | Expected::Question) => {
-                if turn.prompt.is_empty() {
+                if turn.prompt.is_empty() && turn.images.is_empty() {
                     return Err(ApiError::invalid(format!("{at}.content"), "no text"));
                 }
                 conversation.turns.push(Turn { split: split.unwrap_or(turn.split), ..turn });

@@ -48,8 +48,13 @@ impl Model {
     pub fn recall(&self, session: &mut Session, question: &Request<'_>, answer: &str) -> Result<FinishReason> {
         // The family's answers start with a space, which is not part of the text.
         let mut script = self.spell(&format!(" {answer}"))?;
-        let request =
-            Request { max_new_tokens: script.len() + 1, sampling: Sampling::default(), stop: &[], ..question.clone() };
+        let request = Request {
+            max_new_tokens: script.len() + 1,
+            sampling: Sampling::default(),
+            stop: &[],
+            keep_special_tokens: false,
+            ..question.clone()
+        };
         script.push(self.end_of_text);
         let recalling = Recalling::new(script);
         let recalled = session.process(&request, &mut |_| ControlFlow::Continue(()));

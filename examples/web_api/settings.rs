@@ -30,6 +30,7 @@ pub struct Parameters {
     pub longest_edge: Option<usize>,
     pub split: Option<bool>,
     pub timeout_ms: Option<u64>,
+    pub skip_special_tokens: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -53,6 +54,7 @@ impl Parameters {
             "longest_edge" => self.longest_edge = Some(parse(name, text)?),
             "split" => self.split = Some(parse(name, text)?),
             "timeout_ms" => self.timeout_ms = Some(parse(name, text)?),
+            "skip_special_tokens" => self.skip_special_tokens = Some(parse(name, text)?),
             "stop" => match self.stop.get_or_insert(Stop::Many(Vec::new())) {
                 Stop::Many(stops) => stops.push(text.to_owned()),
                 Stop::One(_) => unreachable!("a form makes many"),
@@ -90,7 +92,8 @@ impl Parameters {
         // Refuses senseless values before they wait in the queue.
         Sampler::new(sampling)?;
         let timeout = self.timeout_ms.map_or(limits.timeout_s, Duration::from_millis).min(limits.timeout_s);
-        Ok(Settings { max_new_tokens, sampling, stop, longest_edge: self.longest_edge, timeout })
+        let keep_special_tokens = self.skip_special_tokens == Some(false);
+        Ok(Settings { max_new_tokens, sampling, stop, longest_edge: self.longest_edge, timeout, keep_special_tokens })
     }
 }
 

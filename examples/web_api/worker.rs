@@ -40,6 +40,7 @@ pub struct Settings {
     pub stop: Vec<String>,
     pub longest_edge: Option<usize>,
     pub timeout: Duration,
+    pub keep_special_tokens: bool,
 }
 
 pub enum Event {
@@ -181,6 +182,7 @@ impl Job {
             max_new_tokens: self.settings.max_new_tokens,
             sampling: self.settings.sampling,
             stop,
+            keep_special_tokens: self.settings.keep_special_tokens,
             timeout: Some(deadline.saturating_duration_since(Instant::now())),
             ..Request::new(&turn.prompt, images)
         }

@@ -162,6 +162,9 @@ pub(super) unsafe fn with_request<T>(
 ) -> Result<T> {
     // SAFETY: the caller of this function promises `struct_size` readable bytes.
     let request = unsafe { arg::versioned(request, "request") }?;
+    if request.reserved != 0 {
+        return Err(Error::invalid_argument(format!("request.reserved: {} given, 0 needed", request.reserved)));
+    }
     // SAFETY: the caller of this function promises a NUL-terminated string.
     let prompt = unsafe { arg::string(request.prompt, "request.prompt") }?;
     // SAFETY: as above.
@@ -200,6 +203,7 @@ pub(super) unsafe fn with_request<T>(
         seed: request.seed,
     };
     converted.stop = &stop;
+    converted.keep_special_tokens = request.keep_special_tokens != 0;
     converted.timeout = (request.timeout_ms != 0).then(|| Duration::from_millis(request.timeout_ms.into()));
     let mut piece = Vec::new();
     let answer = body(&converted, &mut |text| {

@@ -46,6 +46,9 @@ class Parameters(TypedDict, total=False):
     #: Deadline for the whole call in seconds: pictures, prompt and answer. When it passes, the text so far is the answer, with
     #: `FinishReason.TIMEOUT`. One that has passed already, 0 or less, ends the call as soon as it looks.
     timeout: float | None
+    #: True: special tokens of the answer are in its text, but for those that end it and padding. Models that write a document's
+    #: layout in such tokens need it.
+    keep_special_tokens: bool
 
 
 if TYPE_CHECKING:
@@ -87,6 +90,7 @@ class Request:
         for name in _FLOATS:
             setattr(struct, name, values.get(name, 0.0))
         struct.no_split, struct.ignore_exif = not values.get("split", True), not values.get("exif", True)
+        struct.keep_special_tokens = bool(values.get("keep_special_tokens", False))
         if "system_prompt" in values:
             struct.system_prompt = _check.text(values["system_prompt"], "system_prompt")
         if "timeout" in values:

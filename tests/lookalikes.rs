@@ -11,6 +11,10 @@ use std::time::Duration;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors, View};
 use serde_json::{Value, json};
+use smolvlm::backend::candle::CandleBackend;
+use smolvlm::backend::{Backend, Stop};
+use smolvlm::config::{ImageConfig, ModelConfig};
+use smolvlm::files::ModelFiles;
 use smolvlm::{BackendKind, DTypeKind, Engine, EngineOptions, ErrorKind, Request};
 
 const TIED: &str = "tied-12x12-f32";
@@ -319,5 +323,48 @@ fn biases_and_scaled_rotations_change_what_is_said() {
     });
     for (dtype, whole) in dtypes.iter().zip(&whole) {
         assert_ne!(&ask(&copy, *dtype), whole, "{dtype:?}: without llama3's scaling");
+    }
+}
+
+/// The first six logits after 100 tokens, made by transformers 5.23: `Idefics3ForConditionalGeneration` in float32 with eager attention on
+/// this checkpoint, `rope_scaling` replaced.
+#[test]
+fn every_kind_of_rotation_is_the_references() {
+    let copy = Copy::of(BIASES, "kinds");
+    let ids: Vec<u32> = (0..100).map(|i| (7 * i + 11) % 300 + 3).collect();
+    for (scaling, expected) in [
+        (json!({"rope_type": "default"}), [-1.2093, 0.00725, -3.86256, 1.55361, -3.55688, -0.2521]),
+        (json!({"rope_type": "dynamic", "factor": 2.0}), [-1.2093, 0.00725, -3.86256, 1.55361, -3.55688, -0.2521]),
+        (json!({"rope_type": "linear", "factor": 4.0}), [-1.83302, 0.96802, 0.87518, 4.80242, 6.53851, -2.51374]),
+        (
+            json!({"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64}),
+            [2.07794, -4.80117, -0.40891, 8.18233, -0.60326, 1.81203],
+        ),
+        (
+            json!({"rope_type": "longrope", "original_max_position_embeddings": 128,
+                "short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [4.0, 4.0, 4.0, 4.0]}),
+            [4.14052, -4.8278, -1.49332, 5.07819, 1.11648, -1.23694],
+        ),
+        (
+            json!({"rope_type": "proportional", "partial_rotary_factor": 0.5}),
+            [-6.41803, 7.82784, -4.55473, -0.49186, -2.01023, 2.7771],
+        ),
+    ] {
+        copy.config(|config| config["text_config"]["rope_scaling"] = scaling.clone());
+        let files = ModelFiles::open(&copy.0).unwrap();
+        let model = ModelConfig::load(&files).unwrap();
+        let images = ImageConfig::load(&files, &model).unwrap();
+        // The logits' root mean square is 3.2 to 3.7.
+        for (dtype, tolerance) in [(DTypeKind::F32, 1e-3), (DTypeKind::Bf16, 0.3)] {
+            let options = EngineOptions { dtype, ..Default::default() };
+            let mut decoder = CandleBackend::load(&files, &model, &images, &options).unwrap().decoder().unwrap();
+            let logits = decoder.prefill(&ids, &[], &Stop::default()).unwrap();
+            for (ours, theirs) in logits.iter().zip(expected) {
+                assert!((ours - theirs).abs() <= tolerance, "{scaling} {dtype:?}: {ours} is not {theirs}");
+            }
+        }
+        // Beyond the original length longrope has other frequencies, for the tokens before as well.
+        let longest = if scaling["rope_type"] == "longrope" { 128 } else { 512 };
+        assert_eq!(copy.load(&EngineOptions::default()).unwrap().context_tokens(), longest);
     }
 }

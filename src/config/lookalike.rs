@@ -123,7 +123,7 @@ pub(super) fn check_vision(others: &Map<String, Value>) -> Result<()> {
     if let Some(kind) = others.get("model_type").and_then(Value::as_str) {
         let known = ["idefics3", "smolvlm", "idefics2", "siglip_vision_model"];
         let family = |name: &&str| kind == *name || kind.strip_prefix(name) == Some("_vision");
-        if !known.iter().any(|name| family(&name)) && kind != "siglip" {
+        if !known.iter().any(family) && kind != "siglip" {
             let message =
                 format!("vision_config.model_type: \"{kind}\" is not the SigLIP encoder of idefics3 and smolvlm");
             return Err(Error::unsupported(message));
@@ -161,7 +161,7 @@ fn is_off(value: &Value, off: Off) -> bool {
         Value::Null | Value::Bool(false) => true,
         Value::String(text) if text.is_empty() => true,
         Value::Object(map) => map.is_empty(),
-        Value::Array(list) => list.iter().all(|value| same(value)),
+        Value::Array(list) => list.iter().all(same),
         value => same(value),
     }
 }

@@ -8,20 +8,20 @@ use crate::copy::{Copy, SAVED};
 /// Its answers have many different tokens.
 const VARIED: &str = "saved-smolvlm2-bf16";
 
-/// A copy whose answer has a token that is not there before place `n`: (the copy, the answer, n, the token's id, its text).
-fn subject(test: &str) -> (Copy, Vec<u32>, usize, u32, String) {
+/// An answer, and a token in it that is not there before place `n`: (the answer, n, the token's id, its text).
+fn subject(test: &str) -> (Vec<u32>, usize, u32, String) {
     let copy = Copy::new(test, VARIED);
     let ids = copy.ask().ids;
     let n = (2..ids.len()).rev().find(|&n| !ids[..n].contains(&ids[n])).expect("an answer of more than two tokens");
     let tokenizer = copy.json("tokenizer.json");
     let vocab = tokenizer["model"]["vocab"].as_object().unwrap();
     let (text, id) = (vocab.iter().find(|(_, id)| id.as_u64() == Some(ids[n].into())).unwrap().0.clone(), ids[n]);
-    (copy, ids, n, id, text)
+    (ids, n, id, text)
 }
 
 #[test]
 fn an_end_that_any_file_names_ends_an_answer() {
-    let (copy, ids, n, id, text) = subject("ends");
+    let (ids, n, id, text) = subject("ends");
     let special = json!({"content": text, "lstrip": false, "normalized": false, "rstrip": false, "single_word": false, "special": true});
     let many = json!([128_001, -1, id, 49_999]);
     for (file, part, name, value) in [
@@ -48,6 +48,7 @@ fn an_end_that_any_file_names_ends_an_answer() {
         assert_eq!(copy.ask().ids, ids[..n], "{file} {part}: {value}");
     }
     // Where it is in none of them.
+    let copy = Copy::new("ends", VARIED);
     for (file, value) in [("tokenizer_config.json", json!("<|nowhere|>")), ("special_tokens_map.json", Value::Null)] {
         copy.set(file, "eos_token", value);
         assert_eq!(copy.ask().ids, ids);

@@ -9,6 +9,7 @@ use crate::config::{self, ImageConfig, ModelConfig};
 use crate::ends;
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
+use crate::process::OfProcess;
 use crate::prompt::{ChatTemplate, IMAGE_TOKEN, PromptBuilder};
 use crate::session::{Answer, OnText, Request, Session};
 use crate::tokenizer::Tokenizer;
@@ -40,7 +41,7 @@ pub struct EngineOptions {
 pub struct Engine(Arc<Inner>);
 
 pub(crate) struct Inner {
-    pub(crate) backend: Box<dyn Backend>,
+    pub(crate) backend: OfProcess<Box<dyn Backend>>,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) prompt: PromptBuilder,
     pub(crate) images: ImageConfig,
@@ -112,7 +113,7 @@ impl Engine {
         let image_token_id = model.image_token_id;
         let threads = backend::threads(options);
         Ok(Self(Arc::new(Inner {
-            backend,
+            backend: OfProcess::new(backend),
             tokenizer,
             prompt,
             images,

@@ -38,6 +38,7 @@ pub mod metrics;
 mod model;
 mod output;
 pub mod preprocess;
+mod process;
 pub mod prompt;
 pub mod sampler;
 pub mod session;

@@ -12,6 +12,7 @@ use crate::image::ImageView;
 use crate::metrics::{Metrics, ms_since};
 use crate::output::Output;
 use crate::preprocess::{self, TileOptions, Tiles};
+use crate::process::OfProcess;
 use crate::prompt::{Grid, Message, Role};
 use crate::sampler::{Sampler, Sampling};
 
@@ -110,7 +111,7 @@ pub struct Answer {
 /// A conversation and its KV cache.
 pub struct Session {
     engine: Engine,
-    decoder: Box<dyn Decoder>,
+    decoder: OfProcess<Box<dyn Decoder>>,
     canceller: Canceller,
     messages: Vec<Message>,
     grids: Vec<Grid>,
@@ -134,8 +135,10 @@ struct Turn {
 impl Session {
     /// An empty conversation.
     pub fn new(engine: &Engine) -> Result<Self> {
+        let backend = &engine.inner().backend;
+        backend.check()?;
         Ok(Self {
-            decoder: engine.inner().backend.decoder()?,
+            decoder: OfProcess::new(backend.decoder()?),
             engine: engine.clone(),
             canceller: Canceller::default(),
             messages: Vec::new(),
@@ -163,6 +166,7 @@ impl Session {
     ///
     /// An error, or a stop before the first token, leaves the conversation as it was.
     pub fn process(&mut self, request: &Request<'_>, on_text: &mut OnText<'_>) -> Result<Answer> {
+        self.decoder.check()?;
         let started = Instant::now();
         let stop = Stop::new(self.canceller.clone(), request.timeout.and_then(|t| started.checked_add(t)));
         let _running = Running::new(&self.canceller);

@@ -555,7 +555,8 @@ extern "C" {
  *
  * `model_dir` is the path, in UTF-8, of a directory as the Hugging Face hub publishes it: config.json,
  * tokenizer.json, model.safetensors or its shards for Candle, `onnx/` for ONNX Runtime. Where there is no such directory, it may
- * be a hub id, `owner/name`, that the hub's local cache holds (`HF_HUB_CACHE`, else `HF_HOME`, else `~/.cache/huggingface`); nothing is
+ * be a hub id, `owner/name` or `owner/name@revision`, that the hub's local cache holds (`HF_HUB_CACHE`, else
+ * `HUGGINGFACE_HUB_CACHE`, else `HF_HOME`, else `~/.cache/huggingface`); nothing is
  * fetched, and the message says what would fetch it. `options` may be NULL: all defaults. `*out` is the
  * engine, to be freed with `smolvlm_free`, or NULL on failure. The directory must not change while
  * the engine lives: a backend may keep its weights mapped.

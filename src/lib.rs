@@ -19,6 +19,7 @@
 
 pub mod backend;
 pub mod config;
+mod ends;
 pub mod engine;
 pub mod error;
 pub mod ffi;

@@ -215,6 +215,7 @@ impl Session {
         let tiles = preprocess_images(inner, request, stop, &mut turn.metrics)?;
         self.add_messages(request, &tiles)?;
         turn.ids = inner.prompt.build(&self.messages, &self.grids, &inner.tokenizer)?;
+        inner.check_ids(&turn.ids)?;
         self.check_context(turn, inner)?;
         self.encode_images(&tiles, inner, stop, &mut turn.metrics)?;
 

@@ -86,6 +86,20 @@ impl Tokenizer {
         self.longest
     }
 
+    /// The id of the token with exactly this text, special or not.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The text of a token, special or not.
+    pub(crate) fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    pub(crate) fn is_special(&self, id: u32) -> bool {
+        self.special_ids.binary_search(&id).is_ok()
+    }
+
     /// The id of `<end_of_utterance>`.
     pub fn end_of_utterance(&self) -> Option<u32> {
         self.end_of_utterance

@@ -4,6 +4,9 @@
 One command makes everything anew, deterministically and without a network: `python tools/make_golden.py`. The
 reference is transformers 5.x with its PIL image processors, eager attention, float32 arithmetic over the stored weights.
 
+SmolVLM's own processor, which a checkpoint saved by transformers has, needs torchvision and num2words as well; without them that
+checkpoint is left as it is.
+
 tests/golden/<checkpoint>/ is a hub directory (config.json, weights, tokenizer.json, ...) and next to those files:
 
 golden.json
@@ -48,6 +51,7 @@ tests/golden/templates/<name>.json
 import argparse
 import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 # Set before the tokenizers package is loaded: with one thread the trained merges come out the same every time.
@@ -74,6 +78,10 @@ def main():
         parser.error(f"--only {arguments.only}: not one of {', '.join(names)}")
     for spec in specs.SPECS:
         if arguments.only not in (None, spec.name):
+            continue
+        missing = [name for name in ("torchvision", "num2words") if spec.needs_torchvision and not find_spec(name)]
+        if missing:
+            print(f"{spec.name}: left as it is, needs {', '.join(missing)}")
             continue
         folder = arguments.out / spec.name
         shutil.rmtree(folder, ignore_errors=True)

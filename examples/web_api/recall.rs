@@ -12,7 +12,7 @@ use std::path::Path;
 use smolvlm::backend::candle::CandleBackend;
 use smolvlm::backend::onnx::OnnxBackend;
 use smolvlm::backend::{Backend, Decoder, ImageRows, Placement, Run, Stop};
-use smolvlm::config::{self, ImageConfig, ModelConfig};
+use smolvlm::config::{ImageConfig, ModelConfig};
 use smolvlm::files::ModelFiles;
 use smolvlm::largest::Largest;
 use smolvlm::preprocess::Tiles;
@@ -39,11 +39,9 @@ impl Model {
         let backend =
             RecallingBackend { inner, image_token_id: config.image_token_id, vocab_size: config.text.vocab_size };
         let engine = Engine::with_backend(dir, options, Box::new(backend))?;
-        let tokenizer = engine.tokenizer();
-        let named = config::eos_token_ids(&files)?.first().copied();
-        let end_of_text = tokenizer.end_of_utterance().or(named);
+        let end_of_text = engine.end_ids().first().copied();
         let end_of_text = end_of_text.ok_or_else(|| Error::new(ErrorKind::InvalidModel, "no token ends an answer"))?;
-        Ok(Self { ids: ids_by_bytes(tokenizer), end_of_text, engine })
+        Ok(Self { ids: ids_by_bytes(engine.tokenizer(), config.text.vocab_size), end_of_text, engine })
     }
 
     /// Adds a question and the answer that it is said to have had to the conversation.
@@ -90,8 +88,9 @@ impl Model {
     }
 }
 
-fn ids_by_bytes(tokenizer: &Tokenizer) -> HashMap<Box<[u8]>, u32> {
-    let ids = 0..tokenizer.vocab_size() as u32;
+/// Of the ids that the model can say: a tokenizer may have more.
+fn ids_by_bytes(tokenizer: &Tokenizer, vocab_size: usize) -> HashMap<Box<[u8]>, u32> {
+    let ids = 0..tokenizer.vocab_size().min(vocab_size) as u32;
     ids.map(|id| (tokenizer.token_bytes(id).into(), id))
         .filter(|(bytes, _): &(Box<[u8]>, _)| !bytes.is_empty())
         .collect()

@@ -132,9 +132,10 @@ impl Shared {
         let mut session = Session::new(&self.engine)?;
         *lock(&job.control.session) = Some(session.canceller());
         let Conversation { messages, pictures } = &job.conversation;
-        let view =
-            |picture: &Picture| smolvlm::Picture { view: ImageView::encoded(&picture.file), split: picture.split };
-        let pictures: Vec<_> = pictures.iter().map(view).collect();
+        let pictures: Vec<_> = pictures
+            .iter()
+            .map(|picture| smolvlm::Picture { view: ImageView::encoded(&picture.file), split: picture.split })
+            .collect();
         let stop: Vec<&str> = job.settings.stop.iter().map(String::as_str).collect();
         let deadline = job.asked + job.settings.timeout;
         let request = Request {

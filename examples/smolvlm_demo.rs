@@ -68,6 +68,12 @@ struct Args {
     /// Over 1: repeat less, 0: off
     #[arg(long, value_name = "F", default_value_t = 0.0)]
     repetition_penalty: f32,
+    /// Taken from a token's score for each time that the answer has it, -2 to 2
+    #[arg(long, value_name = "F", default_value_t = 0.0, allow_negative_numbers = true)]
+    frequency_penalty: f32,
+    /// Taken once from the score of each token that the answer has, -2 to 2
+    #[arg(long, value_name = "F", default_value_t = 0.0, allow_negative_numbers = true)]
+    presence_penalty: f32,
     /// The same seed gives the same answer
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -137,6 +143,8 @@ fn run(args: &Args) -> Result<(), Error> {
             top_p: args.top_p,
             min_p: args.min_p,
             repetition_penalty: args.repetition_penalty,
+            frequency_penalty: args.frequency_penalty,
+            presence_penalty: args.presence_penalty,
             seed: args.seed,
         },
         stop: &stop,

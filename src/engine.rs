@@ -9,6 +9,7 @@ use crate::config::{self, ImageConfig, ModelConfig};
 use crate::ends;
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
+use crate::image_cache::{ImageCache, ImageCacheStats};
 use crate::process::OfProcess;
 use crate::prompt::{ChatTemplate, IMAGE_TOKEN, PromptBuilder};
 use crate::session::{Answer, OnText, Request, Session};
@@ -34,6 +35,8 @@ pub struct EngineOptions {
     /// others, but what a `SHA256SUMS` lists. It is made if it is missing, and must be trusted as the checkpoint is; its files are checked
     /// against their digests. `None`: nothing is kept.
     pub packed_cache_dir: Option<PathBuf>,
+    /// Most bytes of encoded pictures that the engine keeps, for the next question about the same file. 0: none.
+    pub image_cache_bytes: usize,
 }
 
 /// A loaded checkpoint. Cloning shares it; any thread may use it.
@@ -44,6 +47,7 @@ pub(crate) struct Inner {
     pub(crate) backend: OfProcess<Box<dyn Backend>>,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) prompt: PromptBuilder,
+    pub(crate) image_cache: ImageCache,
     pub(crate) images: ImageConfig,
     pub(crate) image_token_id: u32,
     /// Rows of the embedding.
@@ -116,6 +120,7 @@ impl Engine {
             backend: OfProcess::new(backend),
             tokenizer,
             prompt,
+            image_cache: ImageCache::new(options.image_cache_bytes),
             images,
             image_token_id,
             vocab_size,
@@ -148,6 +153,11 @@ impl Engine {
     /// The ids that end an answer, at least one.
     pub fn end_ids(&self) -> &[u32] {
         &self.0.eos
+    }
+
+    /// What the cache of encoded pictures did so far, and what it holds.
+    pub fn image_cache(&self) -> ImageCacheStats {
+        self.0.image_cache.stats()
     }
 
     /// The longest context of a session, in tokens.

@@ -7,6 +7,7 @@ use crate::session::{FinishReason, OnText};
 use crate::tokenizer::TextStream;
 
 /// Collects text, and releases what can no longer turn out to be part of a stop string.
+#[derive(Default)]
 pub(crate) struct Output {
     stops: Vec<String>,
     stream: TextStream,
@@ -15,6 +16,8 @@ pub(crate) struct Output {
     released: usize,
     /// Special tokens in `text`, as byte ranges from left to right.
     markers: Vec<Range<usize>>,
+    /// Whether the text goes on from another, so that a leading space is part of it.
+    continues: bool,
 }
 
 impl Output {
@@ -23,7 +26,19 @@ impl Output {
             return Err(Error::invalid_argument(format!("stop[{i}]: empty")));
         }
         let stops = stops.iter().map(|s| s.to_string()).collect();
-        Ok(Self { stops, stream: TextStream::default(), text: String::new(), released: 0, markers: Vec::new() })
+        Ok(Self {
+            stops,
+            stream: TextStream::default(),
+            text: String::new(),
+            released: 0,
+            markers: Vec::new(),
+            continues: false,
+        })
+    }
+
+    /// The text is the rest of one that began elsewhere.
+    pub(crate) fn continuing(self) -> Self {
+        Self { continues: true, ..self }
     }
 
     /// Takes the bytes of one token.
@@ -70,7 +85,7 @@ impl Output {
 
     fn append(&mut self, new: &str) {
         // The family's answers start with a space.
-        let new = if self.text.is_empty() { new.trim_start() } else { new };
+        let new = if self.text.is_empty() && !self.continues { new.trim_start() } else { new };
         // C would take a NUL for the end of the text.
         self.text.extend(new.chars().map(|c| if c == '\0' { char::REPLACEMENT_CHARACTER } else { c }));
     }

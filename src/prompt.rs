@@ -77,7 +77,22 @@ impl Message {
         message
     }
 
-    fn texts(&self) -> impl Iterator<Item = &str> {
+    /// Lets the last text go on with `more`, in which `markers` are special tokens.
+    pub(crate) fn append(&mut self, more: &str, markers: Vec<Range<usize>>) {
+        let (mut text, mut all) = match self.content.pop() {
+            Some(Part::Text { text }) => (text, Vec::new()),
+            Some(Part::Answer { text, markers }) => (text, markers),
+            other => {
+                self.content.extend(other);
+                (String::new(), Vec::new())
+            }
+        };
+        all.extend(markers.into_iter().map(|marker| marker.start + text.len()..marker.end + text.len()));
+        text += more;
+        self.content.push(if all.is_empty() { Part::Text { text } } else { Part::Answer { text, markers: all } });
+    }
+
+    pub(crate) fn texts(&self) -> impl Iterator<Item = &str> {
         self.content.iter().filter_map(|part| match part {
             Part::Image => None,
             Part::Text { text } | Part::Answer { text, .. } => Some(text.as_str()),
@@ -117,7 +132,7 @@ pub enum Role {
 }
 
 impl Role {
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::System => "system",
             Self::User => "user",
@@ -161,21 +176,64 @@ impl ChatTemplate {
         let template = Template::new(source, variables)?;
         let forms = Forms::find(|messages, forms| {
             let guards = Guards::free(messages, Vec::new(), |c| template.contains(c))?.range();
-            template.render(forms.messages(messages), Moment { guards, now: now() })
+            template.render(forms.messages(messages), true, Moment { guards, now: now() })
         })?;
         Ok(Self { template, forms, padding })
     }
 
+    /// A private-use character that stands nowhere; the guards begin at the other end of them.
+    fn end_mark(&self, messages: &[Message]) -> Result<char> {
+        let taken = |c: char| {
+            self.template.contains(c) || messages.iter().flat_map(Message::texts).any(|text| text.contains(c))
+        };
+        ('\u{E000}'..='\u{F8FF}')
+            .rev()
+            .find(|&c| !taken(c))
+            .ok_or_else(|| Error::invalid_argument("messages: use all private-use code points from U+E000 to U+F8FF"))
+    }
+
     /// The prompt's text at the local time `now`, with guard characters, and these.
     fn render(&self, messages: &[Message], tokenizer: &Tokenizer, now: NaiveDateTime) -> Result<(String, Guards)> {
+        let (marked, continued) = match messages.last() {
+            Some(last) if last.role == Role::Assistant => {
+                let end = self.end_mark(messages)?;
+                let mut marked = messages.to_vec();
+                if let Some(last) = marked.last_mut() {
+                    last.append(&format!("{end} "), Vec::new());
+                }
+                (marked, Some(end))
+            }
+            _ => (Vec::new(), None),
+        };
+        let messages = if continued.is_some() { &marked[..] } else { messages };
         let mut starts = tokenizer.special_starts().to_vec();
         starts.extend(IMAGE_TOKEN.chars().next().filter(|c| !starts.contains(c)));
         let guards = Guards::free(messages, starts, |c| self.template.contains(c))?;
         let rendered = guard::render(messages, &guards, tokenizer, |messages| {
-            self.template.render(self.forms.messages(messages), Moment { guards: guards.range(), now })
+            // A last answer that is to be continued is cut open below.
+            let open = continued.is_none();
+            self.template.render(self.forms.messages(messages), open, Moment { guards: guards.range(), now })
         })?;
+        let rendered = match continued {
+            Some(end) => cut_at(rendered, end)?,
+            None => rendered,
+        };
         Ok((rendered, guards))
     }
+}
+
+/// The prompt up to the mark at the end of a last answer, as the reference's `continue_final_message` cuts it: where the
+/// template took the space behind the mark away, it would have taken the answer's own away, too.
+fn cut_at(mut rendered: String, end: char) -> Result<String> {
+    let Some(at) = rendered.rfind(end) else {
+        return Err(Error::unsupported("chat template: loses the last answer, which therefore cannot be continued"));
+    };
+    let kept = rendered[at + end.len_utf8()..].starts_with(' ');
+    rendered.truncate(at);
+    if !kept {
+        rendered.truncate(rendered.trim_end().len());
+    }
+    Ok(rendered)
 }
 
 fn now() -> NaiveDateTime {
@@ -271,7 +329,8 @@ impl PromptBuilder {
         tokenizer.special_tokens(padding).next().filter(|(span, _)| span.len() == padding.len()).map(|(_, id)| id)
     }
 
-    /// The ids of `messages`, ready for the assistant's answer. `grids` are those of all pictures in order.
+    /// The ids of `messages`, ready for the assistant's answer; a last message that is the assistant's is left open, to be
+    /// continued. `grids` are those of all pictures in order.
     pub fn build(&self, messages: &[Message], grids: &[Grid], tokenizer: &Tokenizer) -> Result<Vec<u32>> {
         self.build_at(messages, grids, tokenizer, now()).map(|prompt| prompt.ids)
     }

@@ -57,7 +57,7 @@ pub fn router(shared: Shared) -> Router {
 }
 
 async fn health(State(shared): State<Shared>) -> Response {
-    let placement = shared.queue.model().engine.placement();
+    let placement = shared.queue.engine().placement();
     let status = if shared.queue.is_closed() { "shutting down" } else { "ok" };
     json_response(
         StatusCode::OK,

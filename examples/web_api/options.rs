@@ -61,7 +61,10 @@ pub struct Options {
     /// Most pixels of one picture, as its header gives them
     #[arg(long, value_name = "N", default_value_t = 25_000_000, value_parser = clap::value_parser!(u64).range(1..=MAX_PIXELS), help_heading = "Limits")]
     pub max_pixels: u64,
-    /// Longest answer that a request may ask for, in tokens
+    /// Memory for encoded pictures, in MiB, so that the next question about the same file encodes nothing; 0: none are kept
+    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(..=1 << 20), help_heading = "Limits")]
+    pub image_cache_mb: u64,
+    /// Longest answer of a request, in tokens; one that asks for more gets so many
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = at_least_one, help_heading = "Limits")]
     pub max_new_tokens: usize,
     /// Most time of one request, from its last byte to its answer's
@@ -92,6 +95,7 @@ impl Options {
             num_threads: self.threads,
             onnxruntime_path: self.onnxruntime.clone(),
             packed_cache_dir: self.packed_cache_dir.clone(),
+            image_cache_bytes: usize::try_from(self.image_cache_mb << 20).unwrap_or(usize::MAX),
             ..Default::default()
         }
     }

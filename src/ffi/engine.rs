@@ -151,6 +151,7 @@ unsafe fn engine_options(options: *const smolvlm_options) -> Result<EngineOption
         context_tokens: options.context_tokens as usize,
         onnxruntime_path: onnxruntime_path.map(PathBuf::from),
         packed_cache_dir: packed_cache_dir.map(PathBuf::from),
+        image_cache_bytes: 0,
     })
 }
 
@@ -202,6 +203,8 @@ pub(super) unsafe fn with_request<T>(
         top_p: request.top_p,
         min_p: request.min_p,
         repetition_penalty: request.repetition_penalty,
+        frequency_penalty: request.frequency_penalty,
+        presence_penalty: request.presence_penalty,
         seed: request.seed,
     };
     converted.stop = &stop;

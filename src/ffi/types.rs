@@ -350,6 +350,10 @@ pub struct smolvlm_request {
     pub keep_special_tokens: i32,
     /// Zero.
     pub reserved: i32,
+    /// Taken from a token's score for each time that the answer has it already, -2 to 2; 0: off.
+    pub frequency_penalty: f32,
+    /// Taken once from the score of each token that the answer has already, -2 to 2; 0: off.
+    pub presence_penalty: f32,
 }
 
 /// What a generation took and used. Times are milliseconds on a monotonic clock; sizes are counts.

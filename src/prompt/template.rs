@@ -60,10 +60,10 @@ impl Template {
         self.source.contains(c)
     }
 
-    /// Renders `messages`, which have the form of the reference's, for an answer to follow.
-    pub(super) fn render(&self, messages: Value, moment: Moment) -> Result<String> {
+    /// Renders `messages`, which have the form of the reference's; `open` for an answer to follow.
+    pub(super) fn render(&self, messages: Value, open: bool, moment: Moment) -> Result<String> {
         let template = self.environment.get_template(NAME).map_err(|e| Error::internal(one_line(&e)))?;
-        let context = Value::from_pairs([("messages", messages), ("add_generation_prompt", Value::from(true))]);
+        let context = Value::from_pairs([("messages", messages), ("add_generation_prompt", Value::from(open))]);
         let _set = moment.enter();
         template.render(context).map_err(|e| match raised(&e) {
             // The template refuses this conversation, and says why.
@@ -240,8 +240,11 @@ mod tests {
 
     fn render(source: &str) -> Result<String> {
         let now = chrono::NaiveDate::from_ymd_opt(2024, 7, 6).unwrap().and_hms_micro_opt(9, 5, 3, 42).unwrap();
-        Template::new(source, vec![("bos_token", "<s>".into())])?
-            .render(Value::from(()), Moment { guards: ('\u{E000}', '\u{E000}'), now })
+        Template::new(source, vec![("bos_token", "<s>".into())])?.render(
+            Value::from(()),
+            true,
+            Moment { guards: ('\u{E000}', '\u{E000}'), now },
+        )
     }
 
     #[test]

@@ -64,6 +64,8 @@ class Request(Structure):
         ("user_data", c_void_p),
         ("keep_special_tokens", c_int32),
         ("reserved", c_int32),
+        ("frequency_penalty", c_float),
+        ("presence_penalty", c_float),
     ]
 
 

@@ -39,6 +39,10 @@ class Parameters(TypedDict, total=False):
     min_p: float
     #: Over 1: repeats less.
     repetition_penalty: float
+    #: Taken from a token's score for each time that the answer has it already, -2 to 2.
+    frequency_penalty: float
+    #: Taken once from the score of each token that the answer has already, -2 to 2.
+    presence_penalty: float
     #: The same request with the same seed has the same answer.
     seed: int
     #: Strings that end the answer where one appears; they are not part of it.
@@ -56,7 +60,7 @@ if TYPE_CHECKING:
 
 _NAMES = frozenset(Parameters.__annotations__)
 _INTEGERS = {"longest_edge": _check.UINT32, "max_new_tokens": _check.UINT32, "top_k": _check.UINT32, "seed": _check.UINT64}
-_FLOATS = ("temperature", "top_p", "min_p", "repetition_penalty")
+_FLOATS = ("temperature", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty")
 
 
 class Request:

@@ -166,6 +166,29 @@ fn no_template_makes_a_token_of_a_users_text() {
     assert!(seen >= 12);
 }
 
+/// The reference renders content of a picture alone, and of a picture and an empty text; ours is the former.
+#[test]
+fn a_picture_alone_is_the_references_prompt() {
+    let tokenizer = tokenizer();
+    let mut seen = 0;
+    for entry in fs::read_dir(golden().join("templates")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = format!("{}-alone", path.file_stem().unwrap().to_str().unwrap());
+        let golden: Golden = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let template = ChatTemplate::load(&folder(&name, &golden.template, &golden.files)).unwrap();
+        let prompt = PromptBuilder::new(template, golden.image_seq_len);
+        for case in &golden.cases {
+            if case.messages() == [Message { role: Role::User, content: vec![Part::Image] }] {
+                let question = [Message::question(1, "")];
+                let built = prompt.build_at(&question, &case.grids(), &tokenizer, golden.now()).unwrap();
+                assert_eq!(Some(built.ids), case.ids, "{name}");
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen >= 12);
+}
+
 /// `measured` cuts a text at a think tag; two parts must not join to a marker there, where fewer guards stand.
 #[test]
 fn markers_do_not_arise_where_texts_meet() {

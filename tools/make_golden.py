@@ -44,6 +44,9 @@ prompts.json
 tests/golden/preprocess/cases.json
     {"cases": [...], "normalise": {...}, "composite_sha256": ...}; see tools/golden/preprocess.py.
 
+tests/golden/special_tokens.json
+    answers with the special tokens in them; see tools/golden/special.py.
+
 tests/golden/templates/<name>.json
     a chat template and its renderings; see tools/golden/templates.py.
 """
@@ -64,16 +67,16 @@ def main():
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).resolve().parent.parent / "tests" / "golden", help="output folder"
     )
-    parser.add_argument("--only", help="make just this checkpoint, or `preprocess`, or `templates`")
+    parser.add_argument("--only", help="make just this checkpoint, or `preprocess`, `special_tokens` or `templates`")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of the reference")
     arguments = parser.parse_args()
 
     import torch
 
-    from golden import checkpoints, preprocess, reference, specs, templates
+    from golden import checkpoints, preprocess, reference, special, specs, templates
 
     torch.set_num_threads(arguments.threads)
-    names = [*(spec.name for spec in specs.SPECS), "preprocess", "templates"]
+    names = [*(spec.name for spec in specs.SPECS), "preprocess", "special_tokens", "templates"]
     if arguments.only and arguments.only not in names:
         parser.error(f"--only {arguments.only}: not one of {', '.join(names)}")
     for spec in specs.SPECS:
@@ -95,6 +98,8 @@ def main():
         folder = arguments.out / "preprocess"
         shutil.rmtree(folder, ignore_errors=True)
         print(f"preprocess: {preprocess.write(folder)} cases")
+    if arguments.only in (None, "special_tokens"):
+        print(f"special_tokens: {special.write(arguments.out / 'special_tokens.json')} tokenizers")
     if arguments.only in (None, "templates"):
         folder = arguments.out / "templates"
         shutil.rmtree(folder, ignore_errors=True)

@@ -144,5 +144,5 @@ fn picture(at: &str, url: &str, count: usize, limits: &Options) -> Result<Bytes>
     if count > limits.max_images {
         return Err(ApiError::invalid(at, format!("at most {} pictures accepted", limits.max_images)));
     }
-    images::checked(at, images::from_url(at, url)?, limits)
+    images::checked(at, images::from_url(at, url, limits)?, limits)
 }

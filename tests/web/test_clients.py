@@ -1,10 +1,13 @@
 """Other clients of OpenAI's protocol, unchanged but for the base URL: a picture, a stream, three turns each."""
 
 import base64
+import json
 import os
+import subprocess
 import unittest
+from pathlib import Path
 
-from server import IMAGE, Server
+from server import IMAGE, ROOT, Server
 
 URL = "data:image/jpeg;base64," + base64.b64encode(IMAGE.read_bytes()).decode()
 TURNS = [
@@ -60,6 +63,13 @@ class Clients(unittest.TestCase):
             [first("How many objects are there?")], stream=True)]
         self.assertEqual("".join(pieces), "Three.")
         self.assertGreater(len([piece for piece in pieces if piece]), 1)
+
+    def test_openai_of_npm(self):
+        script = Path(__file__).with_name("openai.mjs")
+        command = ["node", script, self.base, IMAGE, ROOT / "build/web-npm"]
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        self.assertEqual(ran.returncode, 0, ran.stderr)
+        self.assertEqual(json.loads(ran.stdout), [answer for _, answer in TURNS] + ["Three."])
 
 
 if __name__ == "__main__":

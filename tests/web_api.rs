@@ -214,8 +214,8 @@ fn bad_requests_are_named() {
         |part: Value| json!({ "messages": [{ "role": "user", "content": [{ "type": "text", "text": "Hi" }, part] }] });
     let url = |url: &str| json!({ "type": "image_url", "image_url": { "url": url } });
     assert!(chat(asked(url("https://example.org/a.jpg"))).contains("this server fetches nothing"));
-    assert!(chat(asked(url("file:///etc/passwd"))).contains("this server fetches nothing"));
-    assert!(chat(asked(url("data:image/png,abc"))).contains("without ;base64,"));
+    assert!(chat(asked(url("file:///etc/passwd"))).contains("start it with --allow-image-dir"));
+    assert!(chat(asked(url("data:image/png,abc"))).contains("3 bytes that are not"));
     assert!(chat(asked(url("data:image/png;base64,a!"))).starts_with("messages[0].content[1].image_url.url: base64: "));
     assert!(
         chat(asked(json!({ "type": "input_audio" }))).contains("\"input_audio\" is neither a text nor an image_url")

@@ -86,6 +86,11 @@ impl Form {
             if self.images.len() == limits.max_images {
                 return Err(ApiError::invalid(at, format!("at most {} pictures accepted", limits.max_images)));
             }
+            // Pages post what a canvas gives them.
+            let bytes = match std::str::from_utf8(&bytes) {
+                Ok(url) if is_data_url(url) => images::from_url(&at, url, limits)?,
+                _ => bytes,
+            };
             self.images.push(images::checked(&at, bytes, limits)?);
             return Ok(());
         }
@@ -101,4 +106,8 @@ impl Form {
         }
         Ok(())
     }
+}
+
+fn is_data_url(text: &str) -> bool {
+    text.trim_ascii_start().get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"))
 }

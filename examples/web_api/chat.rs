@@ -42,13 +42,11 @@ pub async fn completions(
     // The pictures have been copied out of it.
     drop(chat.messages);
     let settings = parameters.settings(limits)?;
-    let mut reply = shared.queue.ask(admitted.place()?, conversation, settings);
+    let reply = shared.queue.ask(admitted.place()?, conversation, settings);
     let head = Head { id: new_id("chatcmpl-"), created: unix_time(), model: shared.model_id.clone() };
     if stream {
-        // Up to the first token an error has a status of its own.
-        let first = reply.first().await?;
         let include_usage = chat.fields.get("stream_options").is_some_and(|options| options["include_usage"] == true);
-        return Ok(Chunks::new(head, first, reply, include_usage).into_response());
+        return Ok(Chunks::new(head, reply, include_usage).await?.into_response());
     }
     let finished = reply.finished().await?;
     let mut completion = head.object("chat.completion");
@@ -105,7 +103,31 @@ pub async fn model(State(shared): State<Shared>, Path(id): Path<String>) -> Resu
 }
 
 fn model_object(shared: &Shared) -> Value {
-    json!({ "id": shared.model_id, "object": "model", "created": shared.started, "owned_by": "libsmolvlm" })
+    let context = shared.queue.model().engine.context_tokens();
+    // That pictures are accepted, each client looks for under another name.
+    json!({
+        "id": shared.model_id,
+        "object": "model",
+        "created": shared.started,
+        "owned_by": "libsmolvlm",
+        // LM Studio's.
+        "type": "vlm",
+        "max_context_length": context,
+        // vLLM's.
+        "max_model_len": context,
+        // OpenRouter's, of which llama.cpp has the middle two.
+        "context_length": context,
+        "architecture": {
+            "modality": "text+image->text",
+            "input_modalities": ["text", "image"],
+            "output_modalities": ["text"],
+        },
+        "input_modalities": ["text", "image"],
+        "output_modalities": ["text"],
+        "modalities": { "input": ["text", "image"], "output": ["text"] },
+        // Mistral's and LM Studio's.
+        "capabilities": { "completion_chat": true, "vision": true, "function_calling": false },
+    })
 }
 
 pub fn unix_time() -> u64 {

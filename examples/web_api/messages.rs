@@ -162,7 +162,7 @@ impl Conversation {
         if self.pictures.len() == limits.max_images {
             return Err(ApiError::invalid(at, format!("at most {} pictures accepted", limits.max_images)));
         }
-        let file = images::checked(at, images::from_url(at, url)?, limits)?;
+        let file = images::checked(at, images::from_url(at, url, limits)?, limits)?;
         self.pictures.push(Picture { file, split });
         self.messages.push(Turn { role: Role::User, content: vec![Piece::Image] });
         Ok(())

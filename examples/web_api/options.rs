@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use axum::http::{HeaderValue, Uri};
 use clap::Parser;
 use smolvlm::image::MAX_PIXELS;
 use smolvlm::{BackendKind, DTypeKind, DeviceKind, EngineOptions};
@@ -20,6 +21,12 @@ pub struct Options {
     /// Ask clients for this key, as `Authorization: Bearer KEY`; better given by the environment, since others see arguments
     #[arg(long, value_name = "KEY", env = "SMOLVLM_API_KEY", hide_env_values = true, value_parser = key)]
     pub api_key: Option<String>,
+    /// Let pages of this origin ask, such as http://localhost:5173, `null` for pages opened as files, or `*` for all; repeatable
+    #[arg(long, value_name = "ORIGIN", value_parser = origin)]
+    pub cors_origin: Vec<HeaderValue>,
+    /// Let requests name pictures in this directory, as file:///PATH: regular files, no links out of it; repeatable
+    #[arg(long, value_name = "DIR", value_parser = directory)]
+    pub allow_image_dir: Vec<PathBuf>,
 
     /// Checkpoint directory
     #[arg(long, value_name = "DIR", default_value = "models/demo", help_heading = "Model")]
@@ -127,4 +134,26 @@ fn seconds(text: &str) -> Result<Duration, String> {
 /// An empty variable is a mistake, and no wish for a server without a key.
 fn key(text: &str) -> Result<String, String> {
     if text.is_empty() { Err("empty".into()) } else { Ok(text.to_owned()) }
+}
+
+/// As browsers write it in their `Origin` headers: in lower case, without the scheme's own port.
+fn origin(text: &str) -> Result<HeaderValue, String> {
+    const FORM: &str = "SCHEME://HOST[:PORT] without a path, null or * accepted";
+    if text == "*" || text == "null" {
+        return HeaderValue::from_str(text).map_err(|e| e.to_string());
+    }
+    let uri: Uri = text.parse().map_err(|e| format!("{e}; {FORM}"))?;
+    let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else { return Err(FORM.into()) };
+    if !matches!(uri.path(), "" | "/") || uri.query().is_some() || authority.as_str().contains('@') {
+        return Err(FORM.into());
+    }
+    let own = matches!((scheme, uri.port_u16()), ("http", Some(80)) | ("https", Some(443)));
+    let authority = if own { authority.host() } else { authority.as_str() };
+    HeaderValue::from_str(&format!("{scheme}://{authority}").to_ascii_lowercase()).map_err(|e| e.to_string())
+}
+
+/// Without links, as the files in it are compared with.
+fn directory(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text).canonicalize().map_err(|e| e.to_string())?;
+    if path.is_dir() { Ok(path) } else { Err("not a directory".into()) }
 }

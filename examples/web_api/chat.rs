@@ -103,7 +103,7 @@ pub async fn model(State(shared): State<Shared>, Path(id): Path<String>) -> Resu
 }
 
 fn model_object(shared: &Shared) -> Value {
-    let context = shared.queue.model().engine.context_tokens();
+    let context = shared.queue.engine().context_tokens();
     // That pictures are accepted, each client looks for under another name.
     json!({
         "id": shared.model_id,

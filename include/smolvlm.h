@@ -257,7 +257,9 @@ typedef enum smolvlm_log_level {
 
 /**
  * A loaded model: weights, tokenizer, configuration. It never changes; any thread may use it, and
- * several at once. Made by `smolvlm_create`, freed by `smolvlm_free`.
+ * several at once, of the process that made it: a child of `fork` that asks it, or a session of it, is
+ * told so at once (`SMOLVLM_STATUS_UNSUPPORTED`, "fork: ..."), may free both, and may load the model itself.
+ * Made by `smolvlm_create`, freed by `smolvlm_free`.
  */
 typedef struct smolvlm_engine smolvlm_engine;
 
@@ -479,6 +481,14 @@ typedef struct smolvlm_request {
    * Zero.
    */
   int32_t reserved;
+  /**
+   * Taken from a token's score for each time that the answer has it already, -2 to 2; 0: off.
+   */
+  float frequency_penalty;
+  /**
+   * Taken once from the score of each token that the answer has already, -2 to 2; 0: off.
+   */
+  float presence_penalty;
 } smolvlm_request;
 
 /**

@@ -138,8 +138,13 @@ fn roles_come_in_any_order() {
     let without = said(&server, history(vec![]));
     assert!(said(&server, history(vec![message("system", "Be brief.")])).1 > without.1);
     assert_eq!(said(&server, history(vec![call, tool])), without);
-    // A text between pictures, and pictures between texts, keep their places: two prompts of the same parts.
-    let parts = |parts: &[Value]| said(&server, vec![message("user", parts.to_vec())]);
+    // A text between pictures, and pictures between texts, keep their places: two prompts of the same parts and as many tokens,
+    // which draws at random tell apart.
+    let parts = |parts: &[Value]| {
+        let messages = [message("user", parts.to_vec())];
+        completion(&server, &json!({ "messages": messages, "temperature": 3.0, "seed": 1, "max_tokens": 32 }))["choices"].clone()
+    };
+    assert_eq!(parts(&[part(&file), text(LIST)]), parts(&[part(&file), text(LIST)]), "the same prompt draws the same");
     let (one, two) = (text("One."), text(LIST));
     let (between, first) = (parts(&[one.clone(), part(&file), two.clone()]), parts(&[part(&file), one, two]));
     assert_ne!(between, first);

@@ -60,9 +60,9 @@ impl Session {
             )));
         }
         match messages.last() {
-            None => return Err(Error::invalid_argument("messages: none")),
+            None => Err(Error::invalid_argument("messages: none")),
             Some(last) if last.content.iter().all(|part| *part != Part::Image) && !has_text(last) => {
-                return Err(Error::invalid_argument("messages: the last one is empty"));
+                Err(Error::invalid_argument("messages: the last one is empty"))
             }
             Some(_) => self.answer_messages(messages, pictures, request, on_text),
         }

@@ -66,6 +66,7 @@ test: test-rust test-asan test-features test-c test-download test-web test-pytho
 test-rust: onnxruntime
 	tools/fetch_onnxruntime.sh $(ORT_OLDEST) $(ORT)/$(ORT_OLDEST)
 	ORT_DYLIB_PATH=$(ORT_LIBRARY) cargo test --release --locked --no-fail-fast
+	cargo test --release --locked --example web_api
 	ORT_DYLIB_PATH=$(ORT)/$(ORT_OLDEST)/libonnxruntime.so cargo test --release --locked --test onnx
 
 # Stable compilers have the sanitizer, but do not offer it. A folder of its own, since all of it is built for that.

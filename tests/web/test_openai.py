@@ -28,7 +28,7 @@ class OpenAI(unittest.TestCase):
 
     def test_the_package_s_own_vision_example(self):
         """Its README, word for word; the base URL comes from the environment."""
-        readme = importlib.metadata.metadata("openai").get_payload()
+        readme = importlib.metadata.metadata("openai")["Description"]
         section = readme.split("### Vision")[1].split("\n## ")[0]
         example = [code for code in re.findall(r"```python\n(.*?)```", section, re.S) if "base64" in code][0]
         self.assertIn("OpenAI()", example)

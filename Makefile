@@ -15,7 +15,7 @@ ORT_LIBRARY := $(ORT)/$(ORT_PINNED)/libonnxruntime.so
 # The web page is tested in this browser, under any of its names.
 CHROMIUM := chromium chromium-browser google-chrome
 
-.PHONY: help demo test test-rust test-asan test-features test-c test-download test-web build python-package test-python test-ray tools web-tools onnxruntime bench bench-curves bench-onnx bench-kernels clean
+.PHONY: help demo test test-rust test-asan test-features test-c test-download test-web build python-package test-python test-ray tools web-tools onnxruntime bench bench-curves bench-onnx bench-callers bench-kernels clean
 
 help:
 	@echo "make demo       build, then a C program asks the bundled model about the bundled picture"
@@ -31,6 +31,7 @@ help:
 	@echo "make bench      our engines and their peers, as ratios"
 	@echo "make bench-curves  what tiles, prompt, context and threads cost"
 	@echo "make bench-onnx what our engine adds to ONNX Runtime, as a ratio"
+	@echo "make bench-callers  questions a second of several threads that ask one engine"
 	@echo "make bench-kernels  each CPU kernel beside the measured roof of this machine"
 	@echo "make build      libsmolvlm.so, libsmolvlm.a, C examples and C tests"
 
@@ -160,6 +161,10 @@ bench-curves: build $(VENV)/bench-done
 
 bench-onnx: build $(VENV)/done
 	ORT_DYLIB_PATH=$(ORT_LIBRARY) $(VENV)/bin/python benches/onnx_overhead.py
+
+bench-callers:
+	cargo build --release --locked --lib
+	python3 benches/callers.py $(BENCH_OPTIONS)
 
 bench-kernels:
 	cargo bench --locked --bench kernels --features bench-internals

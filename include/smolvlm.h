@@ -306,8 +306,10 @@ typedef struct smolvlm_options {
    */
   int32_t dtype;
   /**
-   * Threads that compute at a time for one call; 0: one for each core that the process may use. With ONNX
-   * Runtime the calling thread is one of them, and each of two graphs keeps its others.
+   * Threads that compute at a time; 0: one for each core that the process may use. Calls that run at once
+   * share them: each gets its part while there is one for each, and from then on they take turns, a tile, 384
+   * prompt tokens or an answer's token at a time. With ONNX Runtime each turn has all of them; the calling
+   * thread is one, and each of two graphs keeps its others.
    */
   uint32_t num_threads;
   /**

@@ -23,7 +23,7 @@ pub struct EngineOptions {
     /// Which of several accelerators.
     pub device_index: usize,
     pub dtype: DTypeKind,
-    /// Threads that compute, 0: one per core at hand. The library never takes more.
+    /// Threads that compute, 0: one per core at hand. The engine never takes more: calls that run at once share them.
     pub num_threads: usize,
     /// Refuse to load if weights and one full KV cache need more, 0: no limit.
     pub max_memory_bytes: u64,
@@ -55,8 +55,6 @@ pub(crate) struct Inner {
     /// Ids that end an answer.
     pub(crate) eos: Vec<u32>,
     pub(crate) context_tokens: usize,
-    /// That a call takes.
-    pub(crate) threads: usize,
 }
 
 impl Engine {
@@ -115,7 +113,6 @@ impl Engine {
             dtype.name()
         ));
         let image_token_id = model.image_token_id;
-        let threads = backend::threads(options);
         Ok(Self(Arc::new(Inner {
             backend: OfProcess::new(backend),
             tokenizer,
@@ -126,7 +123,6 @@ impl Engine {
             vocab_size,
             eos,
             context_tokens,
-            threads,
         })))
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use crate::backend::Canceller;
+use crate::backend::threads::{Call, Share};
 use crate::backend::{Decoder, Halt, Run, Stop, StopReason};
 use crate::config::MAX_LONGEST_EDGE;
 use crate::conversation::{self, Picture};
@@ -125,7 +126,7 @@ pub struct Session {
 }
 
 /// What a question is on its way to becoming part of the conversation.
-struct Turn {
+struct Turn<'a> {
     ids: Vec<u32>,
     /// Leading ids that the cache holds already.
     reused: usize,
@@ -135,6 +136,7 @@ struct Turn {
     output: Output,
     metrics: Metrics,
     started: Instant,
+    call: Call<'a>,
 }
 
 impl Session {
@@ -190,6 +192,7 @@ impl Session {
         let started = Instant::now();
         let stop = Stop::new(self.canceller.clone(), request.timeout.and_then(|t| started.checked_add(t)));
         let _running = Running::new(&self.canceller);
+        let engine = self.engine.clone();
 
         let before = match asked {
             Asked::Question => Before::Shorter {
@@ -214,6 +217,7 @@ impl Session {
             output: Output::default(),
             metrics: Metrics::new(self.engine.placement()),
             started,
+            call: engine.inner().backend.threads().call(),
         };
         let end = match output {
             Ok(output) => {
@@ -252,7 +256,7 @@ impl Session {
         asked: Asked<'_>,
         before: &Before,
         request: &Request<'_>,
-        turn: &mut Turn,
+        turn: &mut Turn<'_>,
         stop: &Stop,
         on_text: &mut OnText<'_>,
     ) -> Run<FinishReason> {
@@ -306,7 +310,7 @@ impl Session {
                 Some(special) => turn.output.push_special(special),
                 None => turn.output.push(inner.tokenizer.token_bytes(id)),
             }
-            if let Some(reason) = turn.output.release(on_text) {
+            if let Some(reason) = turn.call.outside(|| turn.output.release(on_text)) {
                 break reason;
             }
             if let Some(reason) = stop.reason() {
@@ -315,16 +319,18 @@ impl Session {
             if turn.generated.len() == budget {
                 break FinishReason::MaxTokens;
             }
-            self.cached.push(id);
-            next = match &mut largest {
-                Some(largest) => {
-                    self.decoder.step_to(id, largest)?;
-                    sampler.pick(largest)?
-                }
-                None => sampler.sample(self.decoder.step(id)?, &context)?,
+            let picked = match &mut largest {
+                Some(largest) => self.decoder.step_to(id, largest, stop).and_then(|()| Ok(sampler.pick(largest)?)),
+                None => self.decoder.step(id, stop).and_then(|logits| Ok(sampler.sample(logits, &context)?)),
             };
+            match picked {
+                Ok(id) => next = id,
+                Err(Halt::Stopped(reason)) => break reason.into(),
+                Err(failed) => return Err(failed),
+            }
+            self.cached.push(id);
         };
-        let reason = turn.output.finish(reason, on_text);
+        let reason = turn.call.outside(|| turn.output.finish(reason, on_text));
         turn.metrics.decode_ms = ms_since(decoding);
         Ok(reason)
     }
@@ -363,7 +369,7 @@ impl Session {
         Ok(())
     }
 
-    fn check_context(&self, turn: &mut Turn, inner: &Inner) -> Result<()> {
+    fn check_context(&self, turn: &mut Turn<'_>, inner: &Inner) -> Result<()> {
         let prompt_tokens = turn.ids.len();
         let image_tokens = turn.ids.iter().filter(|&&id| id == inner.image_token_id).count();
         turn.metrics.prompt_tokens = prompt_tokens;
@@ -400,7 +406,7 @@ impl Session {
     }
 
     /// Brings the cache from what it holds to the whole prompt; the logits after it.
-    fn prefill(&mut self, turn: &mut Turn, inner: &Inner, stop: &Stop) -> Run<&[f32]> {
+    fn prefill(&mut self, turn: &mut Turn<'_>, inner: &Inner, stop: &Stop) -> Run<&[f32]> {
         let start = Instant::now();
         let images = |ids: &[u32]| ids.iter().filter(|&&id| id == inner.image_token_id).count();
         let all = images(&turn.ids);
@@ -577,7 +583,9 @@ fn preprocess_image(
     if let Some(known) = key.and_then(|key| inner.image_cache.get(&key)) {
         return Ok(Some(Prepared::Known(known)));
     }
-    let options = TileOptions { tile_size: inner.images.tile_size, longest_edge, split, threads: inner.threads };
+    let Ok(lease) = inner.backend.threads().take(Share::Fair, stop) else { return Ok(None) };
+    let (tile_size, threads) = (inner.images.tile_size, lease.count());
+    let options = TileOptions { tile_size, longest_edge, split, threads };
     let rgb = picture.view.to_rgb()?;
     let tiles = preprocess::tiles(&rgb, &options, &mut || stop.reason().is_some())?;
     Ok(tiles.map(|tiles| Prepared::Cut(tiles, key)))

@@ -186,7 +186,7 @@ fn a_lower_precision_is_f32_but_for_its_rounding() {
             let mut all = decoder.prefill(&ids, &rows.values, &Stop::default()).unwrap().to_vec();
             let mut answer = Vec::new();
             for &id in &case.greedy_ids {
-                answer.extend_from_slice(decoder.step(id).unwrap());
+                answer.extend_from_slice(decoder.step(id, &Stop::default()).unwrap());
             }
             all.extend_from_slice(&answer[..parts.model.text.vocab_size]);
             // Rewound into the prompt, and on again.

@@ -122,11 +122,11 @@ fn the_decoder_is_candle_transformers_llama() {
         };
         check(0, prompt, decoder.prefill(prompt, &[], &Stop::default()).unwrap());
         for (i, id) in steps.iter().enumerate() {
-            check(prompt.len() + i, &[*id], decoder.step(*id).unwrap());
+            check(prompt.len() + i, &[*id], decoder.step(*id, &Stop::default()).unwrap());
         }
         // An image token that the model says itself is a token like any other.
         if (model.image_token_id as usize) < text.vocab_size {
-            check(ids.len(), &[model.image_token_id], decoder.step(model.image_token_id).unwrap());
+            check(ids.len(), &[model.image_token_id], decoder.step(model.image_token_id, &Stop::default()).unwrap());
         }
     }
     assert!(compared >= 3);

@@ -108,7 +108,7 @@ fn a_rewound_cache_is_the_cache_it_was() {
         let ids: Vec<u32> = (10..40).collect();
         let stop = Stop::default();
         let whole = decoder.prefill(&ids, &[], &stop).unwrap().to_vec();
-        decoder.step(7).unwrap();
+        decoder.step(7, &stop).unwrap();
         for kept in [20, 0] {
             decoder.truncate(kept);
             assert_eq!(decoder.len(), kept);

@@ -46,7 +46,7 @@ pub struct Options {
     /// Keep packed weights in this directory, for the next start
     #[arg(long, value_name = "DIR", help_heading = "Model")]
     pub packed_cache_dir: Option<PathBuf>,
-    /// Threads that compute, of one question; questions that run at once take as many each, 0: one per core
+    /// Threads that compute, shared by all workers, 0: one per core
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Model")]
     pub threads: usize,
 

@@ -4,11 +4,13 @@
 pub mod candle;
 #[cfg(feature = "onnx")]
 pub mod onnx;
+pub(crate) mod threads;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Instant;
 
+pub use self::threads::Threads;
 use crate::config::{ImageConfig, ModelConfig, TextConfig};
 use crate::engine::EngineOptions;
 use crate::error::{Error, Result};
@@ -113,6 +115,8 @@ pub trait Backend: Send + Sync {
     /// A decoder with an empty KV cache.
     fn decoder(&self) -> Result<Box<dyn Decoder>>;
     fn placement(&self) -> Placement;
+    /// Those that compute, for all calls together.
+    fn threads(&self) -> &Threads;
 }
 
 /// One sequence and its KV cache.
@@ -120,12 +124,12 @@ pub trait Decoder: Send {
     /// Appends `ids`, whose image tokens take `image_rows` ([rows, width]) in order; the logits after the
     /// last one. What was appended before a halt stays.
     fn prefill(&mut self, ids: &[u32], image_rows: &[f32], stop: &Stop) -> Run<&[f32]>;
-    /// Appends one id; the logits after it.
-    fn step(&mut self, id: u32) -> Result<&[f32]>;
+    /// Appends one id; the logits after it. After a halt the cache is as it was.
+    fn step(&mut self, id: u32, stop: &Stop) -> Run<&[f32]>;
     /// The same; what becomes of the logits are the largest of them.
-    fn step_to(&mut self, id: u32, largest: &mut Largest) -> Result<()> {
+    fn step_to(&mut self, id: u32, largest: &mut Largest, stop: &Stop) -> Run<()> {
         largest.clear();
-        largest.take_in(0, self.step(id)?);
+        largest.take_in(0, self.step(id, stop)?);
         Ok(())
     }
     /// Tokens in the cache.
@@ -143,6 +147,16 @@ pub enum Halt {
     /// The caller wanted it so: no error.
     Stopped(StopReason),
     Failed(Error),
+}
+
+impl Halt {
+    /// The error of work that nobody could stop.
+    pub(crate) fn into_error(self) -> Error {
+        match self {
+            Self::Failed(error) => error,
+            Self::Stopped(_) => Error::internal("stopped, and nobody could stop it"),
+        }
+    }
 }
 
 /// What asked for the stop.
@@ -223,12 +237,12 @@ const VISION_PATCHES: usize = 1024;
 /// More threads than any machine this runs on has.
 const MAX_THREADS: usize = 1024;
 
-/// Threads that a call takes.
-pub(crate) fn threads(options: &EngineOptions) -> usize {
-    match options.num_threads {
+/// The threads that the options ask for.
+fn threads(options: &EngineOptions) -> Threads {
+    Threads::new(match options.num_threads {
         0 => std::thread::available_parallelism().map_or(1, Into::into),
         n => n,
-    }
+    })
 }
 
 /// Loads the weights on the backend that the options name.

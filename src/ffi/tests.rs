@@ -14,7 +14,7 @@ use super::session::{
     smolvlm_session, smolvlm_session_free, smolvlm_session_new, smolvlm_session_process, smolvlm_session_reset,
 };
 use super::types::{smolvlm_finish_reason, smolvlm_request, smolvlm_status};
-use crate::backend::{Backend, BackendKind, DTypeKind, Decoder, DeviceKind, ImageRows, Placement, Run, Stop};
+use crate::backend::{Backend, BackendKind, DTypeKind, Decoder, DeviceKind, ImageRows, Placement, Run, Stop, Threads};
 use crate::engine::{Engine, EngineOptions};
 use crate::error::Result;
 use crate::preprocess::Tiles;
@@ -24,6 +24,7 @@ struct Fake {
     broken: Arc<AtomicBool>,
     logits: Vec<f32>,
     len: usize,
+    threads: Threads,
 }
 
 /// An ordinary token of the demo tokenizer: the letter `A`.
@@ -35,11 +36,20 @@ impl Backend for Fake {
     }
 
     fn decoder(&self) -> Result<Box<dyn Decoder>> {
-        Ok(Box::new(Fake { broken: self.broken.clone(), logits: self.logits.clone(), len: 0 }))
+        Ok(Box::new(Fake {
+            broken: self.broken.clone(),
+            logits: self.logits.clone(),
+            len: 0,
+            threads: Threads::new(1),
+        }))
     }
 
     fn placement(&self) -> Placement {
         Placement { backend: BackendKind::Candle, device: DeviceKind::Cpu, dtype: DTypeKind::F32 }
+    }
+
+    fn threads(&self) -> &Threads {
+        &self.threads
     }
 }
 
@@ -49,7 +59,7 @@ impl Decoder for Fake {
         Ok(&self.logits)
     }
 
-    fn step(&mut self, _: u32) -> Result<&[f32]> {
+    fn step(&mut self, _: u32, _: &Stop) -> Run<&[f32]> {
         assert!(!self.broken.load(Ordering::Relaxed), "the fake is broken");
         self.len += 1;
         Ok(&self.logits)
@@ -67,7 +77,7 @@ impl Decoder for Fake {
 fn engine(broken: &Arc<AtomicBool>) -> *mut smolvlm_engine {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
     let load = |logits| {
-        let backend = Fake { broken: broken.clone(), logits, len: 0 };
+        let backend = Fake { broken: broken.clone(), logits, len: 0, threads: Threads::new(1) };
         Engine::with_backend(&dir, &EngineOptions::default(), Box::new(backend)).unwrap()
     };
     let tokenizer = load(Vec::new());

@@ -252,8 +252,10 @@ pub struct smolvlm_options {
     pub device_index: u32,
     /// A `smolvlm_dtype`.
     pub dtype: i32,
-    /// Threads that compute at a time for one call; 0: one for each core that the process may use. With ONNX
-    /// Runtime the calling thread is one of them, and each of two graphs keeps its others.
+    /// Threads that compute at a time; 0: one for each core that the process may use. Calls that run at once
+    /// share them: each gets its part while there is one for each, and from then on they take turns, a tile, 384
+    /// prompt tokens or an answer's token at a time. With ONNX Runtime each turn has all of them; the calling
+    /// thread is one, and each of two graphs keeps its others.
     pub num_threads: u32,
     /// Longest conversation, in tokens; 0: as long as the model allows.
     pub context_tokens: u32,

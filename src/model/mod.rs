@@ -57,6 +57,10 @@ pub enum Wanted<'a> {
 /// Keys and values of one sequence.
 pub struct Cache(AnyCache);
 
+/// What is made on the way from tiles to rows, kept for the next tile.
+#[derive(Default)]
+pub struct ImageBuffers(packed::VisionBuffers);
+
 enum AnyCache {
     Tensors(tensors::Cache),
     Packed(Box<packed::Cache>),
@@ -97,36 +101,33 @@ impl Model {
         self.hidden_size
     }
 
-    /// Vision encoder and connector: tiles to image rows [tiles * tokens per tile, text hidden].
+    /// Vision encoder and connector: appends the image rows of some tiles to `out`, [tiles * tokens per tile, text hidden].
     ///
     /// `check` is asked before each layer, and its error ends the work.
     pub fn image_rows<E: From<candle_core::Error> + Send>(
         &self,
         tiles: &Tiles,
-        at_once: usize,
+        range: Range<usize>,
+        ImageBuffers(buffers): &mut ImageBuffers,
         check: &mut (dyn FnMut() -> Result<(), E> + Send),
-    ) -> Result<Vec<f32>, E> {
-        let mut out = Vec::new();
+        out: &mut Vec<f32>,
+    ) -> Result<(), E> {
         match &self.networks {
             Networks::Tensors { vision, .. } => {
-                for start in (0..tiles.count()).step_by(at_once) {
-                    let range = start..tiles.count().min(start + at_once);
-                    let hidden = vision.encode(&self.pixels(tiles, range), check)?;
-                    out.extend(host(&vision.connect(&hidden)?)?);
-                }
+                let hidden = vision.encode(&self.pixels(tiles, range), check)?;
+                out.extend(host(&vision.connect(&hidden)?)?);
             }
             Networks::Packed { vision, .. } => {
-                let mut buffers = packed::VisionBuffers::default();
-                for tile in 0..tiles.count() {
+                for tile in range {
                     gather(|| {
-                        vision.encode(tiles.tile(tile), &mut buffers, check)?;
-                        vision.connect(&mut buffers, &mut out);
+                        vision.encode(tiles.tile(tile), buffers, check)?;
+                        vision.connect(buffers, out);
                         Ok::<(), E>(())
                     })?;
                 }
             }
         }
-        Ok(out)
+        Ok(())
     }
 
     /// The vision encoder's output before the connector: [tiles, patches, hidden].

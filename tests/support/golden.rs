@@ -195,7 +195,7 @@ fn check_logits(subject: &Subject<'_>, ids: &[u32], model: &ModelConfig, backend
         check_choice(name, i, &logits, id, case.logits_std);
         ours.extend_from_slice(&logits);
         expected.extend_from_slice(at(ids.len() - 1 + i).unwrap());
-        logits = decoder.step(id).unwrap().to_vec();
+        logits = decoder.step(id, &stop).unwrap().to_vec();
     }
     assert_close(&format!("{name} logits of the answer"), &ours, &expected, tolerance);
 }

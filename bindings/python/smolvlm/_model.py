@@ -100,7 +100,7 @@ class Model(_Asked):
     """A loaded model. It never changes; any thread may use it, and several at once.
 
     `path` is a directory as the Hugging Face hub publishes it. What is asked for and missing is an error: nothing falls back to
-    another backend, device or precision. `num_threads` is for each call, 0: one for each core that the process may use.
+    another backend, device or precision. `num_threads` compute for all calls together, 0: one for each core that the process may use.
     `context_tokens` and `max_memory_bytes` are limits, 0: as much as the model allows. `onnxruntime` is the file of ONNX Runtime's
     library, None: the environment's `ORT_DYLIB_PATH`, else the system's. `packed_cache_dir` is a directory in which Candle keeps
     weights as this processor wants them, for the next load; None: nowhere.

@@ -1,4 +1,4 @@
-//! The Candle engine: the model in candle tensors or on the kernels, on thread pools of the caller's size.
+//! The Candle engine: the model in candle tensors or on the kernels, each pass on a thread pool.
 
 mod pools;
 
@@ -9,7 +9,7 @@ use candle_core::{DType, Device};
 use self::pools::Pools;
 use super::{
     Backend, BackendKind, DTypeKind, Decoder, DeviceKind, Halt, ImageRows, PREFILL_CHUNK, Placement, Run, Stop,
-    VISION_PATCHES, cached_numbers, check_memory,
+    Threads, VISION_PATCHES, cached_numbers, check_memory,
 };
 use crate::config::{ImageConfig, ModelConfig, TextConfig};
 use crate::engine::EngineOptions;
@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::files::ModelFiles;
 use crate::kernels::{Cpu, KeyValueCache, Precision};
 use crate::largest::Largest;
-use crate::model::{Arithmetic, Cache, Model, Wanted, Weights};
+use crate::model::{Arithmetic, Cache, ImageBuffers, Model, Wanted, Weights};
 use crate::preprocess::Tiles;
 
 /// Weights on a candle device.
@@ -61,7 +61,9 @@ impl CandleBackend {
         check_memory(weights.elements().saturating_mul(weight_bytes), position_bytes, model, options)?;
 
         let pools = Pools::new(super::threads(options));
-        let loaded = pools.take()?.install(|| Model::load(&weights, &arithmetic, model, images))?;
+        let pool = pools.take(&Stop::default()).map_err(Halt::into_error)?;
+        let loaded = pool.install(|| Model::load(&weights, &arithmetic, model, images))?;
+        drop(pool);
         Ok(Self {
             shared: Arc::new(Shared { model: loaded, image_token_id: model.image_token_id, pools }),
             tiles_at_once: (VISION_PATCHES / model.vision.patches()).max(1),
@@ -141,8 +143,14 @@ fn keep(arithmetic: Arithmetic, kind: DTypeKind, options: &EngineOptions) -> Res
 impl Backend for CandleBackend {
     fn encode_images(&self, tiles: &Tiles, stop: &Stop) -> Run<ImageRows> {
         let Shared { model, pools, .. } = &*self.shared;
-        let values = pools.take()?.install(|| model.image_rows(tiles, self.tiles_at_once, &mut || stop.check()))?;
-        Ok(ImageRows { values, width: model.hidden_size() })
+        let mut rows = ImageRows { values: Vec::new(), width: model.hidden_size() };
+        let mut buffers = ImageBuffers::default();
+        for start in (0..tiles.count()).step_by(self.tiles_at_once) {
+            let range = start..tiles.count().min(start + self.tiles_at_once);
+            let values = &mut rows.values;
+            pools.take(stop)?.install(|| model.image_rows(tiles, range, &mut buffers, &mut || stop.check(), values))?;
+        }
+        Ok(rows)
     }
 
     fn decoder(&self) -> Result<Box<dyn Decoder>> {
@@ -157,15 +165,25 @@ impl Backend for CandleBackend {
     fn placement(&self) -> Placement {
         self.placement
     }
+
+    fn threads(&self) -> &Threads {
+        &self.shared.pools.threads
+    }
 }
 
 impl Shared {
     /// Appends one id to a decoder's cache. What the model says is text: an image token that it chose has no picture, only its embedding.
-    fn step(&self, id: u32, (cache, embeddings): (&mut Cache, &mut Vec<f32>), wanted: Wanted<'_>) -> Result<()> {
-        self.pools.take()?.install(|| {
+    fn step(
+        &self,
+        id: u32,
+        (cache, embeddings): (&mut Cache, &mut Vec<f32>),
+        wanted: Wanted<'_>,
+        stop: &Stop,
+    ) -> Run<()> {
+        self.pools.take(stop)?.install(|| {
             embeddings.clear();
             self.model.embed(&[id], embeddings)?;
-            self.model.forward(embeddings, cache, wanted, &mut || Result::<()>::Ok(()))
+            self.model.forward(embeddings, cache, wanted, &mut || Ok(()))
         })
     }
 }
@@ -209,30 +227,27 @@ impl CandleDecoder {
 impl Decoder for CandleDecoder {
     fn prefill(&mut self, ids: &[u32], image_rows: &[f32], stop: &Stop) -> Run<&[f32]> {
         let shared = self.shared.clone();
-        shared.pools.take()?.install(|| {
-            let mut rest = image_rows;
-            let mut chunks = ids.chunks(PREFILL_CHUNK).peekable();
-            while let Some(chunk) = chunks.next() {
-                rest = self.append(chunk, rest, stop, chunks.peek().is_none())?;
-            }
-            if rest.is_empty() {
-                Ok(())
-            } else {
-                Err(Halt::from(Error::internal(format!("{} image values left over", rest.len()))))
-            }
-        })?;
+        let mut rest = image_rows;
+        let mut chunks = ids.chunks(PREFILL_CHUNK).peekable();
+        while let Some(chunk) = chunks.next() {
+            let pool = shared.pools.take(stop)?;
+            rest = pool.install(|| self.append(chunk, rest, stop, chunks.peek().is_none()))?;
+        }
+        if !rest.is_empty() {
+            return Err(Error::internal(format!("{} image values left over", rest.len())).into());
+        }
         Ok(&self.logits)
     }
 
-    fn step(&mut self, id: u32) -> Result<&[f32]> {
+    fn step(&mut self, id: u32, stop: &Stop) -> Run<&[f32]> {
         let Self { shared, cache, embeddings, logits } = self;
-        shared.step(id, (cache, embeddings), Wanted::Logits(logits))?;
+        shared.step(id, (cache, embeddings), Wanted::Logits(logits), stop)?;
         Ok(logits)
     }
 
-    fn step_to(&mut self, id: u32, largest: &mut Largest) -> Result<()> {
+    fn step_to(&mut self, id: u32, largest: &mut Largest, stop: &Stop) -> Run<()> {
         let Self { shared, cache, embeddings, .. } = self;
-        shared.step(id, (cache, embeddings), Wanted::Largest(largest))
+        shared.step(id, (cache, embeddings), Wanted::Largest(largest), stop)
     }
 
     fn len(&self) -> usize {

@@ -1,54 +1,74 @@
-//! Thread pools, one for each call that computes at a time: `num_threads` is for a call, whatever others do.
+//! Rayon pools for passes: one of its own for each that runs, with as many threads as it was given.
 
 use std::ops::Deref;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rayon::ThreadPool;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::backend::threads::{Lease, Share, Threads};
+use crate::backend::{Halt, Run, Stop};
+use crate::error::{Error, ErrorKind};
 
-/// As many pools as calls ever ran at once; the threads of an idle one sleep.
+/// The engine's threads, and pools of those that are not at work.
 pub(super) struct Pools {
-    num_threads: usize,
+    pub(super) threads: Threads,
+    /// They have no more threads together than the engine; those of a pool without a pass sleep.
     idle: Mutex<Vec<ThreadPool>>,
 }
 
 impl Pools {
-    pub(super) fn new(num_threads: usize) -> Self {
-        Self { num_threads, idle: Mutex::default() }
+    pub(super) fn new(threads: Threads) -> Self {
+        Self { threads, idle: Mutex::default() }
     }
 
-    /// A pool of one's own until the lease is dropped.
-    pub(super) fn take(&self) -> Result<Lease<'_>> {
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    /// A pool for a pass, as soon as it is its turn.
+    pub(super) fn take(&self, stop: &Stop) -> Run<Pool<'_>> {
+        let lease = self.threads.take(Share::Fair, stop).map_err(Halt::Stopped)?;
+        let size = lease.count();
+        let idle = {
+            let mut idle = self.idle();
+            let fits = idle.iter().rposition(|pool| pool.current_num_threads() == size);
+            fits.map(|i| idle.remove(i))
+        };
         let pool = match idle {
             Some(pool) => pool,
             None => rayon::ThreadPoolBuilder::new()
-                .num_threads(self.num_threads)
+                .num_threads(size)
                 .thread_name(|i| format!("smolvlm-{i}"))
                 .build()
-                .map_err(|e| Error::new(ErrorKind::Backend, format!("num_threads: {}: {e}", self.num_threads)))?,
+                .map_err(|e| Error::new(ErrorKind::Backend, format!("num_threads: {size}: {e}")))?,
         };
-        Ok(Lease { pools: self, pool: Some(pool) })
+        Ok(Pool { pools: self, pool: Some(pool), _lease: lease })
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<ThreadPool>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-pub(super) struct Lease<'a> {
+/// A pass's pool; it goes back before its threads do.
+pub(super) struct Pool<'a> {
     pools: &'a Pools,
-    /// There until the lease is dropped.
+    /// There until the drop.
     pool: Option<ThreadPool>,
+    _lease: Lease<'a>,
 }
 
-impl Deref for Lease<'_> {
+impl Deref for Pool<'_> {
     type Target = ThreadPool;
 
     fn deref(&self) -> &ThreadPool {
-        self.pool.as_ref().expect("a lease that lives has its pool")
+        self.pool.as_ref().expect("it is there until the drop")
     }
 }
 
-impl Drop for Lease<'_> {
+impl Drop for Pool<'_> {
     fn drop(&mut self) {
-        self.pools.idle.lock().unwrap_or_else(PoisonError::into_inner).extend(self.pool.take());
+        let mut idle = self.pools.idle();
+        idle.extend(self.pool.take());
+        // The one that was not used for longest goes first.
+        while idle.iter().map(ThreadPool::current_num_threads).sum::<usize>() > self.pools.threads.all() {
+            idle.remove(0);
+        }
     }
 }

@@ -6,6 +6,7 @@ use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::{IoBinding, OutputSelector, RunOptions};
 use ort::value::{DynTensor, DynTensorValueType, Tensor, TensorElementType};
 
+use super::Turns;
 use super::graph::{ANY, Graph};
 use super::tensor::{FLOATS, expect_shape, floats, read, read_last, shorten};
 use crate::backend::{Decoder, DeviceKind, Halt, PREFILL_CHUNK, Run, Stop};
@@ -37,6 +38,7 @@ pub(super) struct DecoderGraph {
     /// [heads, head_dim] of a layer's cache.
     cache_shape: [i64; 2],
     cache_memory: MemoryInfo<'static>,
+    turns: Arc<Turns>,
 }
 
 /// Which inputs a graph has beside embeddings and cache: exporters differ.
@@ -94,6 +96,7 @@ impl DecoderGraph {
         decoder: Graph,
         model: &ModelConfig,
         (device, index): (DeviceKind, usize),
+        turns: Arc<Turns>,
     ) -> Result<Self> {
         let text = &model.text;
         let (hidden, vocab) = (text.hidden_size as i64, text.vocab_size as i64);
@@ -146,6 +149,7 @@ impl DecoderGraph {
             cache_memory,
             embed,
             decoder,
+            turns,
         })
     }
 
@@ -215,9 +219,10 @@ impl OnnxDecoder {
         let tokens = rows.len() / graph.hidden_size;
         let (past, total) = (self.cached as i64, self.cached + tokens);
         let embeds = floats(graph.embeds, vec![1, tokens as i64, graph.hidden_size as i64], rows)?;
+        let _turn = graph.turns.take(stop)?;
         // Held while anything is bound or freed: on an accelerator that moves memory of the session's.
         let mut session = graph.decoder.session();
-        // Another sequence may have had the session for long.
+        // There another sequence may have had the session for long.
         stop.check()?;
         binding.bind_input(INPUTS_EMBEDS, &embeds)?;
         graph.wanted.bind(binding, past, total as i64)?;
@@ -271,13 +276,10 @@ impl Decoder for OnnxDecoder {
         Ok(&self.logits)
     }
 
-    fn step(&mut self, id: u32) -> Result<&[f32]> {
+    fn step(&mut self, id: u32, stop: &Stop) -> Run<&[f32]> {
         let row = self.graph.embed(&[id])?;
-        match self.append(row, true, &Stop::default()) {
-            Ok(()) => Ok(&self.logits),
-            Err(Halt::Failed(error)) => Err(error),
-            Err(Halt::Stopped(_)) => Err(Error::internal("a step stopped that nobody could stop")),
-        }
+        self.append(row, true, stop)?;
+        Ok(&self.logits)
     }
 
     fn len(&self) -> usize {

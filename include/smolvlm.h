@@ -308,8 +308,8 @@ typedef struct smolvlm_options {
   /**
    * Threads that compute at a time; 0: one for each core that the process may use. Calls that run at once
    * share them: each gets its part while there is one for each, and from then on they take turns, a tile, 384
-   * prompt tokens or an answer's token at a time. With ONNX Runtime each turn has all of them; the calling
-   * thread is one, and each of two graphs keeps its others.
+   * prompt tokens or an answer's token at a time. With ONNX Runtime each of two graphs (the
+   * vision encoder and the decoder) has as many, the calling thread among them, and answers in turn.
    */
   uint32_t num_threads;
   /**

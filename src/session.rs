@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use crate::backend::Canceller;
-use crate::backend::threads::{Call, Share};
+use crate::backend::threads::Call;
 use crate::backend::{Decoder, Halt, Run, Stop, StopReason};
 use crate::config::MAX_LONGEST_EDGE;
 use crate::conversation::{self, Picture};
@@ -583,7 +583,7 @@ fn preprocess_image(
     if let Some(known) = key.and_then(|key| inner.image_cache.get(&key)) {
         return Ok(Some(Prepared::Known(known)));
     }
-    let Ok(lease) = inner.backend.threads().take(Share::Fair, stop) else { return Ok(None) };
+    let Ok(lease) = inner.backend.threads().take(stop) else { return Ok(None) };
     let (tile_size, threads) = (inner.images.tile_size, lease.count());
     let options = TileOptions { tile_size, longest_edge, split, threads };
     let rgb = picture.view.to_rgb()?;

@@ -35,15 +35,6 @@ struct Waiting {
     thread: Thread,
 }
 
-/// How many threads a pass can use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Share {
-    /// Any number.
-    Fair,
-    /// All that there are, and no fewer.
-    All,
-}
-
 impl Threads {
     /// `all` threads, at least one.
     pub fn new(all: usize) -> Self {
@@ -63,10 +54,10 @@ impl Threads {
     }
 
     /// Threads for a pass, until the lease is dropped. Waits for its turn, or until `stop` ends the wait.
-    pub(crate) fn take(&self, share: Share, stop: &Stop) -> Result<Lease<'_>, StopReason> {
+    pub(crate) fn take(&self, stop: &Stop) -> Result<Lease<'_>, StopReason> {
         let mut state = self.state();
         if state.waiting.is_empty()
-            && let Some(count) = state.grant(share, self.all)
+            && let Some(count) = state.grant()
         {
             return Ok(Lease { threads: self, count });
         }
@@ -78,7 +69,7 @@ impl Threads {
             thread::park_timeout(LOOK);
             state = self.state();
             let first = state.waiting.front().is_some_and(|first| first.number == number);
-            let count = if first { state.grant(share, self.all) } else { None };
+            let count = if first { state.grant() } else { None };
             let end = match count {
                 Some(count) => Ok(Lease { threads: self, count }),
                 None => match stop.reason() {
@@ -99,12 +90,8 @@ impl Threads {
 
 impl State {
     /// The threads that a pass gets now, if it gets any.
-    fn grant(&mut self, share: Share, all: usize) -> Option<usize> {
-        let count = match share {
-            Share::Fair => self.free.div_ceil(self.calls.saturating_sub(self.passes).max(1)),
-            Share::All if self.free == all => all,
-            Share::All => 0,
-        };
+    fn grant(&mut self) -> Option<usize> {
+        let count = self.free.div_ceil(self.calls.saturating_sub(self.passes).max(1));
         if count == 0 {
             return None;
         }
@@ -178,15 +165,15 @@ mod tests {
     use super::*;
     use crate::backend::Canceller;
 
-    fn now(threads: &Threads, share: Share) -> Option<Lease<'_>> {
+    fn now(threads: &Threads) -> Option<Lease<'_>> {
         let past = Stop::new(Canceller::default(), Some(Instant::now()));
-        threads.take(share, &past).ok()
+        threads.take(&past).ok()
     }
 
     fn counts(all: usize, calls: usize, passes: usize) -> Vec<usize> {
         let threads = Threads::new(all);
         let _calls: Vec<_> = (0..calls).map(|_| threads.call()).collect();
-        let leases: Vec<_> = (0..passes).map_while(|_| now(&threads, Share::Fair)).collect();
+        let leases: Vec<_> = (0..passes).map_while(|_| now(&threads)).collect();
         leases.iter().map(Lease::count).collect()
     }
 
@@ -206,37 +193,27 @@ mod tests {
     fn a_call_whose_caller_has_the_word_leaves_its_threads_to_others() {
         let threads = Threads::new(4);
         let (speaking, _other) = (threads.call(), threads.call());
-        speaking.outside(|| assert_eq!(now(&threads, Share::Fair).unwrap().count(), 4));
-        assert_eq!(now(&threads, Share::Fair).unwrap().count(), 2);
+        speaking.outside(|| assert_eq!(now(&threads).unwrap().count(), 4));
+        assert_eq!(now(&threads).unwrap().count(), 2);
         let panic =
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| speaking.outside(|| panic!("a callback's"))));
         assert!(panic.is_err());
-        assert_eq!(now(&threads, Share::Fair).unwrap().count(), 2);
+        assert_eq!(now(&threads).unwrap().count(), 2);
         drop(speaking);
-        assert_eq!(now(&threads, Share::Fair).unwrap().count(), 4);
-    }
-
-    #[test]
-    fn all_are_given_when_all_are_free() {
-        let threads = Threads::new(3);
-        let _calls = [threads.call(), threads.call()];
-        let one = now(&threads, Share::Fair).unwrap();
-        assert!(now(&threads, Share::All).is_none());
-        drop(one);
-        assert_eq!(now(&threads, Share::All).unwrap().count(), 3);
+        assert_eq!(now(&threads).unwrap().count(), 4);
     }
 
     #[test]
     fn who_waits_stops_when_told_to_and_is_forgotten() {
         let threads = Threads::new(2);
-        let all = now(&threads, Share::All).unwrap();
+        let all = now(&threads).unwrap();
         let soon = Instant::now() + Duration::from_millis(30);
-        let halt = threads.take(Share::Fair, &Stop::new(Canceller::default(), Some(soon))).map(|_| ());
+        let halt = threads.take(&Stop::new(Canceller::default(), Some(soon))).map(|_| ());
         assert_eq!(halt, Err(StopReason::Timeout));
         let canceller = Canceller::default();
         canceller.start();
         thread::scope(|scope| {
-            let waits = scope.spawn(|| threads.take(Share::Fair, &Stop::new(canceller.clone(), None)).map(|_| ()));
+            let waits = scope.spawn(|| threads.take(&Stop::new(canceller.clone(), None)).map(|_| ()));
             thread::sleep(Duration::from_millis(30));
             assert!(!waits.is_finished());
             canceller.cancel();
@@ -244,20 +221,19 @@ mod tests {
         });
         assert!(threads.state().waiting.is_empty());
         drop(all);
-        assert!(now(&threads, Share::All).is_some());
+        assert_eq!(now(&threads).unwrap().count(), 2);
     }
 
     #[test]
     fn turns_come_in_order() {
         let threads = Threads::new(2);
         let (tell, told) = mpsc::channel();
-        let all = now(&threads, Share::All);
+        let all = now(&threads);
         thread::scope(|scope| {
             for i in 0..6 {
                 let (threads, tell) = (&threads, tell.clone());
-                let share = if i % 2 == 0 { Share::All } else { Share::Fair };
                 scope.spawn(move || {
-                    let _lease = threads.take(share, &Stop::default());
+                    let _lease = threads.take(&Stop::default());
                     tell.send(i).unwrap();
                 });
                 while threads.state().waiting.len() <= i {
@@ -275,13 +251,12 @@ mod tests {
         let threads = Threads::new(3);
         let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
         thread::scope(|scope| {
-            for i in 0..8 {
+            for _ in 0..8 {
                 let (threads, now, most) = (&threads, &now, &most);
                 scope.spawn(move || {
                     let _call = threads.call();
                     for pass in 0..200 {
-                        let share = if (i + pass) % 5 == 0 { Share::All } else { Share::Fair };
-                        let lease = threads.take(share, &Stop::default()).unwrap();
+                        let lease = threads.take(&Stop::default()).unwrap();
                         let at_work = now.fetch_add(lease.count(), Ordering::SeqCst) + lease.count();
                         most.fetch_max(at_work, Ordering::SeqCst);
                         std::hint::black_box(pass);

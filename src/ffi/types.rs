@@ -254,8 +254,8 @@ pub struct smolvlm_options {
     pub dtype: i32,
     /// Threads that compute at a time; 0: one for each core that the process may use. Calls that run at once
     /// share them: each gets its part while there is one for each, and from then on they take turns, a tile, 384
-    /// prompt tokens or an answer's token at a time. With ONNX Runtime each turn has all of them; the calling
-    /// thread is one, and each of two graphs keeps its others.
+    /// prompt tokens or an answer's token at a time. With ONNX Runtime each of two graphs (the
+    /// vision encoder and the decoder) has as many, the calling thread among them, and answers in turn.
     pub num_threads: u32,
     /// Longest conversation, in tokens; 0: as long as the model allows.
     pub context_tokens: u32,

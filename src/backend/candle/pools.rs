@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rayon::ThreadPool;
 
-use crate::backend::threads::{Lease, Share, Threads};
+use crate::backend::threads::{Lease, Threads};
 use crate::backend::{Halt, Run, Stop};
 use crate::error::{Error, ErrorKind};
 
@@ -23,7 +23,7 @@ impl Pools {
 
     /// A pool for a pass, as soon as it is its turn.
     pub(super) fn take(&self, stop: &Stop) -> Run<Pool<'_>> {
-        let lease = self.threads.take(Share::Fair, stop).map_err(Halt::Stopped)?;
+        let lease = self.threads.take(stop).map_err(Halt::Stopped)?;
         let size = lease.count();
         let idle = {
             let mut idle = self.idle();

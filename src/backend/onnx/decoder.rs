@@ -6,7 +6,6 @@ use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::{IoBinding, OutputSelector, RunOptions};
 use ort::value::{DynTensor, DynTensorValueType, Tensor, TensorElementType};
 
-use super::Turns;
 use super::graph::{ANY, Graph};
 use super::tensor::{FLOATS, expect_shape, floats, read, read_last, shorten};
 use crate::backend::{Decoder, DeviceKind, Halt, PREFILL_CHUNK, Run, Stop};
@@ -38,7 +37,6 @@ pub(super) struct DecoderGraph {
     /// [heads, head_dim] of a layer's cache.
     cache_shape: [i64; 2],
     cache_memory: MemoryInfo<'static>,
-    turns: Arc<Turns>,
 }
 
 /// Which inputs a graph has beside embeddings and cache: exporters differ.
@@ -96,7 +94,6 @@ impl DecoderGraph {
         decoder: Graph,
         model: &ModelConfig,
         (device, index): (DeviceKind, usize),
-        turns: Arc<Turns>,
     ) -> Result<Self> {
         let text = &model.text;
         let (hidden, vocab) = (text.hidden_size as i64, text.vocab_size as i64);
@@ -149,7 +146,6 @@ impl DecoderGraph {
             cache_memory,
             embed,
             decoder,
-            turns,
         })
     }
 
@@ -219,11 +215,8 @@ impl OnnxDecoder {
         let tokens = rows.len() / graph.hidden_size;
         let (past, total) = (self.cached as i64, self.cached + tokens);
         let embeds = floats(graph.embeds, vec![1, tokens as i64, graph.hidden_size as i64], rows)?;
-        let _turn = graph.turns.take(stop)?;
         // Held while anything is bound or freed: on an accelerator that moves memory of the session's.
-        let mut session = graph.decoder.session();
-        // There another sequence may have had the session for long.
-        stop.check()?;
+        let (_turn, mut session) = graph.decoder.turn(stop)?;
         binding.bind_input(INPUTS_EMBEDS, &embeds)?;
         graph.wanted.bind(binding, past, total as i64)?;
         binding.bind_output_to_device(LOGITS, &main_memory()?)?;

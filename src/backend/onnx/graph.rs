@@ -9,6 +9,8 @@ use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::{Outlet, TensorElementType, ValueType};
 
+use crate::backend::threads::{Lease, Threads};
+use crate::backend::{Halt, Run, Stop};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::ModelFiles;
 
@@ -28,6 +30,8 @@ pub(super) struct Opener<'a> {
 /// An open graph. `ort` holds that ONNX Runtime's own `Run` is not safe on several threads at once, so one runs at a time.
 pub(super) struct Graph {
     path: String,
+    /// In which runs of several sequences have their turn: one at a time, first come, first served.
+    turns: Threads,
     session: Mutex<Session>,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
@@ -62,6 +66,7 @@ impl Opener<'_> {
             path: path.display().to_string(),
             inputs: ports(session.inputs()),
             outputs: ports(session.outputs()),
+            turns: Threads::new(1),
             session: Mutex::new(session),
         })
     }
@@ -87,6 +92,13 @@ fn port(outlet: &Outlet) -> Port {
 }
 
 impl Graph {
+    /// The session, as soon as it is one's turn.
+    pub(super) fn turn(&self, stop: &Stop) -> Run<(Lease<'_>, MutexGuard<'_, Session>)> {
+        let turn = self.turns.take(stop).map_err(Halt::Stopped)?;
+        stop.check()?;
+        Ok((turn, self.session()))
+    }
+
     pub(super) fn session(&self) -> MutexGuard<'_, Session> {
         // A panic leaves ONNX Runtime as it was.
         self.session.lock().unwrap_or_else(PoisonError::into_inner)

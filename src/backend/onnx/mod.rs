@@ -15,10 +15,9 @@ use self::decoder::{DecoderGraph, OnnxDecoder};
 use self::graph::{ANY, Graph, Opener};
 use self::tensor::{FLOATS, floats, read};
 use self::variant::Variant;
-use super::threads::{Lease, Share};
 use super::{
-    Backend, BackendKind, Decoder, DeviceKind, Halt, ImageRows, Placement, Run, Stop, Threads, VISION_PATCHES,
-    cached_numbers, check_memory,
+    Backend, BackendKind, Decoder, ImageRows, Placement, Run, Stop, Threads, VISION_PATCHES, cached_numbers,
+    check_memory,
 };
 use crate::config::{ImageConfig, ModelConfig};
 use crate::engine::EngineOptions;
@@ -41,7 +40,8 @@ pub struct OnnxBackend {
     tokens_per_tile: usize,
     hidden_size: usize,
     tiles_at_once: usize,
-    turns: Arc<Turns>,
+    /// They prepare pictures; ONNX Runtime has as many of its own for each graph.
+    threads: Threads,
     placement: Placement,
 }
 
@@ -64,8 +64,8 @@ impl OnnxBackend {
         // During a step the former cache and the new one are there.
         let position_bytes = cached_numbers(&model.text).saturating_mul(2 * variant.cache_element_bytes() as u64);
         check_memory(variant.bytes(files)?, position_bytes, model, options)?;
-        let turns = Arc::new(Turns { threads: super::threads(options), on_cpu: device == DeviceKind::Cpu });
-        let opener = Opener { environment, providers: &providers, threads: turns.threads.all(), same_shapes: false };
+        let threads = super::threads(options);
+        let opener = Opener { environment, providers: &providers, threads: threads.all(), same_shapes: false };
         // A table lookup: on an accelerator its rows would travel both ways.
         let lookup = Opener { environment, providers: &[], threads: 1, same_shapes: false };
         let decoder = DecoderGraph::new(
@@ -73,7 +73,6 @@ impl OnnxBackend {
             opener.open(files, &variant.decoder)?,
             model,
             (device, options.device_index),
-            Arc::clone(&turns),
         )?;
         let vision = Opener { same_shapes: true, ..opener }.open(files, &variant.vision)?;
         let size = model.vision.image_size as i64;
@@ -93,21 +92,9 @@ impl OnnxBackend {
             tokens_per_tile,
             hidden_size,
             tiles_at_once: (VISION_PATCHES / model.vision.patches()).max(1),
-            turns,
+            threads,
             placement: Placement { backend: BackendKind::Onnx, device, dtype: variant.dtype },
         })
-    }
-}
-
-/// The engine's threads. Each graph that computes on the CPU has as many of its own, so that one runs at a time.
-struct Turns {
-    threads: Threads,
-    on_cpu: bool,
-}
-
-impl Turns {
-    fn take(&self, stop: &Stop) -> Run<Option<Lease<'_>>> {
-        self.on_cpu.then(|| self.threads.take(Share::All, stop)).transpose().map_err(Halt::Stopped)
     }
 }
 
@@ -139,10 +126,7 @@ impl Backend for OnnxBackend {
             if let Some(element) = self.mask {
                 inputs.push((PIXEL_ATTENTION_MASK.into(), full(element, [1, batch, size, size])?.into()));
             }
-            let _turn = self.turns.take(stop)?;
-            let mut session = self.vision.session();
-            // On an accelerator another sequence may have had the session for long.
-            stop.check()?;
+            let (_turn, mut session) = self.vision.turn(stop)?;
             let outputs = session.run_with_options(inputs, &select)?;
             let rows = read(&outputs[IMAGE_FEATURES], batch * self.tokens_per_tile * self.hidden_size);
             values.extend(rows.map_err(|e| self.vision.at(IMAGE_FEATURES, e))?);
@@ -159,6 +143,6 @@ impl Backend for OnnxBackend {
     }
 
     fn threads(&self) -> &Threads {
-        &self.turns.threads
+        &self.threads
     }
 }

@@ -247,6 +247,16 @@ mod tests {
     }
 
     #[test]
+    fn nobody_overtakes_who_waits() {
+        let threads = Threads::new(2);
+        // It is about to take them.
+        threads.state().waiting.push_back(Waiting { number: u64::MAX, thread: thread::current() });
+        assert!(now(&threads).is_none());
+        threads.state().waiting.clear();
+        assert_eq!(now(&threads).unwrap().count(), 2);
+    }
+
+    #[test]
     fn no_more_at_once_than_there_are_and_nobody_is_left_waiting() {
         let threads = Threads::new(3);
         let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));

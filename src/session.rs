@@ -125,6 +125,9 @@ pub struct Session {
     cached: Vec<u32>,
 }
 
+#[cfg(all(test, feature = "candle"))]
+mod tests;
+
 /// What a question is on its way to becoming part of the conversation.
 struct Turn<'a> {
     ids: Vec<u32>,

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::Value;
+use smolvlm::{DTypeKind, Engine, EngineOptions, ImageView, Request, Sampling};
 
 /// Cargo builds the examples before the tests, into a folder beside theirs.
 fn binary() -> PathBuf {
@@ -100,8 +101,37 @@ fn options_reach_the_engine() {
 }
 
 #[test]
+fn the_answer_s_penalties_are_the_library_s() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let options = EngineOptions { dtype: DTypeKind::F32, ..Default::default() };
+    // A random model: its choices are close.
+    let model = "tests/golden/tied-12x12-f32";
+    let engine = Engine::load(&directory.join(model), &options).unwrap();
+    let file = std::fs::read(directory.join(IMAGE)).unwrap();
+    let views = [ImageView::encoded(&file)];
+    let expected = |frequency_penalty, presence_penalty| {
+        let sampling = Sampling { frequency_penalty, presence_penalty, ..Default::default() };
+        let request =
+            Request { sampling, max_new_tokens: 40, ..Request::new("What objects are in this image?", &views) };
+        engine.ask(&request).unwrap().token_ids
+    };
+    let flags = |more: &[&str]| {
+        json(&[&["--model", model, "--dtype", "f32", "--max-new-tokens", "40"], more].concat())["token_ids"].clone()
+    };
+    let [plain, frequency, presence] = [expected(0.0, 0.0), expected(2.0, 0.0), expected(0.0, 2.0)];
+    assert!(plain != frequency && plain != presence && frequency != presence);
+    assert_eq!(flags(&["--frequency-penalty", "2"]), Value::from(frequency));
+    assert_eq!(flags(&["--presence-penalty", "2"]), Value::from(presence));
+    // A negative number is no flag.
+    let both = ["--frequency-penalty", "-0.5", "--presence-penalty", "-2"];
+    assert_eq!(flags(&both), Value::from(expected(-0.5, -2.0)));
+}
+
+#[test]
 fn errors_name_the_value_and_have_their_exit_codes() {
-    let cases: [(&[&str], i32, &str); 6] = [
+    let cases: [(&[&str], i32, &str); 8] = [
+        (&["--frequency-penalty", "2.5"], 2, "frequency_penalty: 2.5 given, -2 to 2 accepted"),
+        (&["--presence-penalty", "-2.5"], 2, "presence_penalty: -2.5 given, -2 to 2 accepted"),
         (&["--image", "no-such.jpg"], 2, "no-such.jpg"),
         (&["--model", "no-such-model"], 2, "no-such-model"),
         (&["--image", "Cargo.toml"], 2, "are not JPEG, PNG, WebP or BMP"),

@@ -33,6 +33,9 @@ struct Case {
     rendered: Option<String>,
     ids: Option<Vec<u32>>,
     raises: Option<String>,
+    /// The reference cannot continue the last answer: the template shows another text.
+    #[serde(default)]
+    lost: bool,
 }
 
 #[derive(Deserialize)]
@@ -93,7 +96,7 @@ fn load(name: &str, template: &str) -> smolvlm::Result<PromptBuilder> {
 fn prompts_are_the_references() {
     let tokenizer = tokenizer();
     let mut wrong = Vec::new();
-    let (mut templates, mut compared) = (0, 0);
+    let (mut templates, mut compared, mut continued) = (0, 0, 0);
     let mut paths: Vec<_> = fs::read_dir(golden().join("templates")).unwrap().map(|e| e.unwrap().path()).collect();
     paths.sort();
     for path in paths {
@@ -111,7 +114,9 @@ fn prompts_are_the_references() {
         for (i, case) in golden.cases.iter().enumerate() {
             compared += 1;
             let built = prompt.build_at(&case.messages(), &case.grids(), &tokenizer, golden.now());
+            continued += usize::from(case.messages.last().is_some_and(|m| m.role == "assistant"));
             let found = match (built, &case.raises) {
+                (Err(error), None) if case.lost && error.kind() == ErrorKind::Unsupported => continue,
                 (Err(error), Some(raised)) if error.message() == format!("chat template: {raised}") => continue,
                 (Ok(built), None) if Some(&built.rendered) != case.rendered.as_ref() => {
                     format!("{:?}\nis not\n{:?}", built.rendered, case.rendered)
@@ -124,7 +129,7 @@ fn prompts_are_the_references() {
         }
     }
     println!("{templates} templates, {compared} prompts");
-    assert!(templates >= 12 && compared >= 84);
+    assert!(templates >= 12 && compared >= 84 && continued >= 36);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 

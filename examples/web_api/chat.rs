@@ -14,7 +14,7 @@ use crate::app::{Admitted, Shared};
 use crate::body;
 use crate::error::{ApiError, Result};
 use crate::json::{json_response, metrics, openai_finish_reason};
-use crate::messages::{Message, conversation, flag};
+use crate::messages::{Message, check_turn, conversation, flag};
 use crate::refused;
 use crate::settings::Parameters;
 use crate::stream::Chunks;
@@ -39,6 +39,7 @@ pub async fn completions(
     let stream = flag(&chat.fields, "stream")?;
     let parameters = Parameters::from_json(&chat.fields)?;
     let conversation = conversation("messages", &chat.messages, parameters.split, limits)?;
+    check_turn(&chat.fields, &conversation)?;
     // The pictures have been copied out of it.
     drop(chat.messages);
     let settings = parameters.settings(limits)?;

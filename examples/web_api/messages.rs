@@ -1,7 +1,7 @@
 //! OpenAI's messages to a conversation of the library's.
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use smolvlm::conversation::turns;
 use smolvlm::prompt::{Message as Turn, Part as Piece, Role};
 
@@ -170,10 +170,38 @@ impl Conversation {
 }
 
 /// The field `name` of a request, a boolean; `null` is false.
-pub fn flag(fields: &serde_json::Map<String, Value>, name: &str) -> Result<bool> {
+pub fn flag(fields: &Map<String, Value>, name: &str) -> Result<bool> {
+    Ok(choice(fields, name)?.unwrap_or(false))
+}
+
+/// The same; `None` where it is left open.
+fn choice(fields: &Map<String, Value>, name: &str) -> Result<Option<bool>> {
     match fields.get(name) {
-        None | Some(Value::Null) => Ok(false),
-        Some(Value::Bool(flag)) => Ok(*flag),
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Bool(flag)) => Ok(Some(*flag)),
         Some(_) => Err(ApiError::invalid(name, "true or false expected")),
     }
+}
+
+/// vLLM's fields for whose turn it is, which the last message says here, as in llama.cpp's server: refused where they say
+/// something else.
+pub fn check_turn(fields: &Map<String, Value>, conversation: &Conversation) -> Result<()> {
+    let begun = conversation.messages.last().is_some_and(|last| {
+        last.role == Role::Assistant && last.content.iter().any(|piece| *piece != Piece::Text { text: String::new() })
+    });
+    let contradicts = if begun {
+        let message = "the last message is the assistant's, which is continued; leave it out, or end with the user's";
+        [("continue_final_message", false, message), ("add_generation_prompt", true, message)]
+    } else {
+        [
+            ("continue_final_message", true, "the last message is not the assistant's; only an answer is continued"),
+            ("add_generation_prompt", false, "the last message is not the assistant's; its answer has to begin"),
+        ]
+    };
+    for (name, wrong, message) in contradicts {
+        if choice(fields, name)? == Some(wrong) {
+            return Err(ApiError::invalid(name, message));
+        }
+    }
+    Ok(())
 }

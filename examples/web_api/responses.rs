@@ -12,7 +12,7 @@ use crate::body;
 use crate::chat::{extension, new_id, unix_time};
 use crate::error::{ApiError, Result};
 use crate::json::{json_response, openai_finish_reason};
-use crate::messages::{Message, conversation, flag};
+use crate::messages::{Message, check_turn, conversation, flag};
 use crate::refused;
 use crate::settings::Parameters;
 use crate::worker::Finished;
@@ -52,6 +52,7 @@ pub async fn responses(
         messages.insert(0, Message::text("system", text));
     }
     let conversation = conversation("input", &messages, parameters.split, limits)?;
+    check_turn(&asked.fields, &conversation)?;
     // The pictures have been copied out of it.
     drop(messages);
     let settings = parameters.settings(limits)?;

@@ -187,6 +187,43 @@ static void seeds(smolvlm_engine *engine, const smolvlm_image *image) {
     smolvlm_result_free(a);
 }
 
+/* Both penalties reach the engine, each as itself. */
+static void penalties(smolvlm_engine *engine, const smolvlm_image *image) {
+    smolvlm_request request = ask(question, image, 1);
+    smolvlm_result *plain, *frequency, *presence;
+    int frequent = 0, present = 0, apart = 0;
+    request.max_new_tokens = 40;
+    request.temperature = 4.0f; /* the model is sure of its likeliest answer */
+    for (request.seed = 0; request.seed < 4; request.seed++) {
+        plain = process(engine, &request);
+        request.frequency_penalty = 2.0f;
+        frequency = process(engine, &request);
+        request.frequency_penalty = 0.0f;
+        request.presence_penalty = 2.0f;
+        presence = process(engine, &request);
+        request.presence_penalty = 0.0f;
+        frequent += !same_tokens(plain, frequency);
+        present += !same_tokens(plain, presence);
+        apart += !same_tokens(frequency, presence);
+        smolvlm_result_free(plain);
+        smolvlm_result_free(frequency);
+        smolvlm_result_free(presence);
+    }
+    CHECK(frequent > 0 && present > 0 && apart > 0);
+}
+
+/* A picture without words is a question; nothing at all is none. */
+static void caption(smolvlm_engine *engine, const smolvlm_image *image) {
+    smolvlm_request request = ask("", image, 1);
+    smolvlm_result *result = process(engine, &request);
+    size_t count;
+    smolvlm_result_tokens(result, &count);
+    CHECK(count > 0 && smolvlm_result_text(result, NULL)[0] != '\0');
+    smolvlm_result_free(result);
+    request = ask("", NULL, 0);
+    CHECK_FAILS(smolvlm_process(engine, &request, &result), SMOLVLM_STATUS_INVALID_ARGUMENT, "prompt: empty");
+}
+
 static smolvlm_metrics metrics_of(const smolvlm_result *result) {
     smolvlm_metrics metrics;
     memset(&metrics, 0, sizeof metrics);
@@ -272,6 +309,8 @@ int main(int argc, char **argv) {
     limits_of_an_answer(engine, &image);
     deadline(engine);
     seeds(engine, &image);
+    penalties(engine, &image);
+    caption(engine, &image);
     conversation(engine, &image);
     without_splitting(engine, &image);
     free((void *)image.data);

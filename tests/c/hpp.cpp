@@ -98,6 +98,23 @@ int main(int argc, char **argv) {
     };
     engine.process(request);
     CHECK(pieces > 0);
+    request.on_text = nullptr;
+    request.max_new_tokens = 40;
+    request.temperature = 4;
+    int apart = 0;
+    for (request.seed = 0; request.seed < 4; request.seed++) {
+        const std::vector<std::uint32_t> plain = engine.process(request).tokens();
+        request.frequency_penalty = 2;
+        const std::vector<std::uint32_t> frequency = engine.process(request).tokens();
+        request.frequency_penalty = 0;
+        apart += plain != frequency;
+    }
+    CHECK(apart > 0);
+
+    // A picture without words is a question.
+    request.temperature = 0;
+    request.prompt = "";
+    CHECK(!engine.process(request).text().empty());
     free(file);
     return 0;
 }

@@ -325,6 +325,12 @@ static void senseless_numbers(smolvlm_engine *engine) {
     request.min_p = 0;
     request.repetition_penalty = -2;
     CHECK_REQUEST("request.repetition_penalty: -2 given");
+    request.repetition_penalty = 0;
+    request.frequency_penalty = 2.5f;
+    CHECK_REQUEST("request.frequency_penalty: 2.5 given, -2 to 2 accepted");
+    request.frequency_penalty = 0;
+    request.presence_penalty = -2.5f;
+    CHECK_REQUEST("request.presence_penalty: -2.5 given, -2 to 2 accepted");
 
     long_prompt = (char *)malloc(200001);
     CHECK(long_prompt != NULL);

@@ -1,20 +1,23 @@
 """How pictures come in and who may ask: base64 as clients write it, file URLs, other origins, streams."""
 
 import base64
+import http.client
 import json
 import os
 import shutil
 import tempfile
-import time
 import unittest
 import urllib.error
 import urllib.request
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from server import IMAGE, Server
+from server import IMAGE, ROOT, Server
 
 PLAIN = base64.b64encode(IMAGE.read_bytes()).decode()
 ORIGIN = "http://pages.example"
+#: Nothing here takes that long; a file that is waited for does.
+PATIENCE = 60
 
 
 def ask(server, url, status=200, **headers):
@@ -26,7 +29,7 @@ def send(server, path, body=None, headers={}, method=None):
     data = json.dumps(body).encode() if body is not None else None
     request = urllib.request.Request(server.url + path, data, headers, method=method)
     try:
-        with urllib.request.urlopen(request) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             return answer.status, answer.headers, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -38,6 +41,28 @@ class Doors(unittest.TestCase):
         server = Server(*options)
         self.addCleanup(server.__exit__)
         return server
+
+    def endless(self):
+        """The demo model with another end of its answers, which is never among the likely tokens."""
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        model = Path(folder.name, "model")
+        shutil.copytree(ROOT / "models/demo", model, ignore=shutil.ignore_patterns("onnx", "SHA256SUMS"))
+        for name, end, other in (("config.json", '"eos_token_id": 639', '"eos_token_id": 2'),
+                                 ("generation_config.json", '"eos_token_id": 639', '"eos_token_id": 2'),
+                                 ("tokenizer.json", "<end_of_utterance>", "<end_of_nothing>")):
+            text = (model / name).read_text(encoding="utf-8")
+            self.assertIn(end, text)
+            (model / name).write_text(text.replace(end, other), encoding="utf-8")
+        return str(model)
+
+    def occupy(self, server, questions):
+        """Asks so many questions of some 1900 tokens each, whose answers nobody reads."""
+        body = json.dumps({"messages": [{"role": "user", "content": "Hi"}], "temperature": 100, "top_k": 50, "seed": 2, "max_tokens": 4096})
+        for _ in range(questions):
+            connection = http.client.HTTPConnection(urlsplit(server.url).netloc)
+            self.addCleanup(connection.close)
+            connection.request("POST", "/v1/chat/completions", body)
 
     def test_base64_as_clients_write_it(self):
         server = self.serve()
@@ -67,7 +92,7 @@ class Doors(unittest.TestCase):
             (inside / "away").symlink_to(outside)
             (inside / "large.jpg").write_bytes(bytes((1 << 20) + 1))
             os.mkfifo(inside / "pipe.jpg")
-            server = self.serve("--allow-image-dir", str(inside), "--max-body-mib", "1")
+            server = self.serve("--allow-image-dir", str(inside), "--allow-image-dir", "/dev", "--max-body-mib", "1")
             base = inside.resolve().as_uri()
             for url in (f"{base}/a%20b.jpg", f"{base}/sub/c.jpg", f"{base}/link.jpg", f"{base}/sub/../a%20b.jpg",
                         base.replace("file://", "FILE://localhost") + "/sub/c.jpg"):
@@ -76,6 +101,9 @@ class Doors(unittest.TestCase):
             for url, why in ((f"{base}/away.jpg", "not within"), (f"{base}/away/o.jpg", "not within"),
                              (f"{base}/../out/o.jpg", "not within"), (f"{base}/%2e%2e/out/o.jpg", "not within"),
                              ("file:///no/such", "not within"), (f"{base}/pipe.jpg", "not a regular file"),
+                             (f"{base}/away/none.jpg", "not within"), (f"{base}/%2E%2e%2Fout/o.jpg", "not within"),
+                             (f"{base}/sub/%2e./../out/none.jpg", "not within"), (base + "side/o.jpg", "not within"),
+                             ("file:///dev/zero", "not a regular file"), ("file:///dev/full", "not a regular file"),
                              (f"{base}/sub", "not a regular file"), (base, "not a regular file"),
                              (f"{base}/large.jpg", "at most 1048576 bytes"), (f"{base}/none.jpg", "No such file"),
                              ("file://other/a.jpg", "another host"), (f"{base}/a.jpg%00", "a file URL is")):
@@ -104,17 +132,38 @@ class Doors(unittest.TestCase):
         _, headers, _ = send(server, "/health", headers={"Origin": "http://other.example"})
         self.assertIsNone(headers["Access-Control-Allow-Origin"])
 
-    def test_a_stream_that_waits_says_so(self):
-        server = self.serve("--workers", "1", "--timeout-s", "3")
-        hi = [{"role": "user", "content": "Hi"}]
-        long = {"messages": hi, "stream": True, "temperature": 100, "seed": 1, "max_tokens": 1000}
-        busy = urllib.request.urlopen(server.url + "/v1/chat/completions", json.dumps(long).encode())
-        self.addCleanup(busy.close)
-        start = time.monotonic()
-        status, headers, text = send(server, "/v1/chat/completions", {"messages": hi, "stream": True})
+    def test_pages_see_that_a_queue_is_full(self):
+        server = self.serve("--model", self.endless(), "--workers", "1", "--queue", "0", "--max-new-tokens", "4096",
+                            "--cors-origin", "*")
+        asks = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST"}
+        status, headers, _ = send(server, "/analyze", headers=asks, method="OPTIONS")
+        self.assertEqual((status, headers["Access-Control-Allow-Origin"]), (200, "*"))
+        self.occupy(server, 1)
+        hi = {"messages": [{"role": "user", "content": "Hi"}]}
+        while True:
+            status, headers, _ = send(server, "/v1/chat/completions", hi, {"Origin": ORIGIN})
+            self.assertEqual(headers["Access-Control-Allow-Origin"], "*")
+            if status != 200:
+                break
+        self.assertEqual((status, headers["Access-Control-Expose-Headers"]), (429, "retry-after"))
+        self.assertGreaterEqual(int(headers["Retry-After"]), 1)
+        for path in ("/health", "/nothing", "/metrics"):
+            self.assertEqual(send(server, path, headers={"Origin": "null"})[1]["Access-Control-Allow-Origin"], "*")
+
+    def test_a_stream_that_waits_says_so_and_then_what_went_wrong(self):
+        server = self.serve("--model", self.endless(), "--workers", "1", "--max-new-tokens", "4096", "--cors-origin", ORIGIN)
+        # Tens of thousands of tokens: more than any processor makes in the time below.
+        self.occupy(server, 60)
+        late = {"messages": [{"role": "user", "content": "Hi"}], "stream": True, "timeout_ms": 7000}
+        status, headers, text = send(server, "/v1/chat/completions", late, {"Origin": ORIGIN})
         self.assertEqual((status, headers["X-Accel-Buffering"], headers["Cache-Control"]), (200, "no", "no-cache"))
-        if time.monotonic() - start > 1.5:
-            self.assertIn("reading the prompt", text.split("data:")[0])
+        self.assertEqual((headers["Content-Type"], headers["Access-Control-Allow-Origin"]), ("text/event-stream", ORIGIN))
+        *comments, error, done, rest = text.split("\n\n")
+        # One when the head is sent, one five seconds later.
+        self.assertEqual(comments, [": reading the prompt"] * 2)
+        error = json.loads(error.removeprefix("data: "))["error"]
+        self.assertEqual((error["code"], error["type"], error["param"]), ("timeout", "server_error", None))
+        self.assertEqual((done, rest), ("data: [DONE]", ""))
 
     def test_models_say_that_pictures_are_accepted(self):
         model = json.loads(send(self.serve(), "/v1/models")[2])["data"][0]

@@ -194,46 +194,43 @@ impl ChatTemplate {
 
     /// The prompt's text at the local time `now`, with guard characters, and these.
     fn render(&self, messages: &[Message], tokenizer: &Tokenizer, now: NaiveDateTime) -> Result<(String, Guards)> {
-        let (marked, continued) = match messages.last() {
-            Some(last) if last.role == Role::Assistant => {
-                let end = self.end_mark(messages)?;
-                let mut marked = messages.to_vec();
-                if let Some(last) = marked.last_mut() {
-                    last.append(&format!("{end} "), Vec::new());
-                }
-                (marked, Some(end))
-            }
-            _ => (Vec::new(), None),
-        };
-        let messages = if continued.is_some() { &marked[..] } else { messages };
+        let begun = messages.last().filter(|last| last.role == Role::Assistant);
+        let mut marked = messages.to_vec();
+        let end = begun.map(|_| self.end_mark(messages)).transpose()?;
+        if let (Some(end), Some(last)) = (end, marked.last_mut()) {
+            last.append(&format!("{end} "), Vec::new());
+        }
         let mut starts = tokenizer.special_starts().to_vec();
         starts.extend(IMAGE_TOKEN.chars().next().filter(|c| !starts.contains(c)));
-        let guards = Guards::free(messages, starts, |c| self.template.contains(c))?;
-        let rendered = guard::render(messages, &guards, tokenizer, |messages| {
+        let guards = Guards::free(&marked, starts, |c| self.template.contains(c))?;
+        let mut rendered = guard::render(&marked, &guards, tokenizer, |messages| {
             // A last answer that is to be continued is cut open below.
-            let open = continued.is_none();
+            let open = begun.is_none();
             self.template.render(self.forms.messages(messages), open, Moment { guards: guards.range(), now })
         })?;
-        let rendered = match continued {
-            Some(end) => cut_at(rendered, end)?,
-            None => rendered,
-        };
+        if let (Some(end), Some(begun)) = (end, begun) {
+            let text = begun.texts().last().unwrap_or_default().trim();
+            let shown = guards.remove(&rendered).contains(text);
+            rendered = cut_at(rendered, end).filter(|_| shown).ok_or_else(|| {
+                Error::unsupported(
+                    "chat template: changes the last answer, or shows it more than once; so it cannot be continued",
+                )
+            })?;
+        }
         Ok((rendered, guards))
     }
 }
 
-/// The prompt up to the mark at the end of a last answer, as the reference's `continue_final_message` cuts it: where the
+/// The prompt up to the only mark, at the end of a last answer, as the reference's `continue_final_message` cuts it: where the
 /// template took the space behind the mark away, it would have taken the answer's own away, too.
-fn cut_at(mut rendered: String, end: char) -> Result<String> {
-    let Some(at) = rendered.rfind(end) else {
-        return Err(Error::unsupported("chat template: loses the last answer, which therefore cannot be continued"));
-    };
+fn cut_at(mut rendered: String, end: char) -> Option<String> {
+    let at = rendered.rfind(end)?;
     let kept = rendered[at + end.len_utf8()..].starts_with(' ');
     rendered.truncate(at);
     if !kept {
         rendered.truncate(rendered.trim_end().len());
     }
-    Ok(rendered)
+    Some(rendered).filter(|rendered| !rendered.contains(end))
 }
 
 fn now() -> NaiveDateTime {

@@ -105,7 +105,7 @@ fn the_answer_s_penalties_are_the_library_s() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR"));
     let options = EngineOptions { dtype: DTypeKind::F32, ..Default::default() };
     // A random model: its choices are close.
-    let model = "tests/golden/tied-12x12-f32";
+    let model = "tests/golden/smolvlm2-defaults-bf16";
     let engine = Engine::load(&directory.join(model), &options).unwrap();
     let file = std::fs::read(directory.join(IMAGE)).unwrap();
     let views = [ImageView::encoded(&file)];
@@ -118,13 +118,13 @@ fn the_answer_s_penalties_are_the_library_s() {
     let flags = |more: &[&str]| {
         json(&[&["--model", model, "--dtype", "f32", "--max-new-tokens", "40"], more].concat())["token_ids"].clone()
     };
-    let [plain, frequency, presence] = [expected(0.0, 0.0), expected(2.0, 0.0), expected(0.0, 2.0)];
+    let [plain, frequency, presence] = [expected(0.0, 0.0), expected(2.0, 0.0), expected(0.0, -2.0)];
     assert!(plain != frequency && plain != presence && frequency != presence);
     assert_eq!(flags(&["--frequency-penalty", "2"]), Value::from(frequency));
-    assert_eq!(flags(&["--presence-penalty", "2"]), Value::from(presence));
+    assert_eq!(flags(&["--presence-penalty", "-2"]), Value::from(presence));
     // A negative number is no flag.
-    let both = ["--frequency-penalty", "-0.5", "--presence-penalty", "-2"];
-    assert_eq!(flags(&both), Value::from(expected(-0.5, -2.0)));
+    let both = ["--frequency-penalty", "-0.5", "--presence-penalty", "1.5"];
+    assert_eq!(flags(&both), Value::from(expected(-0.5, 1.5)));
 }
 
 #[test]

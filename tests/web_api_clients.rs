@@ -188,7 +188,7 @@ fn pictures_keep_their_places_between_texts() {
 #[test]
 fn penalties_are_the_library_s() {
     // A random model: its choices are close.
-    const MODEL: &str = "tests/golden/tied-12x12-f32";
+    const MODEL: &str = "tests/golden/smolvlm2-defaults-bf16";
     let server = Server::start(&["--model", MODEL, "--workers", "1", "--dtype", "f32"]);
     let engine = engine(MODEL);
     let file = picture();
@@ -197,9 +197,8 @@ fn penalties_are_the_library_s() {
         let sampling = Sampling { frequency_penalty, presence_penalty, ..Default::default() };
         engine.ask(&Request { sampling, max_new_tokens: 40, ..Request::new(LIST, &views) }).unwrap().text
     };
-    let given = [(0.0, 0.0), (2.0, 0.0), (0.0, 2.0), (0.0, -2.0)].map(|(f, p)| (f, p, expected(f, p)));
-    assert!(given[1..].iter().filter(|(_, _, text)| *text != given[0].2).count() >= 2, "{given:?}");
-    assert_ne!(given[1].2, given[2].2, "the two are told apart");
+    let given = [(0.0, 0.0), (2.0, 0.0), (0.0, -2.0), (0.75, -1.25)].map(|(f, p)| (f, p, expected(f, p)));
+    assert!(given[1..].iter().all(|(_, _, text)| *text != given[0].2), "{given:?}");
     for (frequency, presence, text) in &given {
         let body = json!({
             "messages": [question()], "max_tokens": 40, "frequency_penalty": frequency, "presence_penalty": presence,

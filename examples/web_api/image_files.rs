@@ -21,9 +21,7 @@ pub fn read(rest: &str, dirs: &[PathBuf], most: usize) -> Result<Bytes, String> 
     let path = path(rest)?;
     let outside = || "not within a directory of --allow-image-dir".to_owned();
     // Of what is elsewhere, not even the absence is told.
-    let named_inside =
-        dirs.iter().any(|dir| path.starts_with(dir)) && !path.components().any(|c| c.as_os_str() == "..");
-    let real = path.canonicalize().map_err(|e| if named_inside { e.to_string() } else { outside() })?;
+    let real = path.canonicalize().map_err(|e| if is_inside(&path, dirs) { e.to_string() } else { outside() })?;
     let (dir, inside) = dirs.iter().find_map(|dir| Some((dir, real.strip_prefix(dir).ok()?))).ok_or_else(outside)?;
     let file = open(dir, inside)?;
     let size = file.metadata().map_err(|e| e.to_string())?.len();
@@ -38,6 +36,12 @@ pub fn read(rest: &str, dirs: &[PathBuf], most: usize) -> Result<Bytes, String> 
         return Err(too_large());
     }
     Ok(bytes.into())
+}
+
+/// Whether what is missing is missing within the directories: no link on the way to it leads out of them, or nowhere.
+fn is_inside(path: &Path, dirs: &[PathBuf]) -> bool {
+    let there = path.ancestors().find(|part| part.symlink_metadata().is_ok());
+    there.and_then(|part| part.canonicalize().ok()).is_some_and(|real| dirs.iter().any(|dir| real.starts_with(dir)))
 }
 
 fn path(rest: &str) -> Result<PathBuf, String> {

@@ -90,6 +90,7 @@ class Doors(unittest.TestCase):
             (inside / "link.jpg").symlink_to("sub/c.jpg")
             (inside / "away.jpg").symlink_to(outside / "o.jpg")
             (inside / "away").symlink_to(outside)
+            (inside / "nowhere.jpg").symlink_to(outside / "none.jpg")
             (inside / "large.jpg").write_bytes(bytes((1 << 20) + 1))
             os.mkfifo(inside / "pipe.jpg")
             server = self.serve("--allow-image-dir", str(inside), "--allow-image-dir", "/dev", "--max-body-mib", "1")
@@ -101,7 +102,8 @@ class Doors(unittest.TestCase):
             for url, why in ((f"{base}/away.jpg", "not within"), (f"{base}/away/o.jpg", "not within"),
                              (f"{base}/../out/o.jpg", "not within"), (f"{base}/%2e%2e/out/o.jpg", "not within"),
                              ("file:///no/such", "not within"), (f"{base}/pipe.jpg", "not a regular file"),
-                             (f"{base}/away/none.jpg", "not within"), (f"{base}/%2E%2e%2Fout/o.jpg", "not within"),
+                             (f"{base}/away/none.jpg", "not within"), (f"{base}/nowhere.jpg", "not within"),
+                             (f"{base}/%2E%2e%2Fout/o.jpg", "not within"),
                              (f"{base}/sub/%2e./../out/none.jpg", "not within"), (base + "side/o.jpg", "not within"),
                              ("file:///dev/zero", "not a regular file"), ("file:///dev/full", "not a regular file"),
                              (f"{base}/sub", "not a regular file"), (base, "not a regular file"),

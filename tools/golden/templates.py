@@ -396,8 +396,8 @@ def write(folder):
                 (scratch / file).write_text(json.dumps(value), encoding="utf-8")
             tokenizer = AutoTokenizer.from_pretrained(scratch)
         conversations = PARTS
-        if name == "measured":
-            # It shows the length of the reference's own mark.
+        if name in ("measured", "tojson"):
+            # These show the length of the reference's own mark, and the mark.
             conversations = [messages for messages in PARTS if messages[-1]["role"] != "assistant"]
         if name == "mistral":
             conversations = [*PARTS, [*QUESTION, *QUESTION]]

@@ -37,3 +37,18 @@ def test_a_picture_without_words_is_a_question(layout):
     assert len(answer.tokens) == 3
     with pytest.raises(smolvlm.InvalidArgumentError, match="^request.prompt: empty$"):
         layout.ask("")
+
+
+def test_the_answer_s_penalties(layout):
+    question = CHECKPOINT / "single.png", "What colour is the sign?"
+    tokens = [
+        layout.ask(*question, max_new_tokens=40, **penalty).tokens
+        for penalty in ({}, {"frequency_penalty": 2.0}, {"presence_penalty": -2.0}, {"frequency_penalty": -2.0})
+    ]
+    plain, frequency, presence, other = map(tuple, tokens)
+    assert len({plain, frequency, presence}) == 3 and other != frequency
+    # Said again and again: what was said once has the bonus once, or as often as it was said.
+    assert len(set(frequency)) > len(set(plain)) >= len(set(presence))
+    for name, value in (("frequency_penalty", 2.5), ("presence_penalty", -2.5)):
+        with pytest.raises(smolvlm.InvalidArgumentError, match=f"^request.{name}: {value} given, -2 to 2 accepted$"):
+            layout.ask(*question, **{name: value})

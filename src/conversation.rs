@@ -1,5 +1,5 @@
-//! Conversations that were held elsewhere: messages of any role in any number and order, to the form that the family's
-//! templates take.
+//! Conversations that were held elsewhere: messages of any role in any number and order, to the
+//! form that the family's templates take.
 
 use crate::backend::Run;
 use crate::error::{Error, Result};
@@ -16,18 +16,20 @@ pub struct Picture<'a> {
 }
 
 impl Session {
-    /// Answers a whole conversation, whoever held it; it becomes the session's. What the KV cache holds of it is used.
+    /// Answers a whole conversation, whoever held it; it becomes the session's. What the KV cache
+    /// holds of it is used.
     ///
-    /// `pictures` are those of the messages' [`Part::Image`], in order; they stay in their places between the texts.
-    /// Messages of one role in a row become one turn, their texts on lines of their own; so system messages at the start
-    /// become one. A later one stays in its place where the template renders it; where the template refuses it there,
-    /// it goes to the start.
+    /// `pictures` are those of the messages' [`Part::Image`], in order; they stay in their places
+    /// between the texts. Messages of one role in a row become one turn, their texts on lines of
+    /// their own; so system messages at the start become one. A later one stays in its place where
+    /// the template renders it; where the template refuses it there, it goes to the start.
     ///
-    /// A last message of the assistant's that has text is continued, as the reference's `continue_final_message` does: the
-    /// answer is the rest of it. Without text it only says whose turn it is.
+    /// A last message of the assistant's that has text is continued, as the reference's
+    /// `continue_final_message` does: the answer is the rest of it. Without text it only says whose
+    /// turn it is.
     ///
-    /// Of `request`, the prompt, the system prompt and the images must be empty; `split` is the pictures' own. An error, or
-    /// a stop before the first token, leaves the session as it was.
+    /// Of `request`, the prompt, the system prompt and the images must be empty; `split` is the
+    /// pictures' own. An error, or a stop before the first token, leaves the session as it was.
     pub fn converse(
         &mut self,
         messages: &[Message],
@@ -115,7 +117,8 @@ fn system_first(messages: &[Message]) -> Vec<Message> {
     turns(&ordered)
 }
 
-/// What `build` makes of `messages`, or, where it refuses a late system message, of them with that at the start.
+/// What `build` makes of `messages`, or, where it refuses a late system message, of them with that
+/// at the start.
 pub(crate) fn built<T>(messages: &mut Vec<Message>, build: impl Fn(&[Message]) -> Result<T>) -> Run<T> {
     let late = messages.iter().skip(1).any(|message| message.role == Role::System);
     match build(messages) {

@@ -1,4 +1,5 @@
-//! The ids that end an answer: every file of a checkpoint that names one is believed, since tools differ in which they write.
+//! The ids that end an answer: every file of a checkpoint that names one is believed, since tools
+//! differ in which they write.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -22,7 +23,8 @@ struct Ids {
 }
 
 impl Ids {
-    /// Those that are tokens of a vocabulary of `size`: published files name others as well, such as 128001 of 49280.
+    /// Those that are tokens of a vocabulary of `size`: published files name others as well, such
+    /// as 128001 of 49280.
     fn below(&self, size: usize) -> Result<Vec<u32>> {
         let ids = match &self.eos_token_id {
             Value::Null => &[],
@@ -45,8 +47,8 @@ enum Token {
     Added { content: String },
 }
 
-/// The union of what `generation_config.json`, `config.json`, its `text_config`, the tokenizer's files and `<end_of_utterance>` name;
-/// `size`: ids of tokens are below it. Errors name the file.
+/// The union of what `generation_config.json`, `config.json`, its `text_config`, the tokenizer's
+/// files and `<end_of_utterance>` name; `size`: ids of tokens are below it. Errors name the file.
 pub fn ids(files: &ModelFiles, tokenizer: &Tokenizer, size: usize) -> Result<Vec<u32>> {
     let mut ends = stated::<Ids>(files, GENERATION)?.below(size).map_err(|e| e.at(files.path(GENERATION).display()))?;
 
@@ -59,7 +61,8 @@ pub fn ids(files: &ModelFiles, tokenizer: &Tokenizer, size: usize) -> Result<Vec
     let config = stated::<Config>(files, CONFIG)?;
     for ids in [Some(config.own), config.text_config].into_iter().flatten() {
         let ids = ids.below(size).map_err(|e| e.at(files.path(CONFIG).display()))?;
-        // transformers 5 writes LlamaConfig's default, 2, where nobody chose one: in another vocabulary that is a word.
+        // transformers 5 writes LlamaConfig's default, 2, where nobody chose one: in another
+        // vocabulary that is a word.
         ends.extend(ids.into_iter().filter(|&id| tokenizer.is_special(id)));
     }
 

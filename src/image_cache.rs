@@ -1,5 +1,5 @@
-//! Encoded pictures that are kept for the next question about the same file: a bounded number of bytes, the one that
-//! was not asked for the longest goes first.
+//! Encoded pictures that are kept for the next question about the same file: a bounded number of
+//! bytes, the one that was not asked for the longest goes first.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,4 +1,5 @@
-//! The largest of a vocabulary's logits, found in parts of it: all that is needed to choose the likeliest token, or to draw from a few.
+//! The largest of a vocabulary's logits, found in parts of it: all that is needed to choose the
+//! likeliest token, or to draw from a few.
 
 use std::cmp::Ordering;
 

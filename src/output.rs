@@ -1,4 +1,5 @@
-//! An answer's text on its way to the caller: whole code points, no leading space, stop strings held back.
+//! An answer's text on its way to the caller: whole code points, no leading space, stop strings
+//! held back.
 
 use std::ops::{ControlFlow, Range};
 

@@ -1,4 +1,5 @@
-//! A conversation to ids: the checkpoint's own chat template, then image-token expansion, then the tokenizer.
+//! A conversation to ids: the checkpoint's own chat template, then image-token expansion, then the
+//! tokenizer.
 //!
 //! Newlines may merge with their neighbours, so the whole expanded string is tokenised at once. A
 //! marker such as `<image>` in a user's own text stays text: while the template renders, a guard
@@ -46,7 +47,8 @@ pub enum Part {
     Text {
         text: String,
     },
-    /// What the model said with its special tokens in it. In these byte ranges they are tokens again, elsewhere text.
+    /// What the model said with its special tokens in it. In these byte ranges they are tokens
+    /// again, elsewhere text.
     Answer {
         text: String,
         markers: Vec<Range<usize>>,
@@ -110,7 +112,8 @@ impl Message {
     }
 }
 
-/// `text` with all changed but `markers`. A picture's marker that a model wrote stands for no picture.
+/// `text` with all changed but `markers`. A picture's marker that a model wrote stands for no
+/// picture.
 fn map_between(text: &str, markers: &[Range<usize>], f: impl Fn(&str) -> String) -> String {
     let mut out = String::with_capacity(text.len());
     let mut end = 0;
@@ -163,8 +166,9 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Finds the template where a checkpoint may keep it: `chat_template.jinja`, `chat_template.json`,
-    /// or `tokenizer_config.json`.
+    /// Finds the template where a checkpoint may keep it. The first of these counts:
+    /// `processor_config.json`, `chat_template.json`, `chat_template.jinja`,
+    /// `additional_chat_templates/default.jinja`, `tokenizer_config.json`.
     pub fn load(files: &ModelFiles) -> Result<Self> {
         let variables = variables::special_tokens(files)?;
         let (file, source) = find_source(files)?;
@@ -221,8 +225,9 @@ impl ChatTemplate {
     }
 }
 
-/// The prompt up to the only mark, at the end of a last answer, as the reference's `continue_final_message` cuts it: where the
-/// template took the space behind the mark away, it would have taken the answer's own away, too.
+/// The prompt up to the only mark, at the end of a last answer, as the reference's
+/// `continue_final_message` cuts it: where the template took the space behind the mark away, it
+/// would have taken the answer's own away, too.
 fn cut_at(mut rendered: String, end: char) -> Option<String> {
     let at = rendered.rfind(end)?;
     let kept = rendered[at + end.len_utf8()..].starts_with(' ');
@@ -279,7 +284,8 @@ fn find_source(files: &ModelFiles) -> Result<(&'static str, String)> {
         }
     };
 
-    // The second is transformers 4's, and wins over the .jinja file that transformers 5 writes beside it.
+    // The second is transformers 4's, and wins over the .jinja file that transformers 5 writes
+    // beside it.
     for file in ["processor_config.json", "chat_template.json"] {
         if let Some(found) = in_json(file)? {
             return Ok(found);
@@ -326,8 +332,8 @@ impl PromptBuilder {
         tokenizer.special_tokens(padding).next().filter(|(span, _)| span.len() == padding.len()).map(|(_, id)| id)
     }
 
-    /// The ids of `messages`, ready for the assistant's answer; a last message that is the assistant's is left open, to be
-    /// continued. `grids` are those of all pictures in order.
+    /// The ids of `messages`, ready for the assistant's answer; a last message that is the
+    /// assistant's is left open, to be continued. `grids` are those of all pictures in order.
     pub fn build(&self, messages: &[Message], grids: &[Grid], tokenizer: &Tokenizer) -> Result<Vec<u32>> {
         self.build_at(messages, grids, tokenizer, now()).map(|prompt| prompt.ids)
     }

@@ -112,8 +112,8 @@ impl Sampler {
         self.draw()
     }
 
-    /// The next id after `context`, whose ids a repetition penalty looks at. The other penalties look at what was sampled
-    /// here before.
+    /// The next id after `context`, whose ids a repetition penalty looks at. The other penalties
+    /// look at what was sampled here before.
     pub fn sample(&mut self, logits: &[f32], context: &[u32]) -> Result<u32> {
         let id = self.choose(logits, context)?;
         if self.answer_counts() {

@@ -34,7 +34,8 @@ pub struct Request<'a> {
     /// Only with the first question of a conversation.
     pub system_prompt: Option<&'a str>,
     pub images: &'a [ImageView<'a>],
-    /// Tile budget: the longest edge of a picture before it is split, in pixels. `None`: the checkpoint's.
+    /// Tile budget: the longest edge of a picture before it is split, in pixels. `None`: the
+    /// checkpoint's.
     pub longest_edge: Option<usize>,
     /// Split large pictures into tiles. `false`: one tile a picture.
     pub split: bool,
@@ -45,8 +46,8 @@ pub struct Request<'a> {
     pub stop: &'a [&'a str],
     /// Covers everything from the call on.
     pub timeout: Option<Duration>,
-    /// The special tokens of the answer are in its text, but for those that end it and padding. Checkpoints that write
-    /// a document's layout do so in such tokens.
+    /// The special tokens of the answer are in its text, but for those that end it and padding.
+    /// Checkpoints that write a document's layout do so in such tokens.
     pub keep_special_tokens: bool,
 }
 
@@ -233,7 +234,8 @@ impl Session {
         if matches!(end, Err(Halt::Failed(_)))
             || turn.generated.is_empty() && !matches!(end, Ok(FinishReason::EndOfText))
         {
-            // Nothing of this turn may be found in the cache by a later question with other pictures.
+            // Nothing of this turn may be found in the cache by a later question with other
+            // pictures.
             self.forget(before, turn.reused);
             answered = false;
         }

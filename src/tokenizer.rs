@@ -17,7 +17,8 @@ const END_OF_UTTERANCE: &str = "<end_of_utterance>";
 /// A loaded `tokenizer.json`.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    /// Finds the special tokens in a string, longest first; the pattern's index leads to `special_ids`.
+    /// Finds the special tokens in a string, longest first; the pattern's index leads to
+    /// `special_ids`.
     specials: AhoCorasick,
     /// Ascending.
     special_ids: Vec<u32>,
@@ -34,7 +35,8 @@ impl Tokenizer {
     /// Reads `tokenizer.json`. Errors name the file.
     pub fn load(files: &ModelFiles) -> Result<Self> {
         let bytes = files.read(FILE)?;
-        // The tokenizers crate panics on some inconsistent files; a damaged file is an error like any other.
+        // The tokenizers crate panics on some inconsistent files; a damaged file is an error like
+        // any other.
         panic::catch_unwind(|| Self::parse(&bytes))
             .unwrap_or_else(|_| Err(Error::invalid_model("inconsistent vocabulary, merges or added tokens")))
             .map_err(|e| e.at(files.path(FILE).display()))
@@ -46,7 +48,8 @@ impl Tokenizer {
         if !matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
             return Err(Error::unsupported("decoder: only ByteLevel is known in this family"));
         }
-        // From here on special tokens are found by `specials` alone: the same words in a user's text are text.
+        // From here on special tokens are found by `specials` alone: the same words in a user's
+        // text are text.
         inner.set_encode_special_tokens(true);
         inner.with_padding(None);
         inner.with_truncation(None).map_err(invalid)?;
@@ -197,8 +200,8 @@ pub struct TextStream {
 }
 
 impl TextStream {
-    /// Takes a token's bytes and returns the text that is complete with them. Bytes that can no longer
-    /// become UTF-8 come out as U+FFFD.
+    /// Takes a token's bytes and returns the text that is complete with them. Bytes that can no
+    /// longer become UTF-8 come out as U+FFFD.
     pub fn push(&mut self, bytes: &[u8]) -> String {
         self.pending.extend_from_slice(bytes);
         let mut text = String::new();

@@ -1,7 +1,9 @@
-//! Whether a template wants a message's content as a list of parts or as one text, found out by trying.
+//! Whether a template wants a message's content as a list of parts or as one text, found out by
+//! trying.
 //!
-//! The family's own templates go through a list. One that came from a text model joins or strips a text, and
-//! would fail on a list, or print it as Python does; it gets the parts in one text, pictures as their markers.
+//! The family's own templates go through a list. One that came from a text model joins or strips a
+//! text, and would fail on a list, or print it as Python does; it gets the parts in one text,
+//! pictures as their markers.
 
 use minijinja::value::Value;
 
@@ -32,7 +34,8 @@ const ANSWER: &str = "zqvanswer";
 const NEXT: &str = "zqvnext";
 
 impl Forms {
-    /// The forms in which `render` loses nothing. Lists come first, as the reference's users write them.
+    /// The forms in which `render` loses nothing. Lists come first, as the reference's users write
+    /// them.
     pub(super) fn find(render: impl Fn(&[Message], Forms) -> Result<String>) -> Result<Self> {
         let question = Message::question(1, QUESTION);
         let mut forms = Self::default();
@@ -92,8 +95,8 @@ fn joined(content: &[Part]) -> String {
     content.iter().map(text).collect()
 }
 
-/// The form that shows `word`. A template may leave out what a role says in either form, or refuse the role: then
-/// the one that is at least rendered.
+/// The form that shows `word`. A template may leave out what a role says in either form, or refuse
+/// the role: then the one that is at least rendered.
 fn best(render: impl Fn(Form) -> Result<String>, word: &str) -> Form {
     let rendered = BOTH.map(|form| (form, render(form)));
     let with = |wanted: &dyn Fn(&str) -> bool| {

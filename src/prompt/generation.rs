@@ -1,8 +1,10 @@
-//! `{% generation %}`, by which transformers finds an assistant's tokens in training: here its body counts.
+//! `{% generation %}`, by which transformers finds an assistant's tokens in training: here its body
+//! counts.
 //!
-//! minijinja has no such tag. A `with` without variables is what it does to a prompt: the body, in a scope of
-//! its own. The tags are found as jinja2's lexer finds them, so that the same letters in a text, a string, a
-//! comment or a `raw` block stay as they are, and the whitespace around a tag is still the engine's to trim.
+//! minijinja has no such tag. A `with` without variables is what it does to a prompt: the body, in
+//! a scope of its own. The tags are found as jinja2's lexer finds them, so that the same letters in
+//! a text, a string, a comment or a `raw` block stay as they are, and the whitespace around a tag
+//! is still the engine's to trim.
 
 /// `source` with its generation blocks as plain scopes.
 pub(super) fn without_generation_tags(source: &str) -> String {
@@ -54,7 +56,8 @@ fn tag(text: &str) -> Option<Tag<'_>> {
     Some(Tag { name, start, end: text.len() - after.len() })
 }
 
-/// Length of the expression or statement that `text` begins with: quotes and braces may hold its end marker.
+/// Length of the expression or statement that `text` begins with: quotes and braces may hold its
+/// end marker.
 fn end_of_expression(text: &str, marker: &str) -> usize {
     let mut quote = None;
     let mut braces = 0_usize;

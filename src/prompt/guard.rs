@@ -1,8 +1,9 @@
-//! Keeps a marker in a user's text from becoming a token, through all that a template may do with the text.
+//! Keeps a marker in a user's text from becoming a token, through all that a template may do with
+//! the text.
 //!
-//! A guard character stands inside the marker while the template renders. A template that measures or compares
-//! texts could see it; so the same conversation is rendered without guards too, and only where both say the same
-//! do the guards count.
+//! A guard character stands inside the marker while the template renders. A template that measures
+//! or compares texts could see it; so the same conversation is rendered without guards too, and
+//! only where both say the same do the guards count.
 
 use super::Message;
 use crate::error::{Error, Result};
@@ -59,7 +60,8 @@ impl Guards {
         self.starts.iter().position(|&start| start == c)
     }
 
-    /// A guard after every character that can start a marker, so that none is left and none can arise.
+    /// A guard after every character that can start a marker, so that none is left and none can
+    /// arise.
     fn split_all(&self, text: &str) -> String {
         let guarded = |c| [Some(c), self.position(c).map(|_| self.inside)];
         text.chars().flat_map(guarded).flatten().collect()
@@ -86,8 +88,8 @@ pub(super) fn render(
     if split.iter().flat_map(Message::texts).eq(messages.iter().flat_map(Message::texts)) {
         return Ok(plain);
     }
-    // One compares texts, the next measures them. Fewer guards disturb less: `</think>` in an answer, which templates
-    // look for, is a marker to no tokenizer of the family.
+    // One compares texts, the next measures them. Fewer guards disturb less: `</think>` in an
+    // answer, which templates look for, is a marker to no tokenizer of the family.
     let candidates: [&dyn Fn() -> Vec<Message>; 3] =
         [&|| split.clone(), &|| guarded(&|text| guards.replace_all(text)), &|| {
             guarded(&|text| split_markers(text, guards.inside, tokenizer))
@@ -108,7 +110,8 @@ pub(super) fn render(
     )))
 }
 
-/// Puts `guard` into every whole marker, and into the start of one at the text's end, which another text might go on with.
+/// Puts `guard` into every whole marker, and into the start of one at the text's end, which another
+/// text might go on with.
 fn split_markers(text: &str, guard: char, tokenizer: &Tokenizer) -> String {
     let mut guarded = text.to_owned();
     loop {

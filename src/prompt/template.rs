@@ -1,4 +1,5 @@
-//! The template engine: minijinja, set up to render as transformers has jinja2 render chat templates.
+//! The template engine: minijinja, set up to render as transformers has jinja2 render chat
+//! templates.
 
 use std::fmt;
 
@@ -123,8 +124,8 @@ fn strftime_now(format: Option<Value>, named: Kwargs) -> Rendered<String> {
         .map_err(|_| minijinja::Error::new(JinjaKind::InvalidOperation, format!("strftime_now: {format:?}")))
 }
 
-/// Two of Python's letters mean something else to chrono: `%f` is microseconds, and a time without a zone
-/// has an empty `%z` and `%Z`.
+/// Two of Python's letters mean something else to chrono: `%f` is microseconds, and a time without
+/// a zone has an empty `%z` and `%Z`.
 fn strftime(now: NaiveDateTime, format: &str) -> std::result::Result<String, fmt::Error> {
     use fmt::Write;
     let mut translated = String::with_capacity(format.len());

@@ -1,4 +1,5 @@
-//! The filter `tojson` as transformers has it: Python's `json.dumps`, with its options and separators.
+//! The filter `tojson` as transformers has it: Python's `json.dumps`, with its options and
+//! separators.
 
 use minijinja::value::{Kwargs, Rest, Value, ValueKind};
 use minijinja::{Error, ErrorKind};

@@ -22,7 +22,8 @@ pub(super) fn special_tokens(files: &ModelFiles) -> Result<Vec<(&'static str, St
     let read =
         |file| -> Result<Map<String, Value>> { if files.has(file) { parse(files, file) } else { Ok(Map::new()) } };
     let config = read(CONFIG)?;
-    // The reference asks the older file only where the newer one lists no added tokens; then the older one wins.
+    // The reference asks the older file only where the newer one lists no added tokens; then the
+    // older one wins.
     let legacy = if config.contains_key("added_tokens_decoder") { Map::new() } else { read(LEGACY)? };
     let class = config.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
     let is_gpt2 = class.strip_suffix("Fast").unwrap_or(class) == "GPT2Tokenizer";

@@ -1,4 +1,5 @@
-//! Sessions whose decoder is listened to, or fails when it is told to: no model's own does so in the middle of an answer.
+//! Sessions whose decoder is listened to, or fails when it is told to: no model's own does so in
+//! the middle of an answer.
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -171,7 +172,8 @@ fn a_session_is_as_it_was_after_a_stop_before_the_first_token() {
     assert_same(&session, &undisturbed);
 }
 
-/// By the definition that OpenAI gives: count times the one, and once the other, of tokens that were generated.
+/// By the definition that OpenAI gives: count times the one, and once the other, of tokens that
+/// were generated.
 #[test]
 fn the_answer_s_penalties_are_taken_from_all_logits() {
     // A random model: its choices are close.

@@ -184,6 +184,28 @@ fn stop_strings_reach_over_special_tokens_and_padding_stays_out() {
     }
 }
 
+/// A special token that ends the answer is none of its text, in the stream neither.
+#[test]
+#[cfg(feature = "candle")]
+fn the_end_stays_out_where_special_tokens_are_kept() {
+    let of = &goldens()[1];
+    let dir = renamed("end", of, None);
+    let cases: Cases = read(&dir.join("golden.json"));
+    let (case, kept) = (&cases.cases[0], of.cases[0].kept.trim_start());
+    let at = kept.find("<doctag>").unwrap();
+    let tokens: serde_json::Value = read(&dir.join("tokenizer.json"));
+    let end = tokens["added_tokens"].as_array().unwrap().iter().find(|token| token["content"] == "<doctag>").unwrap();
+    let path = dir.join("generation_config.json");
+    let mut config: serde_json::Value = read(&path);
+    config["eos_token_id"] = json!([end["id"]]);
+    fs::write(path, config.to_string()).unwrap();
+    let engine = Engine::load(&dir, &f32()).unwrap();
+    let (answer, pieces) = case.ask(&dir, &engine, |_| {});
+    assert_eq!((answer.text.as_str(), answer.finish_reason), (&kept[..at], FinishReason::EndOfText));
+    assert_eq!(pieces.concat(), answer.text);
+    assert!(!answer.token_ids.iter().any(|id| end["id"] == *id));
+}
+
 /// The next turn's prompt has the answer's tokens, not their letters; a picture's marker that the model wrote is no picture.
 #[test]
 #[cfg(feature = "candle")]

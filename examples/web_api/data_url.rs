@@ -85,6 +85,7 @@ mod tests {
             "data:image/jpeg;charset=utf-8;base64,+/+//gAQ+g==",
             "data:image/jpeg;base64;charset=utf-8,+/+//gAQ+g==",
             "data:image/jpeg;name=a,b.jpg;base64,+/+//gAQ+g==",
+            "data:image/jpeg;name=a,b.jpg;BASE64,+/+//gAQ+g==",
             "data:image/jpeg; base64,+/+//gAQ+g==",
             "data:;base64,+/+//gAQ+g==",
             "data:image/jpeg;base64,%2B%2F%2b/%2FgAQ%2Bg%3D%3D",

@@ -165,10 +165,6 @@ impl Writer {
     }
 
     fn escape(&mut self, c: char) {
-        // Python leaves DEL alone.
-        if c == '\u{7f}' {
-            return self.out.push(c);
-        }
         for unit in c.encode_utf16(&mut [0; 2]) {
             self.out.push_str(&format!("\\u{unit:04x}"));
         }
@@ -205,4 +201,64 @@ fn number(value: &Value) -> Rendered<String> {
         }
         None => shortest,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use minijinja::Environment;
+
+    use super::*;
+
+    fn render(expression: &str) -> Rendered<String> {
+        let mut environment = Environment::new();
+        environment.add_filter("tojson", tojson);
+        environment.render_str(
+            &format!("{{{{ {expression} }}}}"),
+            Value::from_pairs([
+                ("text", Value::from("\u{7f}\0\u{1f}\u{85}\u{2028}\u{e9}\u{1f642}/")),
+                (
+                    "numbers",
+                    Value::from(vec![1e16, 1e15, 1.5e-7, 0.0001, 0.00001, -0.0, 5e-324, f64::INFINITY, -f64::INFINITY]),
+                ),
+            ]),
+        )
+    }
+
+    /// What Python 3.11's `json.dumps` writes.
+    #[test]
+    fn json_is_written_as_python_writes_it() {
+        for (expression, expected) in [
+            ("text|tojson", "\"\u{7f}\\u0000\\u001f\u{85}\u{2028}\u{e9}\u{1f642}/\""),
+            ("text|tojson(true)", r#""\u007f\u0000\u001f\u0085\u2028\u00e9\ud83d\ude42/""#),
+            ("text|tojson(ensure_ascii=true)", r#""\u007f\u0000\u001f\u0085\u2028\u00e9\ud83d\ude42/""#),
+            (
+                "numbers|tojson",
+                "[1e+16, 1000000000000000.0, 1.5e-07, 0.0001, 1e-05, -0.0, 5e-324, Infinity, -Infinity]",
+            ),
+            ("{1: 2, none: 4, 1.5: 5, false: 6}|tojson", r#"{"1": 2, "null": 4, "1.5": 5, "false": 6}"#),
+            (
+                "{'b': [], 'a': {}, 'c': [1, {'d': none}]}|tojson(indent=2, sort_keys=true)",
+                "{\n  \"a\": {},\n  \"b\": [],\n  \"c\": [\n    1,\n    {\n      \"d\": null\n    }\n  ]\n}",
+            ),
+            ("[1, [2]]|tojson(indent='\t')", "[\n\t1,\n\t[\n\t\t2\n\t]\n]"),
+            ("[1, 2]|tojson(indent=0)", "[\n1,\n2\n]"),
+            ("{'a': 1, 'b': [1, 2]}|tojson(separators=(';', '='))", r#"{"a"=1;"b"=[1;2]}"#),
+            ("[1]|tojson(none, none, none, none)", "[1]"),
+            ("'\"\\\\'|tojson", r#""\"\\""#),
+        ] {
+            assert_eq!(render(expression).unwrap(), expected, "{expression}");
+        }
+    }
+
+    #[test]
+    fn options_that_mean_nothing_are_refused() {
+        for expression in [
+            "1|tojson(indent=65)",
+            "1|tojson(separators=[1, 2])",
+            "1|tojson(0, 0, (',', ':'), 0, 0)",
+            "1|tojson(colour=1)",
+        ] {
+            assert!(render(expression).is_err(), "{expression}");
+        }
+    }
 }

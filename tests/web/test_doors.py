@@ -1,6 +1,7 @@
 """How pictures come in and who may ask: base64 as clients write it, file URLs, other origins, streams."""
 
 import base64
+import ctypes
 import http.client
 import json
 import os
@@ -56,6 +57,23 @@ class Doors(unittest.TestCase):
             (model / name).write_text(text.replace(end, other), encoding="utf-8")
         return str(model)
 
+    def opened(self, path):
+        """Whether somebody has opened the file since, as a function."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        notes = libc.inotify_init1(os.O_NONBLOCK)
+        self.addCleanup(os.close, notes)
+        self.assertGreater(libc.inotify_add_watch(notes, bytes(path), 0x20), 0)
+
+        def opened():
+            try:
+                return len(os.read(notes, 4096)) > 0
+            except BlockingIOError:
+                return False
+
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+        self.assertTrue(opened())
+        return opened
+
     def occupy(self, server, questions):
         """Asks so many questions of some 1900 tokens each, whose answers nobody reads."""
         body = json.dumps({"messages": [{"role": "user", "content": "Hi"}], "temperature": 100, "top_k": 50, "seed": 2, "max_tokens": 4096})
@@ -93,6 +111,7 @@ class Doors(unittest.TestCase):
             (inside / "nowhere.jpg").symlink_to(outside / "none.jpg")
             (inside / "large.jpg").write_bytes(bytes((1 << 20) + 1))
             os.mkfifo(inside / "pipe.jpg")
+            opened = self.opened(inside / "pipe.jpg")
             server = self.serve("--allow-image-dir", str(inside), "--allow-image-dir", "/dev", "--max-body-mib", "1")
             base = inside.resolve().as_uri()
             for url in (f"{base}/a%20b.jpg", f"{base}/sub/c.jpg", f"{base}/link.jpg", f"{base}/sub/../a%20b.jpg",
@@ -112,6 +131,8 @@ class Doors(unittest.TestCase):
                 status, _, text = ask(server, url)
                 self.assertEqual(status, 400, url)
                 self.assertIn(why, text, url)
+            # Not even for a look at what it is: opening some devices makes them act.
+            self.assertFalse(opened())
 
     def test_pages_of_other_origins(self):
         server = self.serve("--cors-origin", ORIGIN, "--api-key", "a key", "--max-body-mib", "1")

@@ -8,141 +8,29 @@
 mod forms;
 mod generation;
 mod guard;
+mod message;
 mod moment;
+mod source;
 mod template;
 mod tojson;
 mod variables;
 
-use std::collections::BTreeMap;
-use std::ops::Range;
-
 use chrono::NaiveDateTime;
-use serde::Deserialize;
 
-use crate::config::parse;
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
 use crate::preprocess::Tiles;
 use crate::tokenizer::Tokenizer;
 use forms::Forms;
 use guard::Guards;
+pub use message::{Message, Part, Role};
 use moment::Moment;
+use source::find_source;
 use template::Template;
 
 pub(crate) const IMAGE_TOKEN: &str = "<image>";
 const FAKE: &str = "<fake_token_around_image>";
 const GLOBAL: &str = "<global-img>";
-
-/// One message of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Message {
-    pub role: Role,
-    pub content: Vec<Part>,
-}
-
-/// A piece of a message.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Part {
-    Image,
-    Text {
-        text: String,
-    },
-    /// What the model said with its special tokens in it. In these byte ranges they are tokens
-    /// again, elsewhere text.
-    Answer {
-        text: String,
-        markers: Vec<Range<usize>>,
-    },
-}
-
-impl Message {
-    /// Text alone.
-    pub fn text(role: Role, text: &str) -> Self {
-        Self { role, content: vec![Part::Text { text: text.to_owned() }] }
-    }
-
-    /// What the model said; `markers` are its special tokens, as byte ranges from left to right.
-    pub(crate) fn answer(text: &str, markers: Vec<Range<usize>>) -> Self {
-        match markers.is_empty() {
-            true => Self::text(Role::Assistant, text),
-            false => Self { role: Role::Assistant, content: vec![Part::Answer { text: text.to_owned(), markers }] },
-        }
-    }
-
-    /// Pictures first, then the text, as the family was trained. Pictures alone are a question too.
-    pub fn question(images: usize, text: &str) -> Self {
-        let mut message = Self::text(Role::User, text);
-        if images > 0 && text.is_empty() {
-            message.content.clear();
-        }
-        message.content.splice(0..0, (0..images).map(|_| Part::Image));
-        message
-    }
-
-    /// Lets the last text go on with `more`, in which `markers` are special tokens.
-    pub(crate) fn append(&mut self, more: &str, markers: Vec<Range<usize>>) {
-        let (mut text, mut all) = match self.content.pop() {
-            Some(Part::Text { text }) => (text, Vec::new()),
-            Some(Part::Answer { text, markers }) => (text, markers),
-            other => {
-                self.content.extend(other);
-                (String::new(), Vec::new())
-            }
-        };
-        all.extend(markers.into_iter().map(|marker| marker.start + text.len()..marker.end + text.len()));
-        text += more;
-        self.content.push(if all.is_empty() { Part::Text { text } } else { Part::Answer { text, markers: all } });
-    }
-
-    pub(crate) fn texts(&self) -> impl Iterator<Item = &str> {
-        self.content.iter().filter_map(|part| match part {
-            Part::Image => None,
-            Part::Text { text } | Part::Answer { text, .. } => Some(text.as_str()),
-        })
-    }
-
-    /// The same message with its texts changed.
-    fn map_text(&self, f: impl Fn(&str) -> String) -> Self {
-        let content = self.content.iter().map(|part| match part {
-            Part::Image => Part::Image,
-            Part::Text { text } => Part::Text { text: f(text) },
-            Part::Answer { text, markers } => Part::Text { text: map_between(text, markers, &f) },
-        });
-        Self { role: self.role, content: content.collect() }
-    }
-}
-
-/// `text` with all changed but `markers`. A picture's marker that a model wrote stands for no
-/// picture.
-fn map_between(text: &str, markers: &[Range<usize>], f: impl Fn(&str) -> String) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut end = 0;
-    for marker in markers {
-        let (Some(before), Some(token)) = (text.get(end..marker.start), text.get(marker.clone())) else { continue };
-        out += &f(before);
-        out += &if token == IMAGE_TOKEN { f(token) } else { token.to_owned() };
-        end = marker.end;
-    }
-    out + &f(&text[end..])
-}
-
-/// Who speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    System,
-    User,
-    Assistant,
-}
-
-impl Role {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::System => "system",
-            Self::User => "user",
-            Self::Assistant => "assistant",
-        }
-    }
-}
 
 /// How many tiles a picture became: `rows` x `cols` and the global one, or one frame if both are 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -240,73 +128,6 @@ fn cut_at(mut rendered: String, end: char) -> Option<String> {
 
 fn now() -> NaiveDateTime {
     chrono::Local::now().naive_local()
-}
-
-/// Where transformers 5's processor finds a template, in its order, and after it its tokenizer.
-fn find_source(files: &ModelFiles) -> Result<(&'static str, String)> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Source {
-        One(String),
-        Named(Vec<NamedSource>),
-        ByName(BTreeMap<String, String>),
-    }
-    #[derive(Deserialize)]
-    struct NamedSource {
-        name: String,
-        template: String,
-    }
-    #[derive(Deserialize)]
-    struct Holder {
-        chat_template: Option<Source>,
-    }
-
-    const JINJA: &str = "chat_template.jinja";
-    const FOLDER: &str = "additional_chat_templates";
-    const DEFAULT: &str = "additional_chat_templates/default.jinja";
-    let no_default = |place: &str, names: Vec<String>| {
-        let message = format!("chat templates {}, none of them named default: rename the one to use", names.join(", "));
-        Error::invalid_model(message).at(files.path(place).display())
-    };
-    let in_json = |file: &'static str| {
-        if !files.has(file) {
-            return Ok(None);
-        }
-        let named: BTreeMap<_, _> = match parse::<Holder>(files, file)?.chat_template {
-            None => return Ok(None),
-            Some(Source::One(source)) => return Ok(Some((file, source))),
-            Some(Source::Named(named)) => named.into_iter().map(|n| (n.name, n.template)).collect(),
-            Some(Source::ByName(named)) => named,
-        };
-        match named.get("default") {
-            Some(source) => Ok(Some((file, source.clone()))),
-            None => Err(no_default(file, named.into_keys().collect())),
-        }
-    };
-
-    // The second is transformers 4's, and wins over the .jinja file that transformers 5 writes
-    // beside it.
-    for file in ["processor_config.json", "chat_template.json"] {
-        if let Some(found) = in_json(file)? {
-            return Ok(found);
-        }
-    }
-    for file in [JINJA, DEFAULT] {
-        if files.has(file) {
-            return Ok((file, files.read_text(file)?));
-        }
-    }
-    let names = files.stems(FOLDER, "jinja");
-    if !names.is_empty() {
-        return Err(no_default(FOLDER, names));
-    }
-    in_json("tokenizer_config.json")?.ok_or_else(|| {
-        Error::not_found(format!(
-            "{}: not there, and neither {DEFAULT}, processor_config.json, chat_template.json nor tokenizer_config.json holds a chat \
-             template; copy it from the checkpoint that this one was trained from",
-            files.path(JINJA).display()
-        ))
-    })
 }
 
 /// What turns a conversation into ids.

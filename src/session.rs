@@ -1,117 +1,35 @@
 //! One conversation: the whole pipeline, from pictures and a question to an answer, on one screen.
 
+mod asked;
+mod pictures;
+mod request;
+#[cfg(all(test, feature = "candle"))]
+mod tests;
+
 use std::ops::ControlFlow;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 pub use crate::backend::Canceller;
 use crate::backend::threads::Call;
-use crate::backend::{Decoder, Halt, Run, Stop, StopReason};
-use crate::config::MAX_LONGEST_EDGE;
+use crate::backend::{Decoder, Halt, Run, Stop};
 use crate::conversation::{self, Picture};
 use crate::engine::{Engine, Inner};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::ImageView;
-use crate::image_cache::{Encoded, Key};
+use crate::image_cache::Encoded;
 use crate::metrics::{Metrics, ms_since};
 use crate::output::Output;
-use crate::preprocess::{self, TileOptions, Tiles};
 use crate::process::OfProcess;
 use crate::prompt::{Grid, Message, Role};
-use crate::sampler::{Sampler, Sampling};
+use crate::sampler::Sampler;
+use asked::{Asked, Before};
+use pictures::{Prepared, preprocess_images};
+pub use request::{Answer, FinishReason, Request};
 
 /// Takes text as it is made, in whole code points; `Break` stops the generation.
 pub type OnText<'a> = dyn FnMut(&str) -> ControlFlow<()> + 'a;
 
 /// The longest answer where a request does not say, in tokens.
 pub const DEFAULT_MAX_NEW_TOKENS: usize = 256;
-
-/// One question.
-#[derive(Clone, Debug)]
-pub struct Request<'a> {
-    /// May be empty where there is a picture: the family answers with a caption.
-    pub prompt: &'a str,
-    /// Only with the first question of a conversation.
-    pub system_prompt: Option<&'a str>,
-    pub images: &'a [ImageView<'a>],
-    /// Tile budget: the longest edge of a picture before it is split, in pixels. `None`: the
-    /// checkpoint's.
-    pub longest_edge: Option<usize>,
-    /// Split large pictures into tiles. `false`: one tile a picture.
-    pub split: bool,
-    /// 0: [`DEFAULT_MAX_NEW_TOKENS`].
-    pub max_new_tokens: usize,
-    pub sampling: Sampling,
-    /// Texts that end the answer; they are not part of it.
-    pub stop: &'a [&'a str],
-    /// Covers everything from the call on.
-    pub timeout: Option<Duration>,
-    /// The special tokens of the answer are in its text, but for those that end it and padding.
-    /// Checkpoints that write a document's layout do so in such tokens.
-    pub keep_special_tokens: bool,
-}
-
-impl<'a> Request<'a> {
-    /// A greedy, unhurried question about `images`.
-    pub fn new(prompt: &'a str, images: &'a [ImageView<'a>]) -> Self {
-        Self {
-            prompt,
-            system_prompt: None,
-            images,
-            longest_edge: None,
-            split: true,
-            max_new_tokens: 0,
-            sampling: Sampling::default(),
-            stop: &[],
-            timeout: None,
-            keep_special_tokens: false,
-        }
-    }
-}
-
-/// Why an answer ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum FinishReason {
-    EndOfText,
-    /// `max_new_tokens`, or the context, is used up.
-    MaxTokens,
-    StopString,
-    Cancelled,
-    Timeout,
-}
-
-impl From<StopReason> for FinishReason {
-    fn from(reason: StopReason) -> Self {
-        match reason {
-            StopReason::Cancelled => Self::Cancelled,
-            StopReason::Timeout => Self::Timeout,
-        }
-    }
-}
-
-impl FinishReason {
-    /// The lower-case name that reports use.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::EndOfText => "end_of_text",
-            Self::MaxTokens => "max_tokens",
-            Self::StopString => "stop_string",
-            Self::Cancelled => "cancelled",
-            Self::Timeout => "timeout",
-        }
-    }
-}
-
-/// An answer, complete or as far as it came.
-#[derive(Clone, Debug)]
-pub struct Answer {
-    pub text: String,
-    /// What the model generated, without the token that ends an answer.
-    pub token_ids: Vec<u32>,
-    pub prompt_token_ids: Vec<u32>,
-    pub finish_reason: FinishReason,
-    pub metrics: Metrics,
-}
 
 /// A conversation and its KV cache.
 pub struct Session {
@@ -125,9 +43,6 @@ pub struct Session {
     /// The ids that the decoder's cache holds.
     cached: Vec<u32>,
 }
-
-#[cfg(all(test, feature = "candle"))]
-mod tests;
 
 /// What a question is on its way to becoming part of the conversation.
 struct Turn<'a> {
@@ -461,69 +376,6 @@ impl Session {
     }
 }
 
-/// What is to be answered.
-enum Asked<'a> {
-    /// The request's, after what was said before.
-    Question,
-    /// Turns in place of what was said before.
-    Conversation { messages: Vec<Message>, pictures: &'a [Picture<'a>] },
-}
-
-impl Asked<'_> {
-    /// Whether the answer goes on from one that has begun.
-    fn continues(&self) -> bool {
-        match self {
-            Self::Question => false,
-            Self::Conversation { messages, .. } => messages.last().is_some_and(|m| m.role == Role::Assistant),
-        }
-    }
-
-    fn pictures<'a>(&'a self, request: &'a Request<'a>) -> Vec<Picture<'a>> {
-        match self {
-            Self::Question => request.images.iter().map(|&view| Picture { view, split: request.split }).collect(),
-            Self::Conversation { pictures, .. } => pictures.to_vec(),
-        }
-    }
-}
-
-/// The conversation before the call.
-enum Before {
-    /// It was the same, and so long.
-    Shorter {
-        messages: usize,
-        grids: usize,
-        image_values: usize,
-    },
-    Other {
-        messages: Vec<Message>,
-        grids: Vec<Grid>,
-        image_rows: Vec<f32>,
-    },
-}
-
-/// A picture on its way to its rows.
-enum Prepared {
-    /// Its key if its rows are to be kept.
-    Cut(Tiles, Option<Key>),
-    Known(Arc<Encoded>),
-}
-
-impl Prepared {
-    fn tiles(&self) -> usize {
-        match self {
-            Self::Cut(tiles, _) => tiles.count(),
-            Self::Known(encoded) => encoded.tiles,
-        }
-    }
-
-    fn grid(&self) -> Grid {
-        match self {
-            Self::Cut(tiles, _) => Grid::from(tiles),
-            Self::Known(encoded) => encoded.grid,
-        }
-    }
-}
-
 /// A canceller works between `new` and drop.
 struct Running(Canceller);
 
@@ -538,60 +390,4 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.0.finish();
     }
-}
-
-fn preprocess_images(
-    inner: &Inner,
-    pictures: &[Picture<'_>],
-    longest_edge: Option<usize>,
-    stop: &Stop,
-    metrics: &mut Metrics,
-) -> Run<Vec<Prepared>> {
-    let start = Instant::now();
-    let longest_edge = longest_edge.unwrap_or(inner.images.longest_edge);
-    if !(1..=MAX_LONGEST_EDGE).contains(&longest_edge) {
-        let message = format!("longest_edge: {longest_edge} given, 1 to {MAX_LONGEST_EDGE} accepted");
-        return Err(Error::invalid_argument(message).into());
-    }
-    let mut all: Vec<Prepared> = Vec::new();
-    let mut image_tokens = 0;
-    let done = pictures.iter().enumerate().try_for_each(|(i, picture)| {
-        stop.check()?;
-        let prepared =
-            preprocess_image(inner, picture, longest_edge, stop).map_err(|e| e.at(format!("images[{i}]")))?;
-        let Some(prepared) = prepared else { return stop.check() };
-        // Before more pictures take memory.
-        image_tokens += prepared.tiles() * inner.prompt.tokens_per_tile();
-        if image_tokens >= inner.context_tokens {
-            let context = inner.context_tokens;
-            let message =
-                format!("images[{i}]: {image_tokens} image tokens up to here; the context holds {context} tokens");
-            return Err(Error::new(ErrorKind::ContextOverflow, message).into());
-        }
-        all.push(prepared);
-        Ok(())
-    });
-    metrics.preprocess_ms = ms_since(start);
-    done.map(|()| all)
-}
-
-/// `None` means that `stop` said so.
-fn preprocess_image(
-    inner: &Inner,
-    picture: &Picture<'_>,
-    longest_edge: usize,
-    stop: &Stop,
-) -> Result<Option<Prepared>> {
-    let split = picture.split && inner.images.split;
-    let file = picture.view.file().filter(|_| inner.image_cache.is_on());
-    let key = file.map(|(bytes, orient)| Key::new(bytes, orient, longest_edge, split));
-    if let Some(known) = key.and_then(|key| inner.image_cache.get(&key)) {
-        return Ok(Some(Prepared::Known(known)));
-    }
-    let Ok(lease) = inner.backend.threads().take(stop) else { return Ok(None) };
-    let (tile_size, threads) = (inner.images.tile_size, lease.count());
-    let options = TileOptions { tile_size, longest_edge, split, threads };
-    let rgb = picture.view.to_rgb()?;
-    let tiles = preprocess::tiles(&rgb, &options, &mut || stop.reason().is_some())?;
-    Ok(tiles.map(|tiles| Prepared::Cut(tiles, key)))
 }

@@ -2,14 +2,17 @@
 //! the middle of an answer.
 
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use image::DynamicImage;
 
 use super::*;
 use crate::backend::DTypeKind;
 use crate::engine::EngineOptions;
+use crate::image::ImageView;
 use crate::largest::Largest;
+use crate::sampler::Sampling;
 
 const LIST: &str = "What objects are in this image?";
 const ARROW: &str = "Which way does the arrow point?";

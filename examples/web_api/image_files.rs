@@ -38,7 +38,8 @@ pub fn read(rest: &str, dirs: &[PathBuf], most: usize) -> Result<Bytes, String> 
     Ok(bytes.into())
 }
 
-/// Whether what is missing is missing within the directories: no link on the way to it leads out of them, or nowhere.
+/// Whether what is missing is missing within the directories: no link on the way to it leads out of
+/// them, or nowhere.
 fn is_inside(path: &Path, dirs: &[PathBuf]) -> bool {
     let there = path.ancestors().find(|part| part.symlink_metadata().is_ok());
     there.and_then(|part| part.canonicalize().ok()).is_some_and(|real| dirs.iter().any(|dir| real.starts_with(dir)))

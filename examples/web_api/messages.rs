@@ -183,8 +183,8 @@ fn choice(fields: &Map<String, Value>, name: &str) -> Result<Option<bool>> {
     }
 }
 
-/// vLLM's fields for whose turn it is, which the last message says here, as in llama.cpp's server: refused where they say
-/// something else.
+/// vLLM's fields for whose turn it is, which the last message says here, as in llama.cpp's server:
+/// refused where they say something else.
 pub fn check_turn(fields: &Map<String, Value>, conversation: &Conversation) -> Result<()> {
     let begun = conversation.messages.last().is_some_and(|last| {
         last.role == Role::Assistant && last.content.iter().any(|piece| *piece != Piece::Text { text: String::new() })

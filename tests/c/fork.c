@@ -1,7 +1,7 @@
 /* A child of fork has the model's memory and none of its threads: fork MODEL_DIR IMAGE_FILE [ONNXRUNTIME]
  *
  * It is told so at once, may free all that it inherited, and may load the model itself, whatever the parent's threads were doing.
- * With a file of ONNX Runtime the same of that engine. */
+ * With a file of ONNX Runtime that is the engine, else Candle. */
 
 #define _GNU_SOURCE
 
@@ -382,10 +382,7 @@ int main(int argc, char **argv) {
         fork_while_loading(atol(argv[4]));
         return 0;
     }
-    fork_with(argv, NULL);
-    if (argc == 4) {
-        fork_with(argv, argv[3]);
-    }
+    fork_with(argv, argc == 4 ? argv[3] : NULL);
     free(file);
     puts("fork: all passed");
     return 0;

@@ -1,6 +1,5 @@
 //! One ONNX graph: opened, and its inputs and outputs compared with what the model needs.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ort::ErrorCode;
@@ -49,9 +48,8 @@ impl Opener<'_> {
     pub(super) fn open(&self, files: &ModelFiles, name: &str) -> Result<Graph> {
         files.size(name)?;
         let path = files.path(name);
-        // With the first graph ONNX Runtime makes the tables that a process has once.
-        static OPENED: AtomicBool = AtomicBool::new(false);
-        let first = (!OPENED.load(Ordering::Relaxed)).then(no_fork);
+        // ONNX Runtime locks what all its sessions share, for moments; a child that finds it locked could open no graph.
+        let no_fork = no_fork();
         let session = self.builder()?.commit_from_file(&path).map_err(|e| {
             let of_the_file = matches!(
                 e.code(),
@@ -62,8 +60,7 @@ impl Opener<'_> {
                 if of_the_file || self.providers.is_empty() { ErrorKind::InvalidModel } else { ErrorKind::Backend };
             Error::new(kind, e.message()).at(path.display())
         })?;
-        OPENED.store(true, Ordering::Relaxed);
-        drop(first);
+        drop(no_fork);
         let ports = |outlets: &[Outlet]| outlets.iter().map(port).collect();
         Ok(Graph {
             path: path.display().to_string(),

@@ -34,6 +34,8 @@ pub(super) fn environment(asked: Option<&Path>) -> Result<&'static Environment> 
     let mut fresh = false;
     let start = || {
         fresh = true;
+        #[cfg(target_os = "linux")]
+        super::telemetry::disable();
         load(asked)
     };
     let runtime = {

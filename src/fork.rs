@@ -202,7 +202,10 @@ pub(crate) mod tests {
         });
         wait.recv().unwrap();
         let _own = no_fork();
+        let start = Instant::now();
         assert!(in_a_child(|| *LOCK.lock() == 1));
+        // It has waited for the other thread, and not given up.
+        assert!(start.elapsed() < LONGEST_WAIT, "{:?}", start.elapsed());
         other.join().unwrap();
     }
 

@@ -258,7 +258,9 @@ typedef enum smolvlm_log_level {
 /**
  * A loaded model: weights, tokenizer, configuration. It never changes; any thread may use it, and
  * several at once, of the process that made it: a child of `fork` that asks it, or a session of it, is
- * told so at once (`SMOLVLM_STATUS_UNSUPPORTED`, "fork: ..."), may free both, and may load the model itself.
+ * told so at once (`SMOLVLM_STATUS_UNSUPPORTED`, "fork: ..."), may free both, and may load the model itself, whatever the parent's
+ * threads were doing. A fork waits, two seconds at most, while another thread reads a tokenizer or opens a graph
+ * of ONNX Runtime.
  * Made by `smolvlm_create`, freed by `smolvlm_free`.
  */
 typedef struct smolvlm_engine smolvlm_engine;
@@ -651,7 +653,7 @@ void smolvlm_session_cancel(struct smolvlm_session *session);
 /**
  * Forgets the conversation; the session is as new.
  *
- * Any thread. INVALID_ARGUMENT: `session` is NULL. BUSY, INTERNAL: as `smolvlm_session_process`.
+ * Any thread. INVALID_ARGUMENT: `session` is NULL. BUSY, INTERNAL: as `smolvlm_session_process`. UNSUPPORTED: in a child of `fork`.
  */
 enum smolvlm_status smolvlm_session_reset(struct smolvlm_session *session);
 

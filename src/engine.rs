@@ -9,6 +9,7 @@ use crate::config::{self, ImageConfig, ModelConfig};
 use crate::ends;
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
+use crate::fork::no_fork;
 use crate::image_cache::{ImageCache, ImageCacheStats};
 use crate::process::OfProcess;
 use crate::prompt::{ChatTemplate, IMAGE_TOKEN, PromptBuilder};
@@ -80,7 +81,7 @@ impl Engine {
         config::check_processor(&files, &model)?;
         let context_tokens = context(options, &model)?;
 
-        let tokenizer = Tokenizer::load(&files)?;
+        let tokenizer = no_fork_during(|| Tokenizer::load(&files))?;
         let vocab_size = model.text.vocab_size;
         if tokenizer.vocab_size() > vocab_size {
             crate::log::warn(format_args!(
@@ -102,7 +103,7 @@ impl Engine {
                 model_dir.display()
             )));
         }
-        let prompt = PromptBuilder::new(ChatTemplate::load(&files)?, model.tokens_per_tile());
+        let prompt = PromptBuilder::new(no_fork_during(|| ChatTemplate::load(&files))?, model.tokens_per_tile());
         let backend = open(&files, &model, &images, options)?;
         let Placement { backend: name, device, dtype } = backend.placement();
         crate::log::info(format_args!(
@@ -177,6 +178,12 @@ impl Inner {
             self.vocab_size
         )))
     }
+}
+
+/// Tokenizers and templates have tables that a process makes once.
+fn no_fork_during<T>(load: impl FnOnce() -> T) -> T {
+    let _no_fork = no_fork();
+    load()
 }
 
 fn context(options: &EngineOptions, model: &ModelConfig) -> Result<usize> {

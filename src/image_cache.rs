@@ -2,10 +2,11 @@
 //! bytes, the one that was not asked for the longest goes first.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use crate::fork::{ForkGuard, ForkMutex};
 use crate::prompt::Grid;
 
 /// What a picture's rows depend on, within one engine.
@@ -51,7 +52,8 @@ pub struct ImageCacheStats {
 
 pub(crate) struct ImageCache {
     most_bytes: usize,
-    kept: Mutex<Kept>,
+    /// A child may ask for the numbers.
+    kept: ForkMutex<Kept>,
 }
 
 #[derive(Default)]
@@ -70,7 +72,7 @@ struct Entry {
 impl ImageCache {
     /// `most_bytes` of 0: nothing is kept, nor counted.
     pub(crate) fn new(most_bytes: usize) -> Self {
-        Self { most_bytes, kept: Mutex::default() }
+        Self { most_bytes, kept: ForkMutex::new(Kept::default()) }
     }
 
     pub(crate) fn is_on(&self) -> bool {
@@ -121,8 +123,8 @@ impl ImageCache {
     }
 
     /// Nothing here panics half way through a change.
-    fn lock(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> ForkGuard<'_, Kept> {
+        self.kept.lock()
     }
 }
 

@@ -25,6 +25,7 @@ pub mod engine;
 pub mod error;
 pub mod ffi;
 pub mod files;
+mod fork;
 mod hub;
 pub mod image;
 mod image_cache;

@@ -1,8 +1,10 @@
 //! What the library has to say while it works; without a listener, nothing is formatted.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use crate::fork::{self, ForkMutex, Process};
 
 /// How important a message is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,11 +22,35 @@ pub enum Level {
 /// Who listens; called on any thread, from several at once.
 pub type Sink = dyn Fn(Level, &str) + Send + Sync;
 
-static SINK: RwLock<Option<Box<Sink>>> = RwLock::new(None);
+struct Listener {
+    sink: Arc<Sink>,
+    /// Read during each call. Written to only once it is nobody's to call any more, by who waits for the calls that run.
+    calls: RwLock<()>,
+    /// Whose threads make the calls.
+    process: Process,
+}
+
+impl Listener {
+    fn new(sink: Arc<Sink>) -> Arc<Self> {
+        Arc::new(Self { sink, calls: RwLock::new(()), process: Process::current() })
+    }
+}
+
+static LISTENER: ForkMutex<Option<Arc<Listener>>> = ForkMutex::new(None);
+
+/// With calls of this process only: those of a parent's threads do not end in a child.
+fn of_this_process(listener: &mut Option<Arc<Listener>>) -> Option<Arc<Listener>> {
+    if let Some(parents) = listener.as_ref().filter(|listener| listener.process != Process::current()) {
+        *listener = Some(Listener::new(parents.sink.clone()));
+    }
+    listener.clone()
+}
 
 thread_local! {
     /// A sink that caused a message would listen to itself, and wait for itself.
     static LISTENING: Cell<bool> = const { Cell::new(false) };
+    /// What is to be said once no fork waits for this thread.
+    static LATER: RefCell<Vec<(Level, String)>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Sets who listens, once the former listener is done. False, and nothing is set, from inside a sink.
@@ -32,8 +58,15 @@ pub fn set(sink: Option<Box<Sink>>) -> bool {
     if LISTENING.get() {
         return false;
     }
-    let former = std::mem::replace(&mut *SINK.write().unwrap_or_else(PoisonError::into_inner), sink);
-    drop(former);
+    let former = {
+        let mut listener = LISTENER.lock();
+        let former = of_this_process(&mut listener);
+        *listener = sink.map(|sink| Listener::new(sink.into()));
+        former
+    };
+    if let Some(former) = former {
+        drop(former.calls.write().unwrap_or_else(PoisonError::into_inner));
+    }
     true
 }
 
@@ -63,17 +96,34 @@ fn write(level: Level, message: fmt::Arguments<'_>) {
     if LISTENING.get() {
         return;
     }
-    if let Some(sink) = &*SINK.read().unwrap_or_else(PoisonError::into_inner) {
-        LISTENING.set(true);
-        // Reset even if the sink panics.
-        struct Done;
-        impl Drop for Done {
-            fn drop(&mut self) {
-                LISTENING.set(false);
-            }
+    let later = fork::in_no_fork();
+    let mut listener = LISTENER.lock();
+    let Some(to) = of_this_process(&mut listener) else { return };
+    if later {
+        // A thread that is ending says no more.
+        let _ = LATER.try_with(|later| later.borrow_mut().push((level, message.to_string())));
+        return;
+    }
+    // At once: nobody writes while it is the listener.
+    let _call = to.calls.read().unwrap_or_else(PoisonError::into_inner);
+    drop(listener);
+    LISTENING.set(true);
+    // Reset even if the sink panics.
+    struct Done;
+    impl Drop for Done {
+        fn drop(&mut self) {
+            LISTENING.set(false);
         }
-        let _done = Done;
-        sink(level, &message.to_string());
+    }
+    let _done = Done;
+    (to.sink)(level, &message.to_string());
+}
+
+/// Says what could not be said while forks waited.
+pub(crate) fn flush() {
+    let later = LATER.try_with(RefCell::take).unwrap_or_default();
+    for (level, message) in later {
+        write(level, format_args!("{message}"));
     }
 }
 
@@ -83,8 +133,12 @@ mod tests {
 
     use super::*;
 
+    /// The listener is the process's.
+    static ALONE: Mutex<()> = Mutex::new(());
+
     #[test]
     fn a_listener_hears_and_neither_hears_nor_replaces_itself() {
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let heard = Arc::new(Mutex::new(Vec::new()));
         let listener = Arc::clone(&heard);
         let sink = move |level, message: &str| {
@@ -99,5 +153,67 @@ mod tests {
         let heard = heard.lock().unwrap();
         let ours: Vec<_> = heard.iter().filter(|(_, m)| !m.starts_with("model") && !m.starts_with("kernels")).collect();
         assert_eq!(ours, [&(Level::Info, "2 threads".to_owned())]);
+    }
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_child_does_not_wait_for_its_parent_s_listener() {
+        use std::sync::mpsc;
+
+        use crate::fork::tests::in_a_child;
+
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let (inside, wait) = mpsc::channel();
+        let (end, ended) = mpsc::channel::<()>();
+        let ended = Mutex::new(ended);
+        let once = Mutex::new(Some(inside));
+        // The first message keeps its thread inside.
+        let sink = move |_, message: &str| {
+            if message == "stay"
+                && let Some(inside) = once.lock().unwrap().take()
+            {
+                inside.send(()).unwrap();
+                ended.lock().unwrap().recv().unwrap();
+            }
+        };
+        assert!(set(Some(Box::new(sink))));
+        let other = std::thread::spawn(|| info(format_args!("stay")));
+        wait.recv().unwrap();
+        let child = || {
+            info(format_args!("in the child"));
+            set(Some(Box::new(|_, _| {}))) && set(None)
+        };
+        assert!(in_a_child(child));
+        // Another waits for its end.
+        let waiting = std::thread::spawn(|| set(None));
+        while LISTENER.lock().is_some() {
+            std::thread::yield_now();
+        }
+        assert!(in_a_child(child));
+        end.send(()).unwrap();
+        other.join().unwrap();
+        assert!(waiting.join().unwrap() && set(None));
+    }
+
+    #[test]
+    fn no_fork_waits_for_a_listener() {
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let listener = Arc::clone(&heard);
+        assert!(set(Some(Box::new(move |_, message: &str| {
+            if message.starts_with("part") {
+                listener.lock().unwrap().push((message.to_owned(), fork::in_no_fork()));
+            }
+        }))));
+        {
+            let _outer = fork::no_fork();
+            {
+                let _inner = fork::no_fork();
+                info(format_args!("part {}", 1));
+            }
+            info(format_args!("part {}", 2));
+            assert!(heard.lock().unwrap().is_empty());
+        }
+        assert_eq!(*heard.lock().unwrap(), [("part 1".to_owned(), false), ("part 2".to_owned(), false)]);
+        assert!(set(None));
     }
 }

@@ -4,31 +4,38 @@ use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 
 use crate::error::{Error, Result};
+use crate::fork::Process;
 
 /// A value whose use needs threads of its process. In a child of that process it is never dropped: its threads, which a drop may
 /// wait for, are not there, and its memory goes with the child.
 pub(crate) struct OfProcess<T> {
     value: ManuallyDrop<T>,
-    process: u32,
+    process: Process,
 }
 
 impl<T> OfProcess<T> {
     /// A value of this process.
     pub(crate) fn new(value: T) -> Self {
-        Self { value: ManuallyDrop::new(value), process: std::process::id() }
+        Self { value: ManuallyDrop::new(value), process: Process::current() }
     }
 
     /// Refuses to go on in a child, which would wait for ever.
     pub(crate) fn check(&self) -> Result<()> {
-        let (made, here) = (self.process, std::process::id());
-        if made == here {
-            return Ok(());
-        }
-        Err(Error::unsupported(format!(
-            "fork: the model was loaded by process {made}, whose threads its child {here} does not have; load it in the child, or \
-             start children without fork (in Python: multiprocessing's \"spawn\" or \"forkserver\")"
-        )))
+        check(self.process)
     }
+}
+
+/// Refuses to go on with what another process made.
+pub(crate) fn check(made: Process) -> Result<()> {
+    let here = Process::current();
+    if made == here {
+        return Ok(());
+    }
+    Err(Error::unsupported(format!(
+        "fork: the model was loaded by process {}, whose threads its child {} does not have; load it in the child, or start children \
+         without fork (in Python: multiprocessing's \"spawn\" or \"forkserver\")",
+        made.id, here.id
+    )))
 }
 
 impl<T> Deref for OfProcess<T> {
@@ -75,10 +82,14 @@ mod tests {
         assert!(here.check().is_ok());
         drop(here);
         assert_eq!(drops.get(), 1);
-        let mut elsewhere = OfProcess::new(Counted(&drops));
-        elsewhere.process += 1;
-        assert!(elsewhere.check().unwrap_err().message().starts_with("fork: the model was loaded by process "));
-        drop(elsewhere);
-        assert_eq!(drops.get(), 1);
+        // Its number alone is another where no handler of fork was called; it is the same in a namespace of its own.
+        let here = Process::current();
+        for other in [Process { id: here.id + 1, ..here }, Process { forks: here.forks + 1, ..here }] {
+            let mut elsewhere = OfProcess::new(Counted(&drops));
+            elsewhere.process = other;
+            assert!(elsewhere.check().unwrap_err().message().starts_with("fork: the model was loaded by process "));
+            drop(elsewhere);
+            assert_eq!(drops.get(), 1);
+        }
     }
 }

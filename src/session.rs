@@ -85,7 +85,10 @@ impl Session {
         self.grids.clear();
         self.image_rows.clear();
         self.cached.clear();
-        self.decoder.truncate(0);
+        // In a child its memory may be in a state between two.
+        if self.decoder.check().is_ok() {
+            self.decoder.truncate(0);
+        }
     }
 
     /// Answers a question, with what was said before in mind.

@@ -20,7 +20,9 @@ use crate::session::{OnText, Request};
 
 /// A loaded model: weights, tokenizer, configuration. It never changes; any thread may use it, and
 /// several at once, of the process that made it: a child of `fork` that asks it, or a session of it, is
-/// told so at once (`SMOLVLM_STATUS_UNSUPPORTED`, "fork: ..."), may free both, and may load the model itself.
+/// told so at once (`SMOLVLM_STATUS_UNSUPPORTED`, "fork: ..."), may free both, and may load the model itself, whatever the parent's
+/// threads were doing. A fork waits, two seconds at most, while another thread reads a tokenizer or opens a graph
+/// of ONNX Runtime.
 /// Made by `smolvlm_create`, freed by `smolvlm_free`.
 pub struct smolvlm_engine {
     pub(super) engine: Engine,

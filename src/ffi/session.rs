@@ -7,6 +7,8 @@ use super::result::smolvlm_result;
 use super::types::{smolvlm_request, smolvlm_status};
 use super::{arg, guard};
 use crate::error::{Error, ErrorKind, Result};
+use crate::fork::Process;
+use crate::process;
 use crate::session::{Canceller, Session};
 
 /// One conversation and its memory. Any thread may use it, one generation at a time. Made by
@@ -15,14 +17,17 @@ pub struct smolvlm_session {
     /// A panic during a generation poisons the mutex, and with it the session.
     session: Mutex<Session>,
     canceller: Canceller,
+    process: Process,
 }
 
 impl smolvlm_session {
     fn new(session: Session) -> Self {
-        Self { canceller: session.canceller(), session: Mutex::new(session) }
+        Self { canceller: session.canceller(), session: Mutex::new(session), process: Process::current() }
     }
 
     fn exclusively<T>(&self, body: impl FnOnce(&mut Session) -> Result<T>) -> Result<T> {
+        // First: in a child whoever has locked it does not unlock it any more.
+        process::check(self.process)?;
         match self.session.try_lock() {
             Ok(mut session) => body(&mut session),
             Err(TryLockError::WouldBlock) => Err(Error::new(ErrorKind::Busy, "session: a generation is running")),
@@ -97,7 +102,7 @@ pub unsafe extern "C" fn smolvlm_session_cancel(session: *mut smolvlm_session) {
 
 /// Forgets the conversation; the session is as new.
 ///
-/// Any thread. INVALID_ARGUMENT: `session` is NULL. BUSY, INTERNAL: as `smolvlm_session_process`.
+/// Any thread. INVALID_ARGUMENT: `session` is NULL. BUSY, INTERNAL: as `smolvlm_session_process`. UNSUPPORTED: in a child of `fork`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn smolvlm_session_reset(session: *mut smolvlm_session) -> smolvlm_status {
     guard::run(|| {

@@ -3,6 +3,8 @@
 // What the rest of the crate uses is not used here.
 #![allow(dead_code, unused_imports)]
 
+#[path = "../../src/fork.rs"]
+mod fork;
 #[path = "../../src/kernels/mod.rs"]
 mod kernels;
 #[path = "../../src/log.rs"]

@@ -1,4 +1,4 @@
-# The shared library exports exactly the functions that the header declares, and has the SONAME.
+# The shared library exports exactly the functions that the header declares, has the SONAME, and stays when it is closed.
 
 cmake_minimum_required(VERSION 3.16)
 
@@ -27,4 +27,8 @@ execute_process(COMMAND "${READELF}" -d "${LIBRARY}" OUTPUT_VARIABLE text COMMAN
 if(NOT text MATCHES "\\(SONAME\\)[^\n]*\\[([^]\n]*)\\]" OR NOT CMAKE_MATCH_1 STREQUAL SONAME)
   message(FATAL_ERROR "SONAME ${CMAKE_MATCH_1}, not ${SONAME}")
 endif()
-message(STATUS "${count} functions, SONAME ${SONAME}")
+# Its threads, what threads keep for themselves, and the handlers of fork need its code after a dlclose.
+if(NOT text MATCHES "\\(FLAGS_1\\)[^\n]*NODELETE")
+  message(FATAL_ERROR "no NODELETE: ${text}")
+endif()
+message(STATUS "${count} functions, SONAME ${SONAME}, NODELETE")

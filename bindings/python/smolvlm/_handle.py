@@ -6,6 +6,7 @@ import threading
 from ctypes import c_void_p
 from typing import Callable
 
+from . import _fork
 from ._errors import InvalidArgumentError
 
 
@@ -19,6 +20,10 @@ class Handle:
         self._name, self._free = name, free
         self._pointer: c_void_p | None = pointer
         self._users, self._closed = 0, False
+        self.after_fork()
+        _fork.tell(self)
+
+    def after_fork(self) -> None:
         self._lock = threading.RLock()  # a signal handler may come in while its own thread holds it
 
     def __enter__(self) -> c_void_p:

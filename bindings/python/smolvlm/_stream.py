@@ -8,8 +8,9 @@ import threading
 from collections import deque
 from typing import AsyncIterator, Callable, Deque, Iterator
 
+from . import _fork
 from ._answer import Answer
-from ._errors import InvalidArgumentError
+from ._errors import InvalidArgumentError, UnsupportedError
 from ._request import OnText
 
 #: Pieces that may wait for the reader; then the engine waits.
@@ -33,6 +34,15 @@ class _Generation(threading.Thread):
         self.error: BaseException | None = None
         #: Called after each change, for a reader that does not wait on the condition.
         self.notify: Callable[[], None] = lambda: None
+        _fork.tell(self)
+
+    def after_fork(self) -> None:
+        self._changed = threading.Condition()
+        if not self.ended and threading.current_thread() is not self:
+            self.error = UnsupportedError(
+                "fork: the stream's pieces come from a thread of the parent, which its child does not have; load the model in the child and ask there"
+            )
+            self.ended = True
 
     def run(self) -> None:
         answer, error = None, None

@@ -15,6 +15,7 @@ use crate::config::{ImageConfig, ModelConfig, TextConfig};
 use crate::engine::EngineOptions;
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
+use crate::fork::no_fork;
 use crate::kernels::{Cpu, KeyValueCache, Precision};
 use crate::largest::Largest;
 use crate::model::{Arithmetic, Cache, ImageBuffers, Model, Wanted, Weights};
@@ -42,6 +43,10 @@ impl CandleBackend {
         images: &ImageConfig,
         options: &EngineOptions,
     ) -> Result<Self> {
+        {
+            let _no_fork = no_fork();
+            Cpu::detect();
+        }
         let (device, device_kind) = open_device(options)?;
         let odd_head = [model.vision.head_dim(), model.text.head_dim].into_iter().find(|d| d % 2 != 0);
         let asked = match options.dtype {

@@ -13,6 +13,7 @@ use crate::backend::threads::{Lease, Threads};
 use crate::backend::{Halt, Run, Stop};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::ModelFiles;
+use crate::fork::no_fork;
 
 /// A dimension that the model's settings do not fix.
 pub(super) const ANY: i64 = -1;
@@ -51,6 +52,8 @@ impl Opener<'_> {
     pub(super) fn open(&self, files: &ModelFiles, name: &str) -> Result<Graph> {
         files.size(name)?;
         let path = files.path(name);
+        // ONNX Runtime locks what all its sessions share, for moments; a child that finds it locked could open no graph.
+        let no_fork = no_fork();
         let session = self.builder()?.commit_from_file(&path).map_err(|e| {
             let of_the_file = matches!(
                 e.code(),
@@ -61,6 +64,7 @@ impl Opener<'_> {
                 if of_the_file || self.providers.is_empty() { ErrorKind::InvalidModel } else { ErrorKind::Backend };
             Error::new(kind, e.message()).at(path.display())
         })?;
+        drop(no_fork);
         let ports = |outlets: &[Outlet]| outlets.iter().map(port).collect();
         Ok(Graph {
             path: path.display().to_string(),

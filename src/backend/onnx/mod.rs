@@ -3,6 +3,8 @@
 mod decoder;
 mod graph;
 mod runtime;
+#[cfg(target_os = "linux")]
+mod telemetry;
 mod tensor;
 mod variant;
 

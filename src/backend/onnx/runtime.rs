@@ -14,6 +14,7 @@ use ort::logging::LogLevel;
 use crate::backend::DeviceKind;
 use crate::engine::EngineOptions;
 use crate::error::{Error, Result};
+use crate::fork::no_fork;
 use crate::log;
 
 /// What the system's library is called, with and without its development package.
@@ -31,10 +32,16 @@ static RUNTIME: OnceCell<Runtime> = OnceCell::new();
 /// Loads the library that `asked` names, else `ORT_DYLIB_PATH`, else the system's; once in a process.
 pub(super) fn environment(asked: Option<&Path>) -> Result<&'static Environment> {
     let mut fresh = false;
-    let runtime = RUNTIME.get_or_try_init(|| {
+    let start = || {
         fresh = true;
+        #[cfg(target_os = "linux")]
+        super::telemetry::disable();
         load(asked)
-    })?;
+    };
+    let runtime = {
+        let _no_fork = no_fork();
+        RUNTIME.get_or_try_init(start)?
+    };
     if fresh {
         log::info(format_args!("ONNX Runtime: {}: {}", runtime.path.display(), ort::info()));
     }

@@ -12,6 +12,7 @@ mod cpu;
 mod linear;
 mod math;
 mod rotary;
+mod rotation;
 mod rows;
 mod team;
 #[cfg(target_arch = "x86_64")]
@@ -22,5 +23,6 @@ pub use attention::{Attend, CacheRoom, Heads, Int8KeysValues, Int16KeysValues, I
 pub use cpu::Cpu;
 pub use linear::{PackedLinear, Precision, Then};
 pub use rotary::rotate;
+pub use rotation::{Rotation, spread, spread_of};
 pub use rows::{Rows, grow, layer_norm};
 pub use team::{Split, gather, share, size as threads};

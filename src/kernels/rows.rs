@@ -3,6 +3,7 @@
 use std::cell::Cell;
 
 use super::block::{BLOCK, PAIR, QUAD};
+use super::rotation::spread;
 use super::team::{self, Split};
 use super::{Cpu, Precision, math};
 
@@ -143,11 +144,12 @@ impl Rows {
         });
     }
 
-    /// From rows of gates and as many numbers that they gate: silu(gate) * number.
-    pub fn silu_mul(&mut self, precision: Precision, x: &[f32], width: usize, cpu: Cpu) {
+    /// From rows of gates and as many numbers that they gate: silu(gate) * number; spread in blocks of `block`, see [`spread`].
+    pub fn silu_mul(&mut self, precision: Precision, x: &[f32], (width, block): (usize, usize), cpu: Cpu) {
         self.set(precision, (x.len() / (2 * width), width), cpu, |row, out| {
             let (gates, numbers) = x[row * 2 * width..][..2 * width].split_at(width);
             math::silu_mul(gates, numbers, out, cpu.narrow());
+            spread(out, block, cpu.narrow());
         });
     }
 

@@ -24,7 +24,7 @@ use crate::preprocess::{Normalise, Tiles};
 use head::Ends;
 use packed::Store;
 use tensors::Linear;
-pub use weights::{Matrix, Weights};
+pub use weights::{Fold, Matrix, Weights};
 
 /// How a model's numbers are kept and multiplied.
 #[derive(Clone, Debug)]
@@ -314,10 +314,11 @@ impl<'a> Loader<'a> {
         inputs: usize,
         outputs: &[usize],
         precision: Precision,
+        fold: &Fold<'_>,
     ) -> Result<PackedLinear> {
         let bias = |(name, &outputs): (&&str, &usize)| self.at(name).floats("bias", &[outputs]);
         let biases = names.iter().zip(outputs).map(bias).collect::<Result<Vec<_>>>()?;
-        self.matrix(names, inputs, outputs)?.pack(biases.concat(), precision, self.store)
+        self.matrix(names, inputs, outputs)?.pack(biases.concat(), precision, fold, self.store)
     }
 
     /// As [`Self::linear_if`], packed.
@@ -328,16 +329,24 @@ impl<'a> Loader<'a> {
         inputs: usize,
         outputs: &[usize],
         precision: Precision,
+        fold: &Fold<'_>,
     ) -> Result<PackedLinear> {
         if bias {
-            self.packed_bias(names, inputs, outputs, precision)
+            self.packed_bias(names, inputs, outputs, precision, fold)
         } else {
-            self.packed(names, inputs, outputs, precision)
+            self.packed(names, inputs, outputs, precision, fold)
         }
     }
 
     /// As [`Self::linear`], packed.
-    fn packed(&self, names: &[&str], inputs: usize, outputs: &[usize], precision: Precision) -> Result<PackedLinear> {
-        self.matrix(names, inputs, outputs)?.pack(Vec::new(), precision, self.store)
+    fn packed(
+        &self,
+        names: &[&str],
+        inputs: usize,
+        outputs: &[usize],
+        precision: Precision,
+        fold: &Fold<'_>,
+    ) -> Result<PackedLinear> {
+        self.matrix(names, inputs, outputs)?.pack(Vec::new(), precision, fold, self.store)
     }
 }

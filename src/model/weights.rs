@@ -12,6 +12,7 @@ use half::{bf16, f16};
 use memmap2::Mmap;
 #[cfg(unix)]
 use memmap2::UncheckedAdvice;
+use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
@@ -20,7 +21,7 @@ use super::packed::Store;
 use crate::config::{foreign, parse};
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
-use crate::kernels::{Cpu, PackedLinear, Precision};
+use crate::kernels::{self, Cpu, PackedLinear, Precision, Rotation};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -255,6 +256,29 @@ pub struct Matrix {
     parts: Vec<Part>,
 }
 
+/// What a matrix takes over from what stands before it and behind it.
+#[derive(Default)]
+pub struct Fold<'a> {
+    /// Of the norm before it [inputs], or empty: that one then has none.
+    pub gains: &'a [f32],
+    /// What its inputs come turned by.
+    pub inputs: Option<&'a Rotation>,
+    /// Blocks in which its inputs come spread; 0: they do not.
+    pub spread: usize,
+    /// What its outputs leave turned by.
+    pub outputs: Option<&'a Rotation>,
+}
+
+impl Fold<'_> {
+    fn row(&self, row: &mut [f32], cpu: Cpu) {
+        row.iter_mut().zip(self.gains).for_each(|(weight, gain)| *weight *= gain);
+        if let Some(rotation) = self.inputs {
+            rotation.turn(row, cpu);
+        }
+        kernels::spread(row, self.spread, cpu);
+    }
+}
+
 struct Part {
     name: String,
     entry: Entry,
@@ -290,15 +314,38 @@ impl Matrix {
         }
     }
 
-    /// For products on the kernels, as `store` has it, or for it to have; `bias` [outputs], or empty.
-    pub fn pack(&self, bias: Vec<f32>, precision: Precision, store: &Store) -> Result<PackedLinear> {
+    /// For products on the kernels, folded, as `store` has it, or for it to have; `bias` [outputs], or empty.
+    pub fn pack(
+        &self,
+        mut bias: Vec<f32>,
+        precision: Precision,
+        fold: &Fold<'_>,
+        store: &Store,
+    ) -> Result<PackedLinear> {
         let (shape, cpu) = ((self.outputs(), self.inputs), Cpu::detect());
         let names: Vec<_> = self.parts.iter().map(|part| &*part.name).collect();
         let label = format!("{} {shape:?} {precision:?}", names.join(" "));
+        if let Some(rotation) = fold.outputs.filter(|_| !bias.is_empty()) {
+            rotation.turn(&mut bias, cpu);
+        }
         if let Store::From(reader) = store {
             return PackedLinear::restore(shape, bias, precision, cpu, |size| reader.take(&label, size));
         }
-        let packed = PackedLinear::new(shape, |output, row| self.row(output, row), bias, precision, cpu);
+        let read = |output: usize, row: &mut [f32]| {
+            self.row(output, row);
+            fold.row(row, cpu);
+        };
+        let packed = match fold.outputs {
+            None => PackedLinear::new(shape, read, bias, precision, cpu),
+            Some(rotation) => {
+                let inputs = self.inputs;
+                let mut all = vec![0.0; shape.0 * inputs];
+                all.par_chunks_exact_mut(inputs).enumerate().for_each(|(output, row)| read(output, row));
+                rotation.turn_columns(&mut all, inputs, cpu);
+                let read = |output: usize, row: &mut [f32]| row.copy_from_slice(&all[output * inputs..][..inputs]);
+                PackedLinear::new(shape, read, bias, precision, cpu)
+            }
+        };
         for Part { entry, .. } in &self.parts {
             release(&self.weights.shards[entry.shard].map, entry.bytes.clone());
         }

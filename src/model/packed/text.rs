@@ -3,12 +3,13 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use super::super::{Ends, Loader, Matrix, Wanted};
+use super::super::{Ends, Fold, Loader, Matrix, Wanted};
 use super::chunks;
 use crate::config::{ModelConfig, Rotary, TextConfig};
 use crate::error::Result;
 use crate::kernels::{
-    self, Attend, CacheRoom, Cpu, Heads, KeyValueCache, PackedLinear, Precision, Rows, Split, Stored, Then, grow,
+    self, Attend, CacheRoom, Cpu, Heads, KeyValueCache, PackedLinear, Precision, Rotation, Rows, Split, Stored, Then,
+    grow,
 };
 use crate::largest::Largest;
 
@@ -20,6 +21,8 @@ pub struct TextModel {
     layers: Vec<Layer>,
     norm: Vec<f32>,
     lm_head: PackedLinear,
+    /// By which the residual stream is turned where activations have 8 bits.
+    rotation: Option<Rotation>,
     rotary: Rotary,
 }
 
@@ -32,22 +35,22 @@ impl TextModel {
         let embed_tokens = loader.matrix(&[embedding], text.hidden_size, &[text.vocab_size])?;
         // A token is chosen by small differences among many: four bits are too few for the head.
         let precision_of_head = if precision == Precision::Int4 { Precision::Int8 } else { precision };
+        // A few channels of a trained model's stream are tens of times larger than the others. Of 16 bits each has its own exponent.
+        let rotation = (precision != Precision::Bf16).then(|| Rotation::new(text.hidden_size));
+        let mut norm = at.at("norm").floats("weight", &[text.hidden_size])?;
+        let fold = fold_norm(&norm, rotation.as_ref());
         let lm_head = if head == embedding {
-            embed_tokens.pack(Vec::new(), precision_of_head, loader.store)?
+            embed_tokens.pack(Vec::new(), precision_of_head, &fold, loader.store)?
         } else {
-            loader.packed(&[head], text.hidden_size, &[text.vocab_size], precision_of_head)?
+            loader.packed(&[head], text.hidden_size, &[text.vocab_size], precision_of_head, &fold)?
         };
         let layers = (0..text.num_hidden_layers)
-            .map(|i| Layer::load(&at.at("layers").at(i), text, precision))
+            .map(|i| Layer::load(&at.at("layers").at(i), text, precision, rotation.as_ref()))
             .collect::<Result<_>>()?;
-        Ok(Self {
-            embed_tokens,
-            layers,
-            norm: at.at("norm").floats("weight", &[text.hidden_size])?,
-            lm_head,
-            rotary: text.rotary(),
-            config: text.clone(),
-        })
+        if rotation.is_some() {
+            norm.fill(1.0);
+        }
+        Ok(Self { embed_tokens, layers, norm, lm_head, rotation, rotary: text.rotary(), config: text.clone() })
     }
 
     /// Appends the embeddings of `ids` to `out`.
@@ -88,6 +91,9 @@ impl TextModel {
         let Buffers { x, qkv, cos, sin, .. } = buffers;
         let x = grow(x, tokens * hidden);
         x.copy_from_slice(embeddings);
+        if let Some(rotation) = &self.rotation {
+            rotation.turn_rows(x, Cpu::detect());
+        }
         let angles = (&cos[..], &sin[..]);
         let qkv_width = self.layers.first().map_or(0, |layer| layer.qkv_proj.outputs());
         let before = *len;
@@ -238,6 +244,11 @@ impl Stream<'_> {
     }
 }
 
+/// What a matrix takes over from the norm before it, whose rows come turned by `rotation`; without one, nothing.
+fn fold_norm<'a>(gains: &'a [f32], rotation: Option<&'a Rotation>) -> Fold<'a> {
+    Fold { gains: rotation.map_or(&[], |_| gains), inputs: rotation, ..Fold::default() }
+}
+
 struct Layer {
     input_layernorm: Vec<f32>,
     /// Queries, keys and values side by side.
@@ -248,6 +259,8 @@ struct Layer {
     gate_up_proj: PackedLinear,
     down_proj: PackedLinear,
     inner: usize,
+    /// Blocks in which what goes into `down_proj` is spread.
+    spread: usize,
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
@@ -255,31 +268,56 @@ struct Layer {
 }
 
 impl Layer {
-    fn load(at: &Loader<'_>, config: &TextConfig, precision: Precision) -> Result<Self> {
+    fn load(at: &Loader<'_>, config: &TextConfig, precision: Precision, rotation: Option<&Rotation>) -> Result<Self> {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let (queries, keys) =
             (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
         let attention = at.at("self_attn");
         let mlp = at.at("mlp");
-        Ok(Self {
-            input_layernorm: at.at("input_layernorm").floats("weight", &[hidden])?,
+        let input_layernorm = at.at("input_layernorm").floats("weight", &[hidden])?;
+        let post_attention_layernorm = at.at("post_attention_layernorm").floats("weight", &[hidden])?;
+        let spread = if rotation.is_some() { kernels::spread_of(inner) } else { 1 };
+        let back = Fold { outputs: rotation, ..Fold::default() };
+        let mut layer = Self {
             qkv_proj: attention.packed_if(
                 config.attention_bias,
                 &["q_proj", "k_proj", "v_proj"],
                 hidden,
                 &[queries, keys, keys],
                 precision,
+                &fold_norm(&input_layernorm, rotation),
             )?,
-            o_proj: attention.packed_if(config.attention_bias, &["o_proj"], queries, &[hidden], precision)?,
-            post_attention_layernorm: at.at("post_attention_layernorm").floats("weight", &[hidden])?,
-            gate_up_proj: mlp.packed_if(config.mlp_bias, &["gate_proj", "up_proj"], hidden, &[inner; 2], precision)?,
-            down_proj: mlp.packed_if(config.mlp_bias, &["down_proj"], inner, &[hidden], precision)?,
+            o_proj: attention.packed_if(config.attention_bias, &["o_proj"], queries, &[hidden], precision, &back)?,
+            gate_up_proj: mlp.packed_if(
+                config.mlp_bias,
+                &["gate_proj", "up_proj"],
+                hidden,
+                &[inner; 2],
+                precision,
+                &fold_norm(&post_attention_layernorm, rotation),
+            )?,
+            down_proj: mlp.packed_if(
+                config.mlp_bias,
+                &["down_proj"],
+                inner,
+                &[hidden],
+                precision,
+                &Fold { spread, ..back },
+            )?,
+            input_layernorm,
+            post_attention_layernorm,
             inner,
+            spread,
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
             eps: config.rms_norm_eps as f32,
-        })
+        };
+        if rotation.is_some() {
+            layer.input_layernorm.fill(1.0);
+            layer.post_attention_layernorm.fill(1.0);
+        }
+        Ok(layer)
     }
 
     /// Queries, keys and values of a chunk, turned; `angles` are all tokens'. Keys and values go to `room`.
@@ -329,7 +367,7 @@ impl Layer {
         // Gates, and the numbers they gate.
         let gate_up = grow(inside, tokens * 2 * self.inner);
         self.gate_up_proj.multiply_and_fetch(rows, gate_up, Then::Store, self.down_proj.first());
-        rows.silu_mul(precision, gate_up, self.inner, cpu);
+        rows.silu_mul(precision, gate_up, (self.inner, self.spread), cpu);
         self.down_proj.multiply_and_fetch(rows, chunk.x, Then::Add, next);
     }
 }

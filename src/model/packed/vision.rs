@@ -1,6 +1,6 @@
 //! The SigLIP vision transformer and the pixel-shuffle connector on the kernels.
 
-use super::super::Loader;
+use super::super::{Fold, Loader};
 use super::chunks::{self, Buffers};
 use crate::config::{ModelConfig, VisionConfig};
 use crate::error::Result;
@@ -33,11 +33,12 @@ impl VisionModel {
         let hidden = vision.hidden_size;
         let at = loader.at("vision_model");
         let embeddings = at.at("embeddings");
+        let plain = Fold::default();
         let (patch, inputs) = (vision.patch_size, hidden * config.scale_factor.pow(2));
         let kernel = embeddings.at("patch_embedding").matrix_of(&[hidden, 3, patch, patch])?;
         let bias = embeddings.at("patch_embedding").floats("bias", &[hidden])?;
         Ok(Self {
-            patch_embedding: kernel.pack(bias, precision, loader.store)?,
+            patch_embedding: kernel.pack(bias, precision, &plain, loader.store)?,
             position_embedding: embeddings.at("position_embedding").floats("weight", &[vision.patches(), hidden])?,
             layers: (0..vision.num_hidden_layers)
                 .map(|i| Layer::load(&at.at("encoder.layers").at(i), vision, precision))
@@ -49,6 +50,7 @@ impl VisionModel {
                 inputs,
                 &[config.text.hidden_size],
                 precision,
+                &plain,
             )?,
             config: vision.clone(),
             normalise,
@@ -237,17 +239,18 @@ struct Layer {
 impl Layer {
     fn load(at: &Loader<'_>, config: &VisionConfig, precision: Precision) -> Result<Self> {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let plain = Fold::default();
         let attention = at.at("self_attn");
         let mlp = at.at("mlp");
         Ok(Self {
             layer_norm1: Norm::load(&at.at("layer_norm1"), config)?,
-            q_proj: attention.packed_bias(&["q_proj"], hidden, &[hidden], precision)?,
-            k_proj: attention.packed_bias(&["k_proj"], hidden, &[hidden], precision)?,
-            v_proj: attention.packed_bias(&["v_proj"], hidden, &[hidden], precision)?,
-            out_proj: attention.packed_bias(&["out_proj"], hidden, &[hidden], precision)?,
+            q_proj: attention.packed_bias(&["q_proj"], hidden, &[hidden], precision, &plain)?,
+            k_proj: attention.packed_bias(&["k_proj"], hidden, &[hidden], precision, &plain)?,
+            v_proj: attention.packed_bias(&["v_proj"], hidden, &[hidden], precision, &plain)?,
+            out_proj: attention.packed_bias(&["out_proj"], hidden, &[hidden], precision, &plain)?,
             layer_norm2: Norm::load(&at.at("layer_norm2"), config)?,
-            fc1: mlp.packed_bias(&["fc1"], hidden, &[inner], precision)?,
-            fc2: mlp.packed_bias(&["fc2"], inner, &[hidden], precision)?,
+            fc1: mlp.packed_bias(&["fc1"], hidden, &[inner], precision, &plain)?,
+            fc2: mlp.packed_bias(&["fc2"], inner, &[hidden], precision, &plain)?,
             heads: (config.num_attention_heads, config.head_dim()),
         })
     }

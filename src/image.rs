@@ -1,4 +1,5 @@
-//! Pictures as callers have them: borrowed camera pixels with a stride, or the bytes of an image file.
+//! Pictures as callers have them: borrowed camera pixels with a stride, or the bytes of an image
+//! file.
 //!
 //! Bounds are checked once, in the constructors; everything below may index without fear.
 
@@ -15,7 +16,8 @@ pub const MAX_EDGE: u32 = 32_768;
 /// Most pixels accepted in one picture: 100 megapixels decode to at most 800 MB (16-bit RGBA).
 pub const MAX_PIXELS: u64 = 100_000_000;
 
-/// Most memory for what a file holds besides its pixels: a compressed colour profile of a megabyte may unpack to a gigabyte.
+/// Most memory for what a file holds besides its pixels: a compressed colour profile of a megabyte
+/// may unpack to a gigabyte.
 pub const METADATA_BYTES: u64 = 16 << 20;
 
 /// The memory layout of one raw pixel, 8 bits per channel.
@@ -184,7 +186,8 @@ fn decode(data: &[u8], orient: bool) -> Result<DynamicImage> {
     Ok(image)
 }
 
-/// Whether the end marker comes; the decoder would make gray of what is missing, and the model an answer of that.
+/// Whether the end marker comes; the decoder would make gray of what is missing, and the model an
+/// answer of that.
 fn jpeg_is_whole(file: &[u8]) -> bool {
     const RESTARTS: std::ops::RangeInclusive<u8> = 0xd0..=0xd7;
     const END: u8 = 0xd9;

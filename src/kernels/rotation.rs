@@ -1,7 +1,9 @@
-//! Orthogonal matrices that spread a few large numbers of a row over all of it, so that 8 bits of one scale are enough for them.
+//! Orthogonal matrices that spread a few large numbers of a row over all of it, so that 8 bits of
+//! one scale are enough for them.
 //!
-//! For an orthogonal R, (x R)(Rᵀ W) = x W: what a product takes is turned once for all at load, and what it gives comes out turned where
-//! the rows of W are. The idea is of QuaRot (arXiv 2404.00456) and SpinQuant (arXiv 2405.16406).
+//! For an orthogonal R, (x R)(Rᵀ W) = x W: what a product takes is turned once for all at load, and
+//! what it gives comes out turned where the rows of W are. The idea is of QuaRot (arXiv 2404.00456)
+//! and SpinQuant (arXiv 2405.16406).
 
 use rayon::prelude::*;
 
@@ -16,7 +18,8 @@ const TASK: usize = 8;
 /// Numbers that are spread over each other where it is done for every row of activations.
 const SPREAD: usize = 512;
 
-/// A rotation of rows: signs, then a Hadamard matrix within blocks, then a cosine transform across them.
+/// A rotation of rows: signs, then a Hadamard matrix within blocks, then a cosine transform across
+/// them.
 #[derive(Debug)]
 pub struct Rotation {
     signs: Vec<f32>,
@@ -107,8 +110,8 @@ pub fn spread_of(width: usize) -> usize {
     if block < LANES { 1 } else { block }
 }
 
-/// Multiplies each block of a row by an orthogonal matrix that is its own inverse. Weights and activations that are both spread have the same
-/// product.
+/// Multiplies each block of a row by an orthogonal matrix that is its own inverse. Weights and
+/// activations that are both spread have the same product.
 pub fn spread(row: &mut [f32], block: usize, cpu: Cpu) {
     if block > 1 {
         math::hadamard(row, block, cpu);

@@ -30,8 +30,8 @@ fn stages(x: &mut [f32], from: usize, to: usize) {
 }
 
 vectorised! {
-    /// Each block of so many numbers, a power of 2 that `x` has whole ones of, times an orthogonal matrix: every number of a block is in every
-    /// other one, with the same weight.
+    /// Each block of so many numbers, a power of 2 that `x` has whole ones of, times an orthogonal
+    /// matrix: every number of a block is in every other one, with the same weight.
     hadamard(x: &mut [f32], block: usize) {
         let scale = 1.0 / (block as f32).sqrt();
         if block < LANES {

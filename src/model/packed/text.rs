@@ -35,7 +35,8 @@ impl TextModel {
         let embed_tokens = loader.matrix(&[embedding], text.hidden_size, &[text.vocab_size])?;
         // A token is chosen by small differences among many: four bits are too few for the head.
         let precision_of_head = if precision == Precision::Int4 { Precision::Int8 } else { precision };
-        // A few channels of a trained model's stream are tens of times larger than the others. Of 16 bits each has its own exponent.
+        // A few channels of a trained model's stream are tens of times larger than the others. Of
+        // 16 bits each has its own exponent.
         let rotation = (precision != Precision::Bf16).then(|| Rotation::new(text.hidden_size));
         let mut norm = at.at("norm").floats("weight", &[text.hidden_size])?;
         let fold = fold_norm(&norm, rotation.as_ref());
@@ -244,7 +245,8 @@ impl Stream<'_> {
     }
 }
 
-/// What a matrix takes over from the norm before it, whose rows come turned by `rotation`; without one, nothing.
+/// What a matrix takes over from the norm before it, whose rows come turned by `rotation`; without
+/// one, nothing.
 fn fold_norm<'a>(gains: &'a [f32], rotation: Option<&'a Rotation>) -> Fold<'a> {
     Fold { gains: rotation.map_or(&[], |_| gains), inputs: rotation, ..Fold::default() }
 }
@@ -320,7 +322,8 @@ impl Layer {
         Ok(layer)
     }
 
-    /// Queries, keys and values of a chunk, turned; `angles` are all tokens'. Keys and values go to `room`.
+    /// Queries, keys and values of a chunk, turned; `angles` are all tokens'. Keys and values go to
+    /// `room`.
     fn project(
         &self,
         chunk: &mut Chunk<'_>,
@@ -339,7 +342,8 @@ impl Layer {
         let of_cache = (self.kv_heads, self.head_dim);
         let [keys, values] =
             [queries, queries + keys].map(|first| Heads::beside(chunk.qkv, self.qkv_proj.outputs(), first, of_cache));
-        // SAFETY: no other task has these tokens, and `chunks::in_chunks` begins none but the first chunk within a pair.
+        // SAFETY: no other task has these tokens, and `chunks::in_chunks` begins none but the first
+        // chunk within a pair.
         unsafe { room.put(chunk.tokens.start, keys, values) };
     }
 

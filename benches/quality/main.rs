@@ -4,6 +4,7 @@
 
 mod measure;
 mod peer;
+mod vision;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -26,10 +27,14 @@ type Anything<T> = Result<T, Box<dyn std::error::Error>>;
 struct Options {
     /// A checkpoint.
     model: PathBuf,
-    /// JSON: windows of text and prompts, as ids; how long answers may be, and what ends one.
-    text: PathBuf,
     /// Written: JSON.
     out: PathBuf,
+    /// JSON: windows of text and prompts, as ids; how long answers may be, and what ends one.
+    #[arg(long)]
+    text: Option<PathBuf>,
+    /// Instead of a text: what vision makes of a picture.
+    #[arg(long = "picture", required_unless_present = "text")]
+    pictures: Vec<PathBuf>,
     /// What to measure: `candle int8`, `onnx q4`, or `peer NAME=COMMAND`, a program that speaks the protocol of peer.rs.
     #[arg(long = "subject")]
     subjects: Vec<String>,
@@ -99,7 +104,15 @@ fn open(model: &Path, name: &str, threads: usize) -> Anything<Box<dyn Decoder>> 
 
 fn main() -> Anything<()> {
     let options = Options::parse();
-    let text: Text = serde_json::from_slice(&std::fs::read(&options.text)?)?;
+    let report = match &options.text {
+        Some(text) => serde_json::to_vec_pretty(&read(&options, &serde_json::from_slice(&std::fs::read(text)?)?)?)?,
+        None => serde_json::to_vec_pretty(&vision::look(&options.model, &options.pictures, &options.subjects)?)?,
+    };
+    Ok(std::fs::write(&options.out, report)?)
+}
+
+/// Everything about a text.
+fn read(options: &Options, text: &Text) -> Anything<Report> {
     let mut reference = Reference::new(open(&options.model, "candle f32", options.threads)?);
     let (mut subjects, mut missing) = (Vec::new(), Vec::new());
     for name in &options.subjects {
@@ -145,7 +158,7 @@ fn main() -> Anything<()> {
         answers.push(expected);
     }
 
-    let report = Report {
+    Ok(Report {
         reference: "candle f32".into(),
         perplexity: reference.perplexity(),
         rows: subjects
@@ -160,7 +173,5 @@ fn main() -> Anything<()> {
             .collect(),
         missing,
         answers,
-    };
-    std::fs::write(&options.out, serde_json::to_vec_pretty(&report)?)?;
-    Ok(())
+    })
 }

@@ -87,7 +87,7 @@ def measure(folder, given, options):
         make_gguf(folder, make_llamacpp(), kinds)
     out = weights.FOLDER / f"{folder.name}.json"
     subjects = [word for row in options.rows for word in ("--subject", subject(folder, row, options.threads))]
-    run("cargo", "bench", "--locked", "--bench", "quality", "--", folder, given, out, "--threads", options.threads, *subjects)
+    run("cargo", "bench", "--locked", "--bench", "quality", "--", folder, out, "--text", given, "--threads", options.threads, *subjects)
     return json.loads(out.read_text())
 
 

@@ -6,8 +6,8 @@
     quality.py --rows candle,q8_0 --checkpoints plain
 
 The reference is Candle's f32 of the same checkpoint, which golden tests hold to transformers. Every row is given the same ids: windows of
-prose a token at a time (`steps`), beginnings of them at once (`prompts`), and questions that it answers greedily. See weights.py for what
-the checkpoints are and text.py for the prose. Writes JSON, and prints tables in Markdown.
+prose a token at a time (`steps`), beginnings of them at once (`prompts`), and questions that it answers greedily. See weights.py and vit.py
+for what the checkpoints are and text.py for the prose. Candle's vision looks at two pictures. Writes JSON, and prints tables in Markdown.
 """
 
 import argparse
@@ -20,7 +20,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import matplotlib
 import text
+import vit
 import weights
 from common import LLAMACPP_PROGRAM, LLAMACPP_VERSION, ROOT, make_gguf, make_llamacpp, run
 from engines import machine
@@ -28,13 +30,15 @@ from tokenizers import Tokenizer
 
 CANDLE, ONNX, LLAMACPP = ("bf16", "int8", "int4"), ("f32", "int8", "q4"), ("q8_0", "q4_0", "q4_1", "q4_k_m")
 ROWS = [*(f"candle {p}" for p in CANDLE), *(f"onnx {p}" for p in ONNX), *(f"llama.cpp {k}" for k in LLAMACPP)]
+CHECKPOINTS = (*weights.CHECKPOINTS, "vit")
+PICTURES = [Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg", ROOT / "models" / "demo" / "test_image.jpg"]
 PROMPTS_OF_WINDOW, NEW_TOKENS, CONTEXT = 13, 64, 1024
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="", help=f"parts of the names of those to run, with commas between, of {', '.join(ROWS)}")
-    parser.add_argument("--checkpoints", default=",".join(weights.CHECKPOINTS), help="default: %(default)s")
+    parser.add_argument("--checkpoints", default=",".join(CHECKPOINTS), help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=weights.FOLDER / "quality.json", help="default: %(default)s")
@@ -42,8 +46,8 @@ def arguments():
     options.rows = [row for row in ROWS if any(part in row for part in options.rows.split(","))]
     options.checkpoints = options.checkpoints.split(",")
     for name in options.checkpoints:
-        if name not in weights.CHECKPOINTS:
-            parser.error(f"--checkpoints: '{name}' is none of {', '.join(weights.CHECKPOINTS)}")
+        if name not in CHECKPOINTS:
+            parser.error(f"--checkpoints: '{name}' is none of {', '.join(CHECKPOINTS)}")
     if not options.rows:
         parser.error(f"--rows: none of {', '.join(ROWS)}")
     return options
@@ -85,9 +89,20 @@ def measure(folder, given, options):
     kinds = [row.split(" ")[1] for row in options.rows if row.startswith("llama.cpp")]
     if kinds:
         make_gguf(folder, make_llamacpp(), kinds)
+    return ask(folder, [subject(folder, row, options.threads) for row in options.rows], "--text", given, "--threads", options.threads)
+
+
+def look(options):
+    folder = vit.make()
+    rows = [row for row in options.rows if row.startswith("candle")]
+    return ask(folder, rows, *(word for picture in PICTURES for word in ("--picture", picture)))
+
+
+def ask(folder, subjects, *words):
+    """What the program says."""
     out = weights.FOLDER / f"{folder.name}.json"
-    subjects = [word for row in options.rows for word in ("--subject", subject(folder, row, options.threads))]
-    run("cargo", "bench", "--locked", "--bench", "quality", "--", folder, out, "--text", given, "--threads", options.threads, *subjects)
+    named = (word for subject in subjects for word in ("--subject", subject))
+    run("cargo", "bench", "--locked", "--bench", "quality", "--", folder, out, *words, *named)
     return json.loads(out.read_text())
 
 
@@ -108,26 +123,38 @@ def table(found):
         print(f"\nNot run: {line}")
 
 
+def vision_table(found):
+    head = ("relative error", "largest", "cosine", "smallest")
+    print("| | " + " | ".join(f"{of}: {what}" for of in ("features", "image rows") for what in head) + " |\n|---" + "|---:" * 8 + "|")
+    for row in found["rows"]:
+        cells = [f"{row[of][what]:.5f}" for of in ("features", "image_rows") for what in ("error_mean", "error_max", "cosine_mean", "cosine_min")]
+        print(f"| {row['name']} | " + " | ".join(cells) + " |")
+
+
 def main():
     options = arguments()
     start = time.time()
-    folders = {name: weights.make(name) for name in options.checkpoints}
-    given, tokenizer = write_text(next(iter(folders.values())), options.quick)
+    folders = {name: weights.make(name) for name in options.checkpoints if name != "vit"}
     found = {
         "machine": machine(), "threads": options.threads, "python": platform.python_version(), "llama.cpp": f"of llama-cpp-python {LLAMACPP_VERSION}",
         "commit": subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout.strip(),
         "checkpoints": {},
     }  # fmt: skip
     for name, folder in folders.items():
+        given, tokenizer = write_text(folder, options.quick)
         found["checkpoints"][name] = measure(folder, given, options)
+    if "vit" in options.checkpoints:
+        found["vit"] = look(options)
     found["seconds"] = time.time() - start
     options.out.write_text(json.dumps(found, indent=1) + "\n")
     for name, of in found["checkpoints"].items():
         steps = of["rows"][0]["steps"]["positions"] if of["rows"] else 0
         print(f"\n{name}: f32's perplexity {of['perplexity']:.2f}; {steps} steps\n")
         table(of)
-    first = next(iter(found["checkpoints"].values()))["answers"][:3]
-    print("\nf32's first answers:", *(json.dumps(tokenizer.decode(ids)) for ids in first), sep="\n  ")
+        print("\nf32's first answers:", *(json.dumps(tokenizer.decode(ids)) for ids in of["answers"][:3]), sep="\n  ")
+    if "vit" in found:
+        print(f"\nvit: {found['vit']['pictures']} pictures\n")
+        vision_table(found["vit"])
     print(f"\n{found['machine']['cpu']}, {options.threads} threads, prose of Python {found['python']}; {options.out}, {found['seconds'] / 60:.0f} minutes")
 
 

@@ -18,7 +18,8 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+BENCHES = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(BENCHES), str(BENCHES.parent / "tools")]
 
 import matplotlib
 import text
@@ -28,7 +29,7 @@ from common import LLAMACPP_PROGRAM, LLAMACPP_VERSION, ROOT, make_gguf, make_lla
 from engines import machine
 from tokenizers import Tokenizer
 
-CANDLE, ONNX, LLAMACPP = ("bf16", "int8", "int4"), ("f32", "int8", "q4"), ("q8_0", "q4_0", "q4_1", "q4_k_m")
+CANDLE, ONNX, LLAMACPP = ("bf16", "int8", "int4"), ("int8", "q4"), ("f16", "q8_0", "q4_0", "q4_1", "q4_k_m")
 ROWS = [*(f"candle {p}" for p in CANDLE), *(f"onnx {p}" for p in ONNX), *(f"llama.cpp {k}" for k in LLAMACPP)]
 CHECKPOINTS = (*weights.CHECKPOINTS, "vit")
 PICTURES = [Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg", ROOT / "models" / "demo" / "test_image.jpg"]
@@ -68,9 +69,8 @@ def write_text(folder, quick):
 
 def export(folder, rows):
     """The graphs that rows of ONNX Runtime need."""
-    precisions = {"onnx f32": ("fp32", ""), "onnx int8": ("int8", "_int8"), "onnx q4": ("q4", "_q4")}
-    wanted = [precisions[row] for row in rows if row in precisions]
-    missing = [name for name, suffix in wanted if not (folder / "onnx" / f"decoder_model_merged{suffix}.onnx").exists()]
+    wanted = [row.split(" ")[1] for row in rows if row.startswith("onnx")]
+    missing = [precision for precision in wanted if not (folder / "onnx" / f"decoder_model_merged_{precision}.onnx").exists()]
     if missing:
         run(sys.executable, ROOT / "tools" / "export_onnx.py", folder, "--precisions", ",".join(missing))
 
@@ -88,7 +88,7 @@ def measure(folder, given, options):
     export(folder, options.rows)
     kinds = [row.split(" ")[1] for row in options.rows if row.startswith("llama.cpp")]
     if kinds:
-        make_gguf(folder, make_llamacpp(), kinds)
+        make_gguf(folder, make_llamacpp(), [kind for kind in kinds if kind != "f16"])
     return ask(folder, [subject(folder, row, options.threads) for row in options.rows], "--text", given, "--threads", options.threads)
 
 

@@ -48,8 +48,8 @@ struct Options {
 #[derive(Deserialize)]
 struct Text {
     windows: Vec<Vec<u32>>,
-    /// Prompts cut out of a window that are given at once.
-    prompts_of_window: usize,
+    /// Lengths of a window's beginnings that are given at once.
+    prompts: Vec<usize>,
     questions: Vec<Vec<u32>>,
     new_tokens: usize,
     ends: Vec<u32>,
@@ -138,9 +138,8 @@ fn read(options: &Options, text: &Text) -> Anything<Report> {
         reference.read(window)?;
         for subject in &mut subjects {
             let start = Instant::now();
-            let prompts = (1..=text.prompts_of_window).map(|i| (i * window.len() / text.prompts_of_window).max(1));
             measure::steps(&reference, &mut *subject.decoder, window, &mut subject.steps)?;
-            measure::prompts(&reference, &mut *subject.decoder, window, prompts, &mut subject.prompts)?;
+            measure::prompts(&reference, &mut *subject.decoder, window, &text.prompts, &mut subject.prompts)?;
             subject.seconds += start.elapsed().as_secs_f64();
         }
     }

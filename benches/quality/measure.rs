@@ -114,10 +114,10 @@ pub fn prompts(
     reference: &Reference,
     decoder: &mut dyn Decoder,
     window: &[u32],
-    lengths: impl Iterator<Item = usize>,
+    lengths: &[usize],
     found: &mut Agreement,
 ) -> Anything<()> {
-    for length in lengths {
+    for &length in lengths {
         decoder.truncate(0);
         let logits = decoder.prefill(&window[..length], &[], &Stop::default()).map_err(ended)?.to_vec();
         found.take_in(reference.row(length - 1), logits, window.get(length).copied());

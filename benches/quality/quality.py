@@ -33,7 +33,7 @@ CANDLE, ONNX, LLAMACPP = ("bf16", "int8", "int4"), ("int8", "q4"), ("f16", "q8_0
 ROWS = [*(f"candle {p}" for p in CANDLE), *(f"onnx {p}" for p in ONNX), *(f"llama.cpp {k}" for k in LLAMACPP)]
 CHECKPOINTS = (*weights.CHECKPOINTS, "vit")
 PICTURES = [Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg", ROOT / "models" / "demo" / "test_image.jpg"]
-PROMPTS_OF_WINDOW, NEW_TOKENS, CONTEXT = 13, 64, 1024
+PROMPTS, NEW_TOKENS, CONTEXT = list(range(20, text.WINDOW // 2, 20)), 64, 1024
 
 
 def arguments():
@@ -61,7 +61,7 @@ def write_text(folder, quick):
     if quick:
         windows, questions = windows[::8], questions[::5]
     ends = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
-    given = {"windows": windows, "prompts_of_window": PROMPTS_OF_WINDOW, "questions": questions, "new_tokens": NEW_TOKENS, "ends": ends}
+    given = {"windows": windows, "prompts": PROMPTS, "questions": questions, "new_tokens": NEW_TOKENS, "ends": ends}
     path = weights.FOLDER / "text.json"
     path.write_text(json.dumps(given))
     return path, tokenizer

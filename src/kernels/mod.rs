@@ -25,6 +25,6 @@ pub use attention::{Attend, CacheRoom, Heads, Int8KeysValues, Int16KeysValues, I
 pub use cpu::Cpu;
 pub use linear::{PackedLinear, Precision, Then};
 pub use rotary::rotate;
-pub use rotation::{Rotation, spread, spread_of};
+pub use rotation::{Rotation, spread, spread_of, spread_rows};
 pub use rows::{Rows, grow, layer_norm};
 pub use team::{Split, gather, share, size as threads};

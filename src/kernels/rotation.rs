@@ -118,6 +118,22 @@ pub fn spread(row: &mut [f32], block: usize, cpu: Cpu) {
     }
 }
 
+/// [`spread`] of the first `width` numbers of every row of `stride`, which the team of the caller's pass shares.
+pub fn spread_rows(rows: &mut [f32], stride: usize, width: usize, block: usize, cpu: Cpu) {
+    if block <= 1 {
+        return;
+    }
+    let count = rows.len() / stride;
+    assert!(width <= stride && rows.len() == count * stride);
+    let rows = Split::new(rows);
+    team::share(count.div_ceil(TASK), |task| {
+        for row in task * TASK..count.min((task + 1) * TASK) {
+            // SAFETY: no other task has this row.
+            spread(unsafe { rows.part(row * stride, width) }, block, cpu);
+        }
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::math::tests::{largest_difference, numbers};

@@ -266,6 +266,8 @@ struct Layer {
     inner: usize,
     /// Blocks in which what goes into `down_proj` is spread.
     spread: usize,
+    /// Blocks in which queries, keys and values are spread.
+    head_spread: usize,
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
@@ -281,7 +283,8 @@ impl Layer {
         let mlp = at.at("mlp");
         let input_layernorm = at.at("input_layernorm").floats("weight", &[hidden])?;
         let post_attention_layernorm = at.at("post_attention_layernorm").floats("weight", &[hidden])?;
-        let spread = if rotation.is_some() { kernels::spread_of(inner) } else { 1 };
+        let spread_of = |width| if rotation.is_some() { kernels::spread_of(width) } else { 1 };
+        let (spread, head_spread) = (spread_of(inner), spread_of(config.head_dim));
         let back = Fold { outputs: rotation, ..Fold::default() };
         let mut layer = Self {
             qkv_proj: attention.packed_if(
@@ -292,7 +295,14 @@ impl Layer {
                 precision,
                 &fold_norm(&input_layernorm, rotation),
             )?,
-            o_proj: attention.packed_if(config.attention_bias, &["o_proj"], queries, &[hidden], precision, &back)?,
+            o_proj: attention.packed_if(
+                config.attention_bias,
+                &["o_proj"],
+                queries,
+                &[hidden],
+                precision,
+                &Fold { spread: head_spread, ..back },
+            )?,
             gate_up_proj: mlp.packed_if(
                 config.mlp_bias,
                 &["gate_proj", "up_proj"],
@@ -313,6 +323,7 @@ impl Layer {
             post_attention_layernorm,
             inner,
             spread,
+            head_spread,
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
@@ -341,6 +352,9 @@ impl Layer {
         let of_chunk = chunk.tokens.start * half..chunk.tokens.end * half;
         let angles = (&angles.0[of_chunk.clone()], &angles.1[of_chunk]);
         kernels::rotate(chunk.qkv, self.qkv_proj.outputs(), self.heads + self.kv_heads, self.head_dim, angles);
+        // Products of queries and keys are as before, and so is what `o_proj` makes of values.
+        let width = self.qkv_proj.outputs();
+        kernels::spread_rows(chunk.qkv, width, width, self.head_spread, Cpu::detect());
         let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let of_cache = (self.kv_heads, self.head_dim);
         let [keys, values] =

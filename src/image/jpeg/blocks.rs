@@ -1,0 +1,167 @@
+//! One block's coefficients out of the bits: sequential, and the four kinds of progressive scan.
+
+use super::bits::Bits;
+use super::huffman::Table;
+use super::markers::ZIGZAG;
+use crate::error::Result;
+
+/// The coefficients of a scan, and the bits of them that it brings.
+pub struct Band {
+    pub first: usize,
+    pub last: usize,
+    pub high: u8,
+    pub low: u8,
+}
+
+fn at(k: usize) -> usize {
+    usize::from(ZIGZAG[k & 63])
+}
+
+fn dc_difference(bits: &mut Bits<'_>, table: &Table) -> Result<i32> {
+    match bits.symbol(table)? {
+        size @ 0..=15 => bits.signed(size.into()),
+        _ => Err(bits.damaged()),
+    }
+}
+
+pub fn sequential(bits: &mut Bits<'_>, dc: &Table, ac: &Table, predicted: &mut i32) -> Result<[i16; 64]> {
+    let mut block = [0; 64];
+    *predicted = predicted.wrapping_add(dc_difference(bits, dc)?);
+    block[0] = *predicted as i16;
+    let mut k = 1;
+    while k < 64 {
+        let symbol = bits.symbol(ac)?;
+        let (run, size) = (usize::from(symbol >> 4), u32::from(symbol & 15));
+        if size == 0 {
+            if run != 15 {
+                break;
+            }
+            k += 16;
+            continue;
+        }
+        k += run;
+        let value = bits.signed(size)?;
+        if k > 63 {
+            return Err(bits.damaged());
+        }
+        block[at(k)] = value as i16;
+        k += 1;
+    }
+    Ok(block)
+}
+
+/// What a progressive scan carries from block to block.
+#[derive(Default)]
+pub struct Progressive {
+    /// Blocks from here on that bring no new coefficients.
+    empty: u32,
+}
+
+impl Progressive {
+    pub fn decode(
+        &mut self,
+        bits: &mut Bits<'_>,
+        block: &mut [i16; 64],
+        dc: Option<&Table>,
+        ac: Option<&Table>,
+        predicted: &mut i32,
+        band: &Band,
+    ) -> Result<()> {
+        match (band.first, band.high, dc, ac) {
+            (0, 0, Some(dc), _) => {
+                *predicted = predicted.wrapping_add(dc_difference(bits, dc)?);
+                block[0] = predicted.wrapping_shl(band.low.into()) as i16;
+                Ok(())
+            }
+            (0, ..) => {
+                if bits.bit()? {
+                    block[0] |= 1 << band.low;
+                }
+                Ok(())
+            }
+            (_, 0, _, Some(ac)) => self.first(bits, block, ac, band),
+            (.., Some(ac)) => self.refine(bits, block, ac, band),
+            _ => Err(bits.damaged()),
+        }
+    }
+
+    fn first(&mut self, bits: &mut Bits<'_>, block: &mut [i16; 64], ac: &Table, band: &Band) -> Result<()> {
+        if self.empty > 0 {
+            self.empty -= 1;
+            return Ok(());
+        }
+        let mut k = band.first;
+        while k <= band.last {
+            let symbol = bits.symbol(ac)?;
+            let (run, size) = (usize::from(symbol >> 4), u32::from(symbol & 15));
+            if size == 0 {
+                if run < 15 {
+                    self.empty = (1 << run) - 1 + bits.take(run as u32)? as u32;
+                    return Ok(());
+                }
+                k += 16;
+                continue;
+            }
+            k += run;
+            let value = bits.signed(size)?;
+            if k > 63 {
+                return Err(bits.damaged());
+            }
+            block[at(k)] = value.wrapping_shl(band.low.into()) as i16;
+            k += 1;
+        }
+        Ok(())
+    }
+
+    fn refine(&mut self, bits: &mut Bits<'_>, block: &mut [i16; 64], ac: &Table, band: &Band) -> Result<()> {
+        let bit = 1i16 << band.low;
+        let mut k = band.first;
+        if self.empty == 0 {
+            while k <= band.last {
+                let symbol = bits.symbol(ac)?;
+                let (mut run, size) = (u32::from(symbol >> 4), symbol & 15);
+                let value = match size {
+                    0 if run < 15 => {
+                        self.empty = (1 << run) + bits.take(run)? as u32;
+                        break;
+                    }
+                    0 => 0,
+                    1 if bits.bit()? => bit,
+                    1 => -bit,
+                    _ => return Err(bits.damaged()),
+                };
+                // Past `run` coefficients that are still zero; the others on the way get their next bit.
+                while k <= band.last {
+                    let coefficient = &mut block[at(k)];
+                    if *coefficient != 0 {
+                        correct(bits, coefficient, bit)?;
+                    } else if run == 0 {
+                        *coefficient = value;
+                        k += 1;
+                        break;
+                    } else {
+                        run -= 1;
+                    }
+                    k += 1;
+                }
+            }
+        }
+        if self.empty > 0 {
+            for k in k..=band.last {
+                let coefficient = &mut block[at(k)];
+                if *coefficient != 0 {
+                    correct(bits, coefficient, bit)?;
+                }
+            }
+            self.empty -= 1;
+        }
+        Ok(())
+    }
+}
+
+fn correct(bits: &mut Bits<'_>, coefficient: &mut i16, bit: i16) -> Result<()> {
+    if bits.bit()? && *coefficient & bit == 0 {
+        *coefficient = coefficient.wrapping_add(if *coefficient < 0 { -bit } else { bit });
+    }
+    Ok(())
+}

@@ -25,7 +25,7 @@ help:
 	@echo "make test-features  builds with one backend"
 	@echo "make test-c     ctest: C and C++, shared and static, Valgrind, the installed package"
 	@echo "make test-download  download_models.sh against a hub on this machine"
-	@echo "make test-web   the web server with OpenAI's client, and its page in Chromium"
+	@echo "make test-web   the web server with four clients of its protocol, and its page and a webcam page in Chromium"
 	@echo "make test-python  pytest: the Python package out of its wheel, smolvlm_demo.py, benchmark.py"
 	@echo "make test-ray   pytest: a folder of images on a local Ray cluster"
 	@echo "make bench      our engines and their peers, as ratios"
@@ -98,13 +98,22 @@ $(WEB_VENV)/done: tests/web/requirements.txt | web-tools
 	$(WEB_VENV)/bin/python -m pip install --quiet -r $<
 	touch $@
 
+# OpenAI's client for JavaScript, beside what is built.
+WEB_NPM := build/web-npm
+$(WEB_NPM)/done: tests/web/package.json tests/web/package-lock.json | web-tools
+	mkdir -p $(WEB_NPM)
+	cp tests/web/package.json tests/web/package-lock.json $(WEB_NPM)
+	npm ci --prefix $(WEB_NPM) --omit=peer --no-audit --no-fund --silent
+	touch $@
+
 web-tools: tools
 	@missing=; command -v $(CHROMIUM) >/dev/null || missing=chromium; \
+	command -v node >/dev/null || missing="$$missing nodejs"; command -v npm >/dev/null || missing="$$missing npm"; \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq $$missing; \
 	  else echo "missing: $$missing (Debian's names)"; exit 1; fi; fi
 
-test-web: $(WEB_VENV)/done
+test-web: $(WEB_VENV)/done $(WEB_NPM)/done
 	cargo build --release --locked --example web_api
 	cd tests/web && $(CURDIR)/$(WEB_VENV)/bin/python -m unittest
 

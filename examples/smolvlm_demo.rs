@@ -26,7 +26,7 @@ struct Args {
     /// JPEG, PNG, WebP or BMP file; several make a question about several pictures
     #[arg(short, long, value_name = "FILE", num_args = 1..)]
     image: Vec<PathBuf>,
-    /// The question
+    /// The question; an empty one about a picture asks for a caption
     #[arg(short, long, value_name = "TEXT", default_value = "What objects are in this image?")]
     prompt: String,
     /// Put before the conversation
@@ -68,12 +68,21 @@ struct Args {
     /// Over 1: repeat less, 0: off
     #[arg(long, value_name = "F", default_value_t = 0.0)]
     repetition_penalty: f32,
+    /// Taken from a token's score for each time that the answer has it, -2 to 2
+    #[arg(long, value_name = "F", default_value_t = 0.0, allow_negative_numbers = true)]
+    frequency_penalty: f32,
+    /// Taken once from the score of each token that the answer has, -2 to 2
+    #[arg(long, value_name = "F", default_value_t = 0.0, allow_negative_numbers = true)]
+    presence_penalty: f32,
     /// The same seed gives the same answer
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     /// Ends the answer; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
+    /// Show the answer's special tokens, but for its end
+    #[arg(long)]
+    keep_special_tokens: bool,
     /// Tile budget: longest edge of a picture before it is split, in pixels; the largest latency lever
     #[arg(long, value_name = "N", conflicts_with = "no_split")]
     longest_edge: Option<usize>,
@@ -134,10 +143,13 @@ fn run(args: &Args) -> Result<(), Error> {
             top_p: args.top_p,
             min_p: args.min_p,
             repetition_penalty: args.repetition_penalty,
+            frequency_penalty: args.frequency_penalty,
+            presence_penalty: args.presence_penalty,
             seed: args.seed,
         },
         stop: &stop,
         timeout: args.timeout_ms.map(Duration::from_millis),
+        keep_special_tokens: args.keep_special_tokens,
         ..Request::new(&args.prompt, &images)
     };
     let answer = engine.process(&request, &mut |text| {

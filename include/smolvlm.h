@@ -257,7 +257,9 @@ typedef enum smolvlm_log_level {
 
 /**
  * A loaded model: weights, tokenizer, configuration. It never changes; any thread may use it, and
- * several at once. Made by `smolvlm_create`, freed by `smolvlm_free`.
+ * several at once, of the process that made it: a child of `fork` that asks it, or a session of it, is
+ * told so at once (`SMOLVLM_STATUS_UNSUPPORTED`, "fork: ..."), may free both, and may load the model itself.
+ * Made by `smolvlm_create`, freed by `smolvlm_free`.
  */
 typedef struct smolvlm_engine smolvlm_engine;
 
@@ -391,7 +393,7 @@ typedef struct smolvlm_request {
    */
   size_t struct_size;
   /**
-   * The question: UTF-8, not NULL.
+   * The question: UTF-8, not NULL; with a picture it may be empty, which asks for a caption.
    */
   const char *prompt;
   /**
@@ -470,6 +472,23 @@ typedef struct smolvlm_request {
    * First argument of `on_text`.
    */
   void *user_data;
+  /**
+   * Non-zero: special tokens of the answer are in its text and in what `on_text` receives, but for
+   * those that end it and padding. Models that write a document's layout in such tokens need it.
+   */
+  int32_t keep_special_tokens;
+  /**
+   * Zero.
+   */
+  int32_t reserved;
+  /**
+   * Taken from a token's score for each time that the answer has it already, -2 to 2; 0: off.
+   */
+  float frequency_penalty;
+  /**
+   * Taken once from the score of each token that the answer has already, -2 to 2; 0: off.
+   */
+  float presence_penalty;
 } smolvlm_request;
 
 /**
@@ -555,7 +574,8 @@ extern "C" {
  *
  * `model_dir` is the path, in UTF-8, of a directory as the Hugging Face hub publishes it: config.json,
  * tokenizer.json, model.safetensors or its shards for Candle, `onnx/` for ONNX Runtime. Where there is no such directory, it may
- * be a hub id, `owner/name`, that the hub's local cache holds (`HF_HUB_CACHE`, else `HF_HOME`, else `~/.cache/huggingface`); nothing is
+ * be a hub id, `owner/name` or `owner/name@revision`, that the hub's local cache holds (`HF_HUB_CACHE`, else
+ * `HUGGINGFACE_HUB_CACHE`, else `HF_HOME`, else `~/.cache/huggingface`); nothing is
  * fetched, and the message says what would fetch it. `options` may be NULL: all defaults. `*out` is the
  * engine, to be freed with `smolvlm_free`, or NULL on failure. The directory must not change while
  * the engine lives: a backend may keep its weights mapped.

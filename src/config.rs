@@ -1,10 +1,14 @@
 //! What a checkpoint's JSON files say, with the published defaults filled in and every number checked.
 
+pub(crate) mod foreign;
 mod image;
+mod lookalike;
+mod rope;
 mod text;
 mod vision;
 
 pub use image::{ImageConfig, MAX_LONGEST_EDGE, MAX_TILE_SIZE};
+pub use rope::{Rope, Rotary};
 pub use text::TextConfig;
 pub use vision::VisionConfig;
 
@@ -24,13 +28,16 @@ pub struct ModelConfig {
     pub scale_factor: usize,
     /// The id whose embeddings are replaced by image rows.
     pub image_token_id: u32,
-    /// The head's weights are the token embedding's.
+    /// The head's weights are the token embedding's, says the flag at top level: the one that transformers 5 reads.
     pub tie_word_embeddings: bool,
+    /// The same of `text_config`'s flag, which transformers 4 reads.
+    pub text_tie_word_embeddings: bool,
 }
 
 impl ModelConfig {
     /// Reads and checks `config.json`.
     pub fn load(files: &ModelFiles) -> Result<Self> {
+        foreign::check(files)?;
         let raw: RawConfig = parse(files, CONFIG)?;
         raw.check().map_err(|e| e.at(files.path(CONFIG).display()))
     }
@@ -57,8 +64,9 @@ struct RawConfig {
     scale_factor: usize,
     #[serde(default = "default_image_token_id")]
     image_token_id: u32,
-    #[serde(default)]
-    tie_word_embeddings: bool,
+    tie_word_embeddings: Option<bool>,
+    #[serde(flatten)]
+    others: serde_json::Map<String, serde_json::Value>,
 }
 
 fn default_scale_factor() -> usize {
@@ -77,6 +85,7 @@ impl RawConfig {
                 self.model_type
             )));
         }
+        lookalike::check_top(&self.others)?;
         let vision = self.vision_config;
         vision.check()?;
         in_range("scale_factor", self.scale_factor)?;
@@ -84,10 +93,11 @@ impl RawConfig {
 
         Ok(ModelConfig {
             vision,
+            text_tie_word_embeddings: self.text_config.tie_word_embeddings == Some(true),
             text: self.text_config.check()?,
             scale_factor: self.scale_factor,
             image_token_id: self.image_token_id,
-            tie_word_embeddings: self.tie_word_embeddings,
+            tie_word_embeddings: self.tie_word_embeddings == Some(true),
         })
     }
 }
@@ -138,30 +148,6 @@ pub fn check_processor(files: &ModelFiles, model: &ModelConfig) -> Result<()> {
     }
 }
 
-/// The ids that end a generation, from `generation_config.json`, else from `config.json`'s text part.
-pub fn eos_token_ids(files: &ModelFiles) -> Result<Vec<u32>> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Ids {
-        One(u32),
-        Many(Vec<u32>),
-    }
-    #[derive(Deserialize)]
-    struct Raw {
-        eos_token_id: Option<Ids>,
-    }
-    const FILE: &str = "generation_config.json";
-    if !files.has(FILE) {
-        return Ok(Vec::new());
-    }
-    let raw: Raw = parse(files, FILE)?;
-    Ok(match raw.eos_token_id {
-        None => Vec::new(),
-        Some(Ids::One(id)) => vec![id],
-        Some(Ids::Many(ids)) => ids,
-    })
-}
-
 /// Parses a JSON file of the checkpoint; errors name the file.
 pub(crate) fn parse<T: DeserializeOwned>(files: &ModelFiles, name: &str) -> Result<T> {
     let bytes = files.read(name)?;
@@ -199,8 +185,10 @@ mod tests {
         assert_eq!(c.text.rope_theta, 273_768.0);
         assert_eq!(c.vision.patches_per_side(), 27);
         assert!(text(serde_json::json!({})).unwrap_err().message().contains("rope_theta"));
-        let yarn = text(serde_json::json!({"rope_parameters": {"rope_theta": 1e5, "rope_type": "yarn"}}));
-        assert!(yarn.unwrap_err().message().contains("yarn"));
+        let other = text(serde_json::json!({"rope_parameters": {"rope_theta": 1e5, "rope_type": "su"}}));
+        assert!(other.unwrap_err().message().contains("\"su\""));
+        let qwen = text(serde_json::json!({"model_type": "qwen2", "rope_theta": 1e5}));
+        assert!(qwen.unwrap_err().message().starts_with("text_config.model_type: \"qwen2\""));
     }
 
     #[test]

@@ -6,8 +6,11 @@ use std::sync::Arc;
 
 use crate::backend::{self, Backend, BackendKind, DTypeKind, DeviceKind, Placement};
 use crate::config::{self, ImageConfig, ModelConfig};
+use crate::ends;
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
+use crate::image_cache::{ImageCache, ImageCacheStats};
+use crate::process::OfProcess;
 use crate::prompt::{ChatTemplate, IMAGE_TOKEN, PromptBuilder};
 use crate::session::{Answer, OnText, Request, Session};
 use crate::tokenizer::Tokenizer;
@@ -32,6 +35,8 @@ pub struct EngineOptions {
     /// others, but what a `SHA256SUMS` lists. It is made if it is missing, and must be trusted as the checkpoint is; its files are checked
     /// against their digests. `None`: nothing is kept.
     pub packed_cache_dir: Option<PathBuf>,
+    /// Most bytes of encoded pictures that the engine keeps, for the next question about the same file. 0: none.
+    pub image_cache_bytes: usize,
 }
 
 /// A loaded checkpoint. Cloning shares it; any thread may use it.
@@ -39,11 +44,14 @@ pub struct EngineOptions {
 pub struct Engine(Arc<Inner>);
 
 pub(crate) struct Inner {
-    pub(crate) backend: Box<dyn Backend>,
+    pub(crate) backend: OfProcess<Box<dyn Backend>>,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) prompt: PromptBuilder,
+    pub(crate) image_cache: ImageCache,
     pub(crate) images: ImageConfig,
     pub(crate) image_token_id: u32,
+    /// Rows of the embedding.
+    pub(crate) vocab_size: usize,
     /// Ids that end an answer.
     pub(crate) eos: Vec<u32>,
     pub(crate) context_tokens: usize,
@@ -52,8 +60,8 @@ pub(crate) struct Inner {
 }
 
 impl Engine {
-    /// Loads the checkpoint in `model_dir`: a directory, or a hub id (`owner/name`) that the hub's local cache holds. Errors
-    /// name the file at fault.
+    /// Loads the checkpoint in `model_dir`: a directory, or a hub id (`owner/name`, `owner/name@revision`) that the hub's
+    /// local cache holds. Errors name the file at fault.
     pub fn load(model_dir: &Path, options: &EngineOptions) -> Result<Self> {
         Self::assemble(model_dir, options, backend::open)
     }
@@ -75,10 +83,13 @@ impl Engine {
         let context_tokens = context(options, &model)?;
 
         let tokenizer = Tokenizer::load(&files)?;
-        if tokenizer.vocab_size() > model.text.vocab_size {
-            let (ids, rows) = (tokenizer.vocab_size(), model.text.vocab_size);
-            let message = format!("has ids up to {}, config.json's vocab_size is {rows}", ids - 1);
-            return Err(Error::invalid_model(message).at(files.path("tokenizer.json").display()));
+        let vocab_size = model.text.vocab_size;
+        if tokenizer.vocab_size() > vocab_size {
+            crate::log::warn(format_args!(
+                "{}: has ids up to {}, the embedding {vocab_size} rows: a prompt that needs one of the others will be an error",
+                files.path("tokenizer.json").display(),
+                tokenizer.vocab_size() - 1
+            ));
         }
         let image_token = tokenizer.special_tokens(IMAGE_TOKEN).next().map(|(_, id)| id);
         if image_token != Some(model.image_token_id) {
@@ -86,11 +97,10 @@ impl Engine {
             let message = format!("{IMAGE_TOKEN} is {id}, config.json's image_token_id is {}", model.image_token_id);
             return Err(Error::invalid_model(message).at(files.path("tokenizer.json").display()));
         }
-        let mut eos = config::eos_token_ids(&files)?;
-        eos.extend(tokenizer.end_of_utterance());
+        let eos = ends::ids(&files, &tokenizer, vocab_size)?;
         if eos.is_empty() {
             return Err(Error::invalid_model(format!(
-                "{}: nothing here says which token ends an answer",
+                "{}: nothing here says which token ends an answer; set eos_token_id in generation_config.json",
                 model_dir.display()
             )));
         }
@@ -106,7 +116,18 @@ impl Engine {
         ));
         let image_token_id = model.image_token_id;
         let threads = backend::threads(options);
-        Ok(Self(Arc::new(Inner { backend, tokenizer, prompt, images, image_token_id, eos, context_tokens, threads })))
+        Ok(Self(Arc::new(Inner {
+            backend: OfProcess::new(backend),
+            tokenizer,
+            prompt,
+            image_cache: ImageCache::new(options.image_cache_bytes),
+            images,
+            image_token_id,
+            vocab_size,
+            eos,
+            context_tokens,
+            threads,
+        })))
     }
 
     /// Answers one question; nothing is remembered. Many threads may call at once.
@@ -129,6 +150,16 @@ impl Engine {
         &self.0.tokenizer
     }
 
+    /// The ids that end an answer, at least one.
+    pub fn end_ids(&self) -> &[u32] {
+        &self.0.eos
+    }
+
+    /// What the cache of encoded pictures did so far, and what it holds.
+    pub fn image_cache(&self) -> ImageCacheStats {
+        self.0.image_cache.stats()
+    }
+
     /// The longest context of a session, in tokens.
     pub fn context_tokens(&self) -> usize {
         self.0.context_tokens
@@ -136,6 +167,19 @@ impl Engine {
 
     pub(crate) fn inner(&self) -> &Inner {
         &self.0
+    }
+}
+
+impl Inner {
+    /// Refuses ids that the embedding has no row for.
+    pub(crate) fn check_ids(&self, ids: &[u32]) -> Result<()> {
+        let Some(id) = ids.iter().find(|&&id| id as usize >= self.vocab_size) else { return Ok(()) };
+        let token = self.tokenizer.token(*id).unwrap_or_default();
+        Err(Error::invalid_model(format!(
+            "prompt: needs the token \"{token}\", id {id}, and the embedding has {} rows; take the tokenizer and chat template that \
+             the model was trained with, or resize its embedding",
+            self.vocab_size
+        )))
     }
 }
 

@@ -43,6 +43,15 @@ impl ModelFiles {
         self.path(name).is_file()
     }
 
+    /// The names without `.extension` of a folder's files that have it, sorted.
+    pub fn stems(&self, folder: &str, extension: &str) -> Vec<String> {
+        let entries = self.path(folder).read_dir().into_iter().flatten().flatten();
+        let paths = entries.map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == extension) && p.is_file());
+        let mut stems: Vec<_> = paths.filter_map(|p| Some(p.file_stem()?.to_string_lossy().into_owned())).collect();
+        stems.sort();
+        stems
+    }
+
     /// The whole of a small file.
     pub fn read(&self, name: &str) -> Result<Vec<u8>> {
         let path = self.path(name);

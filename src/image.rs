@@ -102,6 +102,14 @@ impl<'a> ImageView<'a> {
         Self(Source::Decoded(image))
     }
 
+    /// The bytes of an image file, and whether they are to be turned upright.
+    pub(crate) fn file(&self) -> Option<(&'a [u8], bool)> {
+        match self.0 {
+            Source::Encoded { data, orient } => Some((data, orient)),
+            _ => None,
+        }
+    }
+
     /// An owned 8-bit RGB copy: gray is repeated; transparency of a file is composited onto white.
     pub fn to_rgb(&self) -> Result<RgbImage> {
         match self.0 {

@@ -19,12 +19,15 @@
 
 pub mod backend;
 pub mod config;
+pub mod conversation;
+mod ends;
 pub mod engine;
 pub mod error;
 pub mod ffi;
 pub mod files;
 mod hub;
 pub mod image;
+mod image_cache;
 #[cfg(all(feature = "candle", not(feature = "bench-internals")))]
 mod kernels;
 #[cfg(feature = "bench-internals")]
@@ -37,6 +40,7 @@ pub mod metrics;
 mod model;
 mod output;
 pub mod preprocess;
+mod process;
 pub mod prompt;
 pub mod sampler;
 pub mod session;
@@ -44,9 +48,11 @@ mod smolvlm;
 pub mod tokenizer;
 
 pub use crate::backend::{BackendKind, Canceller, DTypeKind, DeviceKind};
+pub use crate::conversation::Picture;
 pub use crate::engine::{Engine, EngineOptions};
 pub use crate::error::{Error, ErrorKind, Result};
 pub use crate::image::{ImageView, PixelFormat};
+pub use crate::image_cache::ImageCacheStats;
 pub use crate::metrics::Metrics;
 pub use crate::sampler::Sampling;
 pub use crate::session::{Answer, FinishReason, Request, Session};

@@ -44,7 +44,6 @@ pub(crate) fn error(message: fmt::Arguments<'_>) {
 }
 
 /// Something works, but not as it should.
-#[cfg(any(feature = "candle", feature = "onnx"))]
 pub(crate) fn warn(message: fmt::Arguments<'_>) {
     write(Level::Warn, message);
 }

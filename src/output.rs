@@ -1,18 +1,23 @@
 //! An answer's text on its way to the caller: whole code points, no leading space, stop strings held back.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use crate::error::{Error, Result};
 use crate::session::{FinishReason, OnText};
 use crate::tokenizer::TextStream;
 
 /// Collects text, and releases what can no longer turn out to be part of a stop string.
+#[derive(Default)]
 pub(crate) struct Output {
     stops: Vec<String>,
     stream: TextStream,
     text: String,
     /// Bytes of `text` that the caller has.
     released: usize,
+    /// Special tokens in `text`, as byte ranges from left to right.
+    markers: Vec<Range<usize>>,
+    /// Whether the text goes on from another, so that a leading space is part of it.
+    continues: bool,
 }
 
 impl Output {
@@ -21,13 +26,34 @@ impl Output {
             return Err(Error::invalid_argument(format!("stop[{i}]: empty")));
         }
         let stops = stops.iter().map(|s| s.to_string()).collect();
-        Ok(Self { stops, stream: TextStream::default(), text: String::new(), released: 0 })
+        Ok(Self {
+            stops,
+            stream: TextStream::default(),
+            text: String::new(),
+            released: 0,
+            markers: Vec::new(),
+            continues: false,
+        })
+    }
+
+    /// The text is the rest of one that began elsewhere.
+    pub(crate) fn continuing(self) -> Self {
+        Self { continues: true, ..self }
     }
 
     /// Takes the bytes of one token.
     pub(crate) fn push(&mut self, bytes: &[u8]) {
         let new = self.stream.push(bytes);
         self.append(&new);
+    }
+
+    /// Takes a special token that is part of the answer.
+    pub(crate) fn push_special(&mut self, text: &str) {
+        self.push(text.as_bytes());
+        let end = self.text.len();
+        if let Some(start) = end.checked_sub(text.len()).filter(|&start| self.text.get(start..) == Some(text)) {
+            self.markers.push(start..end);
+        }
     }
 
     /// Hands over what is safe; the reason to end, if there is one.
@@ -50,15 +76,16 @@ impl Output {
         reason
     }
 
-    /// What the caller was given.
-    pub(crate) fn into_text(mut self) -> String {
+    /// What the caller was given, and the special tokens in it.
+    pub(crate) fn into_text(mut self) -> (String, Vec<Range<usize>>) {
         self.text.truncate(self.released);
-        self.text
+        self.markers.retain(|marker| marker.end <= self.released);
+        (self.text, self.markers)
     }
 
     fn append(&mut self, new: &str) {
         // The family's answers start with a space.
-        let new = if self.text.is_empty() { new.trim_start() } else { new };
+        let new = if self.text.is_empty() && !self.continues { new.trim_start() } else { new };
         // C would take a NUL for the end of the text.
         self.text.extend(new.chars().map(|c| if c == '\0' { char::REPLACEMENT_CHARACTER } else { c }));
     }
@@ -102,7 +129,7 @@ mod tests {
             }
         }
         let end = output.finish(end.unwrap_or(reason), &mut on_text);
-        (pieces, output.into_text(), end)
+        (pieces, output.into_text().0, end)
     }
 
     #[test]
@@ -134,7 +161,25 @@ mod tests {
         let mut output = Output::new(&["."]).unwrap();
         output.push(b"Yes.");
         assert_eq!(output.release(&mut |_| ControlFlow::Break(())), Some(FinishReason::Cancelled));
-        assert_eq!(output.into_text(), "Yes");
+        assert_eq!(output.into_text().0, "Yes");
+    }
+
+    #[test]
+    fn special_tokens_that_are_shown_are_remembered_and_stop_an_answer() {
+        let mut on_text = |_: &str| ControlFlow::Continue(());
+        let mut output = Output::new(&["c</end>"]).unwrap();
+        output.push(b" ");
+        output.push_special("<a>");
+        output.push("ü<b>".as_bytes());
+        output.push(b"\xF0\x9F");
+        output.push_special("<b>");
+        output.push(b"c");
+        assert_eq!(output.release(&mut on_text), None);
+        output.push_special("</end>");
+        assert_eq!(output.release(&mut on_text), Some(FinishReason::StopString));
+        let (text, markers) = output.into_text();
+        assert_eq!(text, "<a>ü<b>\u{fffd}<b>");
+        assert_eq!(markers, [0..3, 11..14]);
     }
 
     #[test]
@@ -146,6 +191,6 @@ mod tests {
             pieces.push_str(piece);
             ControlFlow::Continue(())
         });
-        assert_eq!((pieces.as_str(), output.into_text().as_str()), ("a\u{fffd}b", "a\u{fffd}b"));
+        assert_eq!((pieces.as_str(), output.into_text().0.as_str()), ("a\u{fffd}b", "a\u{fffd}b"));
     }
 }

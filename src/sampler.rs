@@ -1,8 +1,9 @@
 //! Logits to an id: greedy, or drawn by a seeded generator.
 //!
-//! The order is that of transformers: repetition penalty, temperature, top-k, top-p, min-p.
+//! The order is that of transformers: penalties, temperature, top-k, top-p, min-p.
 
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -23,12 +24,19 @@ pub struct Sampling {
     pub min_p: f32,
     /// Over 1 makes tokens that the context holds less likely.
     pub repetition_penalty: f32,
+    /// Taken from a token's logit for each time that the answer has it, -2 to 2.
+    pub frequency_penalty: f32,
+    /// Taken once from the logit of each token that the answer has, -2 to 2.
+    pub presence_penalty: f32,
     /// The same seed, request and build give the same answer.
     pub seed: u64,
 }
 
 /// A logit divided by less may become infinite.
 const MIN_PENALTY: f32 = 0.01;
+
+/// OpenAI's bound of its two penalties.
+const MAX_ADDED: f32 = 2.0;
 
 impl Sampling {
     /// Refuses values that mean nothing, by name.
@@ -48,6 +56,14 @@ impl Sampling {
                 format!("repetition_penalty: {} given, 0 or {MIN_PENALTY} to 100 accepted", self.repetition_penalty);
             return Err(Error::invalid_argument(message));
         }
+        for (name, value) in
+            [("frequency_penalty", self.frequency_penalty), ("presence_penalty", self.presence_penalty)]
+        {
+            if !(-MAX_ADDED..=MAX_ADDED).contains(&value) {
+                let message = format!("{name}: {value} given, -{MAX_ADDED} to {MAX_ADDED} accepted");
+                return Err(Error::invalid_argument(message));
+            }
+        }
         Ok(())
     }
 }
@@ -61,6 +77,8 @@ pub struct Sampler {
     rng: ChaCha8Rng,
     logits: Vec<f32>,
     seen: Vec<bool>,
+    /// How often each id was chosen; kept where a penalty asks for it.
+    chosen: BTreeMap<u32, u32>,
     /// (logit, later probability, and id), likeliest first in the end.
     candidates: Vec<(f32, u32)>,
 }
@@ -69,12 +87,12 @@ impl Sampler {
     pub fn new(options: Sampling) -> Result<Self> {
         options.check()?;
         let rng = ChaCha8Rng::seed_from_u64(options.seed);
-        Ok(Self { options, rng, logits: Vec::new(), seen: Vec::new(), candidates: Vec::new() })
+        Ok(Self { options, rng, logits: Vec::new(), seen: Vec::new(), chosen: BTreeMap::new(), candidates: Vec::new() })
     }
 
     /// As many of the largest logits as it needs, where it needs no others.
     pub fn needs(&self) -> Option<Largest> {
-        self.few().filter(|_| !self.penalises())
+        self.few().filter(|_| !self.repetition_counts() && !self.answer_counts())
     }
 
     /// Among how many of the largest logits it chooses, if these are few.
@@ -94,8 +112,17 @@ impl Sampler {
         self.draw()
     }
 
-    /// The next id after `context`, whose ids a repetition penalty looks at.
+    /// The next id after `context`, whose ids a repetition penalty looks at. The other penalties look at what was sampled
+    /// here before.
     pub fn sample(&mut self, logits: &[f32], context: &[u32]) -> Result<u32> {
+        let id = self.choose(logits, context)?;
+        if self.answer_counts() {
+            *self.chosen.entry(id).or_default() += 1;
+        }
+        Ok(id)
+    }
+
+    fn choose(&mut self, logits: &[f32], context: &[u32]) -> Result<u32> {
         self.logits.clear();
         self.logits.extend_from_slice(logits);
         self.penalise(context);
@@ -108,13 +135,28 @@ impl Sampler {
         self.draw()
     }
 
-    fn penalises(&self) -> bool {
+    fn repetition_counts(&self) -> bool {
         ![0.0, 1.0].contains(&self.options.repetition_penalty)
     }
 
+    /// Whether it matters what the answer has already.
+    fn answer_counts(&self) -> bool {
+        self.options.frequency_penalty != 0.0 || self.options.presence_penalty != 0.0
+    }
+
     fn penalise(&mut self, context: &[u32]) {
+        self.penalise_repetition(context);
+        let Sampling { frequency_penalty, presence_penalty, .. } = self.options;
+        for (&id, &count) in &self.chosen {
+            if let Some(logit) = self.logits.get_mut(id as usize) {
+                *logit -= count as f32 * frequency_penalty + presence_penalty;
+            }
+        }
+    }
+
+    fn penalise_repetition(&mut self, context: &[u32]) {
         let penalty = self.options.repetition_penalty;
-        if !self.penalises() {
+        if !self.repetition_counts() {
             return;
         }
         self.seen.clear();
@@ -253,6 +295,31 @@ mod tests {
         assert_eq!(sampler.sample(&[3.0, 2.0], &[0, 0]).unwrap(), 1);
         assert_eq!(sampler.sample(&[3.0, 1.0], &[0, 0]).unwrap(), 0, "3 / 2 is still more than 1");
         assert_eq!(sampler.sample(&[-1.0, -1.5], &[0, 99]).unwrap(), 1);
+    }
+
+    #[test]
+    fn the_answer_s_penalties_count_what_was_chosen_and_not_the_prompt() {
+        let answer = |options: Sampling, logits: &[f32], len: usize| -> Vec<u32> {
+            let mut sampler = Sampler::new(options).unwrap();
+            assert!(sampler.needs().is_none(), "the largest logits may be others");
+            // The prompt is full of id 0.
+            (0..len).map(|_| sampler.sample(logits, &[0, 0, 0, 0]).unwrap()).collect()
+        };
+        let frequency = Sampling { frequency_penalty: 0.5, ..Default::default() };
+        // 3, 2.5, 2.0 (behind 2.2), 2.0, ...
+        assert_eq!(answer(frequency, &[3.0, 2.2, 0.0], 5), [0, 0, 1, 0, 1]);
+        let presence = Sampling { presence_penalty: 1.0, ..Default::default() };
+        assert_eq!(answer(presence, &[3.0, 2.2, 0.0], 5), [0, 1, 0, 0, 0]);
+        let both = Sampling { frequency_penalty: 0.5, presence_penalty: 0.5, ..Default::default() };
+        assert_eq!(answer(both, &[3.0, 2.2, 1.3], 4), [0, 1, 0, 0]);
+        // Below zero, what was said is said again.
+        let again = Sampling { presence_penalty: -2.0, temperature: 1.0, top_k: 1, ..Default::default() };
+        assert_eq!(answer(again, &[3.0, 2.9], 3), [0, 0, 0]);
+        for value in [2.1, -2.1, f32::NAN] {
+            let error = Sampler::new(Sampling { frequency_penalty: value, ..Default::default() }).err().unwrap();
+            assert_eq!(error.message(), format!("frequency_penalty: {value} given, -2 to 2 accepted"));
+            assert!(Sampler::new(Sampling { presence_penalty: value, ..Default::default() }).is_err());
+        }
     }
 
     #[test]

@@ -19,8 +19,10 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     /// Finds the special tokens in a string, longest first; the pattern's index leads to `special_ids`.
     specials: AhoCorasick,
+    /// Ascending.
     special_ids: Vec<u32>,
     special_starts: Vec<char>,
+    special_texts: Vec<String>,
     /// What each id stands for; `None` for special tokens, which are not text.
     bytes: Vec<Option<Box<[u8]>>>,
     /// The longest of them, and of the special tokens.
@@ -56,11 +58,15 @@ impl Tokenizer {
             .match_kind(MatchKind::LeftmostLongest)
             .build(added.iter().map(|(_, t)| &t.content))
             .map_err(|e| Error::invalid_model(format!("added_tokens: {e}")))?;
+        let mut special_starts: Vec<char> = added.iter().filter_map(|(_, t)| t.content.chars().next()).collect();
+        special_starts.sort_unstable();
+        special_starts.dedup();
         let special_ids: Vec<u32> = added.iter().map(|(id, _)| *id).collect();
         let bytes = token_bytes(&inner, &special_ids)?;
         let lengths = bytes.iter().flatten().map(|b| b.len()).chain(added.iter().map(|(_, t)| t.content.len()));
         Ok(Self {
-            special_starts: added.iter().filter_map(|(_, t)| t.content.chars().next()).collect(),
+            special_starts,
+            special_texts: added.iter().map(|(_, t)| t.content.clone()).collect(),
             specials,
             longest: lengths.max().unwrap_or(0),
             bytes,
@@ -80,6 +86,20 @@ impl Tokenizer {
         self.longest
     }
 
+    /// The id of the token with exactly this text, special or not.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The text of a token, special or not.
+    pub(crate) fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    pub(crate) fn is_special(&self, id: u32) -> bool {
+        self.special_ids.binary_search(&id).is_ok()
+    }
+
     /// The id of `<end_of_utterance>`.
     pub fn end_of_utterance(&self) -> Option<u32> {
         self.end_of_utterance
@@ -93,9 +113,14 @@ impl Tokenizer {
         self.specials.find_iter(text).map(|m| (m.range(), self.special_ids[m.pattern().as_usize()]))
     }
 
-    /// Whether some special token starts with `c`.
-    pub(crate) fn starts_special(&self, c: char) -> bool {
-        self.special_starts.contains(&c)
+    /// The characters that special tokens start with, each once.
+    pub(crate) fn special_starts(&self) -> &[char] {
+        &self.special_starts
+    }
+
+    /// Whether some special token starts with `text` and goes on after it.
+    pub(crate) fn begins_special(&self, text: &str) -> bool {
+        self.special_texts.iter().any(|special| special.len() > text.len() && special.starts_with(text))
     }
 
     /// Ids of plain text: special tokens in it are spelled out like any other word.
@@ -114,6 +139,12 @@ impl Tokenizer {
     /// The bytes that `id` stands for; empty for special and unknown ids.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
         self.bytes.get(id as usize).and_then(Option::as_deref).unwrap_or_default()
+    }
+
+    /// How the special token `id` is written; `None` for all other ids.
+    pub fn special_text(&self, id: u32) -> Option<&str> {
+        let index = self.special_ids.binary_search(&id).ok()?;
+        self.special_texts.get(index).map(String::as_str)
     }
 }
 

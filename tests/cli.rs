@@ -169,3 +169,22 @@ fn a_hub_id_answers_from_the_hub_s_cache() {
     assert_eq!(missing.status.code(), Some(2));
     assert!(text(&missing.stderr).contains("\"hf download robots/letters\" fetches it"), "{}", text(&missing.stderr));
 }
+
+#[test]
+fn special_tokens_are_shown_where_they_are_asked_for_and_a_picture_alone_is_a_question() {
+    let model = "tests/golden/smolvlm2-defaults-bf16";
+    let ask = |more: &[&str]| {
+        let picture = format!("{model}/single.png");
+        let common = ["--model", model, "--dtype", "f32", "--image", &picture, "--longest-edge", "128"];
+        let output = run(&[&common[..], &["--max-new-tokens", "24"], more].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout).trim_end().to_owned()
+    };
+    let question = ["--prompt", "What colour is the sign?"];
+    assert!(!ask(&question).contains("<row_"));
+    let kept = ask(&[&question[..], &["--keep-special-tokens"]].concat());
+    assert!(kept.contains("<row_1_col_3><row_5_col_5>"), "{kept}");
+    assert!(!ask(&["--prompt", ""]).is_empty());
+    let output = run(&["--model", model, "--prompt", ""]);
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(2), "smolvlm_demo: prompt: empty\n"));
+}

@@ -7,7 +7,7 @@ mod support;
 use serde::Deserialize;
 use smolvlm::backend::candle::CandleBackend;
 use smolvlm::backend::{Backend, Stop};
-use smolvlm::config::ModelConfig;
+use smolvlm::config::{ModelConfig, Rope, TextConfig};
 use smolvlm::prompt::{Grid, Message, Part, Role};
 use smolvlm::{DTypeKind, Engine, EngineOptions};
 use support::{
@@ -30,6 +30,18 @@ fn as_floats(value: serde_json::Value) -> serde_json::Value {
         serde_json::Value::Number(n) => n.as_f64().into(),
         serde_json::Value::Object(map) => map.into_iter().map(|(k, v)| (k, as_floats(v))).collect(),
         other => other,
+    }
+}
+
+/// As the reference writes them.
+fn rope_parameters(text: &TextConfig) -> serde_json::Value {
+    match text.rope {
+        Rope::Default => serde_json::json!({"rope_theta": text.rope_theta, "rope_type": "default"}),
+        Rope::Llama3 { factor, low, high, original } => serde_json::json!({
+            "rope_theta": text.rope_theta, "rope_type": "llama3", "factor": factor, "low_freq_factor": low,
+            "high_freq_factor": high, "original_max_position_embeddings": original,
+        }),
+        ref other => panic!("{other:?}: in no golden checkpoint"),
     }
 }
 
@@ -61,7 +73,7 @@ fn omitted_fields_are_the_references_defaults() {
                 "head_dim": text.head_dim,
                 "hidden_act": "silu",
                 "rms_norm_eps": text.rms_norm_eps,
-                "rope_parameters": {"rope_theta": text.rope_theta, "rope_type": "default"},
+                "rope_parameters": rope_parameters(&text),
             },
         });
         let golden: Golden = json(&dir.join("golden.json"));

@@ -19,7 +19,8 @@ fn a_picture_and_a_question_in_an_answer_out() {
     assert_eq!(answer, model.process_image(&picture, "Describe this image.").unwrap());
     let blank = image::DynamicImage::new_rgb8(64, 64);
     assert_ne!(answer, model.process_image(&blank, "Describe this image.").unwrap());
-    assert_eq!(model.process_image(&picture, "").unwrap_err().kind(), ErrorKind::InvalidArgument);
+    // A picture without words asks for a caption.
+    assert!(!model.process_image(&picture, "").unwrap().is_empty());
 }
 
 #[test]

@@ -4,6 +4,9 @@
 One command makes everything anew, deterministically and without a network: `python tools/make_golden.py`. The
 reference is transformers 5.x with its PIL image processors, eager attention, float32 arithmetic over the stored weights.
 
+SmolVLM's own processor, which a checkpoint saved by transformers has, needs torchvision and num2words as well; without them that
+checkpoint is left as it is.
+
 tests/golden/<checkpoint>/ is a hub directory (config.json, weights, tokenizer.json, ...) and next to those files:
 
 golden.json
@@ -40,11 +43,18 @@ prompts.json
 
 tests/golden/preprocess/cases.json
     {"cases": [...], "normalise": {...}, "composite_sha256": ...}; see tools/golden/preprocess.py.
+
+tests/golden/special_tokens.json
+    answers with the special tokens in them; see tools/golden/special.py.
+
+tests/golden/templates/<name>.json
+    a chat template and its renderings; see tools/golden/templates.py.
 """
 
 import argparse
 import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 # Set before the tokenizers package is loaded: with one thread the trained merges come out the same every time.
@@ -57,20 +67,24 @@ def main():
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).resolve().parent.parent / "tests" / "golden", help="output folder"
     )
-    parser.add_argument("--only", help="make just this checkpoint, or `preprocess`")
+    parser.add_argument("--only", help="make just this checkpoint, or `preprocess`, `special_tokens` or `templates`")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of the reference")
     arguments = parser.parse_args()
 
     import torch
 
-    from golden import checkpoints, preprocess, reference, specs
+    from golden import checkpoints, preprocess, reference, special, specs, templates
 
     torch.set_num_threads(arguments.threads)
-    names = [*(spec.name for spec in specs.SPECS), "preprocess"]
+    names = [*(spec.name for spec in specs.SPECS), "preprocess", "special_tokens", "templates"]
     if arguments.only and arguments.only not in names:
         parser.error(f"--only {arguments.only}: not one of {', '.join(names)}")
     for spec in specs.SPECS:
         if arguments.only not in (None, spec.name):
+            continue
+        missing = [name for name in ("torchvision", "num2words") if spec.needs_torchvision and not find_spec(name)]
+        if missing:
+            print(f"{spec.name}: left as it is, needs {', '.join(missing)}")
             continue
         folder = arguments.out / spec.name
         shutil.rmtree(folder, ignore_errors=True)
@@ -84,6 +98,12 @@ def main():
         folder = arguments.out / "preprocess"
         shutil.rmtree(folder, ignore_errors=True)
         print(f"preprocess: {preprocess.write(folder)} cases")
+    if arguments.only in (None, "special_tokens"):
+        print(f"special_tokens: {special.write(arguments.out / 'special_tokens.json')} tokenizers")
+    if arguments.only in (None, "templates"):
+        folder = arguments.out / "templates"
+        shutil.rmtree(folder, ignore_errors=True)
+        print(f"templates: {templates.write(folder)} templates")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 //! `POST /analyze`: pictures and a question as a form, the whole answer as JSON.
 
 use axum::Extension;
+use axum::body::Bytes;
 use axum::extract::multipart::{Field, Multipart, MultipartError};
 use axum::extract::{FromRequest, Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::json;
+use smolvlm::prompt::{Message, Role};
 
 use crate::app::{Admitted, Shared};
 use crate::error::{ApiError, Result};
@@ -13,7 +15,7 @@ use crate::images;
 use crate::json::{json_response, metrics};
 use crate::options::Options;
 use crate::settings::Parameters;
-use crate::worker::{Conversation, Turn};
+use crate::worker::{Conversation, Picture};
 
 pub async fn analyze(
     State(shared): State<Shared>,
@@ -23,7 +25,13 @@ pub async fn analyze(
     let limits = &shared.options;
     let form = tokio::time::timeout(limits.client_timeout_s, Form::read(request, limits));
     let form = form.await.map_err(|_| ApiError::slow_client())??;
-    let conversation = Conversation { system: form.system, turns: vec![form.turn] };
+    let split = form.parameters.split.unwrap_or(true);
+    let system = form.system.iter().map(|text| Message::text(Role::System, text));
+    let question = Message::question(form.images.len(), &form.prompt);
+    let conversation = Conversation {
+        messages: system.chain([question]).collect(),
+        pictures: form.images.into_iter().map(|file| Picture { file, split }).collect(),
+    };
     let reply = shared.queue.ask(admitted.place()?, conversation, form.parameters.settings(limits)?);
     let finished = reply.finished().await?;
     Ok(json_response(
@@ -40,7 +48,9 @@ pub async fn analyze(
 #[derive(Default)]
 struct Form {
     system: Option<String>,
-    turn: Turn,
+    images: Vec<Bytes>,
+    /// Without one, the family answers with a caption.
+    prompt: String,
     parameters: Parameters,
 }
 
@@ -57,13 +67,9 @@ impl Form {
         while let Some(field) = parts.next_field().await.map_err(broken)? {
             form.take(field, limits, broken).await?;
         }
-        if form.turn.images.is_empty() {
+        if form.images.is_empty() {
             return Err(ApiError::invalid("image", "missing; send a JPEG, PNG, WebP or BMP file"));
         }
-        if form.turn.prompt.is_empty() {
-            return Err(ApiError::invalid("prompt", "missing or empty"));
-        }
-        form.turn.split = form.parameters.split.unwrap_or(true);
         Ok(form)
     }
 
@@ -76,16 +82,21 @@ impl Form {
         let name = field.name().unwrap_or_default().to_owned();
         let bytes = field.bytes().await.map_err(broken)?;
         if name == "image" {
-            let at = format!("image[{}]", self.turn.images.len());
-            if self.turn.images.len() == limits.max_images {
+            let at = format!("image[{}]", self.images.len());
+            if self.images.len() == limits.max_images {
                 return Err(ApiError::invalid(at, format!("at most {} pictures accepted", limits.max_images)));
             }
-            self.turn.images.push(images::checked(&at, bytes, limits)?);
+            // Pages post what a canvas gives them.
+            let bytes = match std::str::from_utf8(&bytes) {
+                Ok(url) if is_data_url(url) => images::from_url(&at, url, limits)?,
+                _ => bytes,
+            };
+            self.images.push(images::checked(&at, bytes, limits)?);
             return Ok(());
         }
         let text = std::str::from_utf8(&bytes).map_err(|e| ApiError::invalid(name.as_str(), e))?;
         match name.as_str() {
-            "prompt" => self.turn.prompt = text.to_owned(),
+            "prompt" => self.prompt = text.to_owned(),
             "system" => self.system = Some(text.to_owned()),
             _ if self.parameters.set(&name, text)? => {}
             _ => {
@@ -95,4 +106,8 @@ impl Form {
         }
         Ok(())
     }
+}
+
+fn is_data_url(text: &str) -> bool {
+    text.trim_ascii_start().get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"))
 }

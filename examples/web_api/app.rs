@@ -6,12 +6,13 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::json;
 use subtle::ConstantTimeEq;
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use crate::error::{ApiError, Result};
 use crate::json::json_response;
@@ -44,7 +45,7 @@ pub fn router(shared: Shared) -> Router {
         .route("/metrics", get(metrics::metrics))
         .merge(questions)
         .route_layer(from_fn_with_state(shared.clone(), authorize));
-    Router::new()
+    let app = Router::new()
         .route("/", get(page::page))
         .route("/health", get(health))
         .route("/openapi.json", get(page::openapi))
@@ -52,12 +53,29 @@ pub fn router(shared: Shared) -> Router {
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(shared.options.max_body_bytes()))
-        .layer(from_fn_with_state(shared.clone(), count))
-        .with_state(shared)
+        .layer(from_fn_with_state(shared.clone(), count));
+    // Outermost: errors have its headers too, or no page could read them; and browsers ask for leave without a key.
+    let app = if shared.options.cors_origin.is_empty() { app } else { app.layer(cors(&shared.options.cors_origin)) };
+    app.with_state(shared)
+}
+
+/// Leave for pages of other origins.
+fn cors(origins: &[HeaderValue]) -> CorsLayer {
+    let any = origins.iter().any(|origin| origin == "*");
+    let origins = if any { AllowOrigin::any() } else { AllowOrigin::list(origins.iter().cloned()) };
+    CorsLayer::new()
+        .allow_origin(origins)
+        .allow_methods([Method::GET, Method::POST])
+        // OpenAI's client has more than Authorization and Content-Type.
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers([header::RETRY_AFTER])
+        // A page of the web asks a machine of the local network.
+        .allow_private_network(true)
+        .max_age(Duration::from_secs(600))
 }
 
 async fn health(State(shared): State<Shared>) -> Response {
-    let placement = shared.queue.model().engine.placement();
+    let placement = shared.queue.engine().placement();
     let status = if shared.queue.is_closed() { "shutting down" } else { "ok" };
     json_response(
         StatusCode::OK,

@@ -8,78 +8,24 @@ use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::app::{Admitted, Shared};
 use crate::body;
 use crate::error::{ApiError, Result};
 use crate::json::{json_response, metrics, openai_finish_reason};
-use crate::messages::{Message, conversation};
+use crate::messages::{Message, conversation, flag};
+use crate::refused;
 use crate::settings::Parameters;
 use crate::stream::Chunks;
 use crate::worker::Finished;
 
-/// Fields that are not here, and do nothing, are ignored, as OpenAI's clients expect.
 #[derive(Deserialize)]
 struct ChatRequest {
     messages: Vec<Message>,
-    #[serde(default)]
-    stream: Option<bool>,
-    #[serde(default)]
-    stream_options: Option<StreamOptions>,
+    /// Fields that nobody looks at are ignored, as OpenAI's clients expect.
     #[serde(flatten)]
-    parameters: Parameters,
-    #[serde(flatten)]
-    refused: Refused,
-}
-
-#[derive(Default, Deserialize)]
-struct StreamOptions {
-    #[serde(default)]
-    include_usage: bool,
-}
-
-/// Fields that would change the answer, and that no SmolVLM honours.
-#[derive(Deserialize)]
-struct Refused {
-    n: Option<u64>,
-    tools: Option<Value>,
-    functions: Option<Value>,
-    response_format: Option<Value>,
-    logprobs: Option<bool>,
-    logit_bias: Option<Value>,
-    frequency_penalty: Option<f64>,
-    presence_penalty: Option<f64>,
-}
-
-impl Refused {
-    fn check(&self) -> Result<()> {
-        let empty = |value: &Option<Value>| match value {
-            None | Some(Value::Null) => true,
-            Some(Value::Array(items)) => items.is_empty(),
-            Some(Value::Object(items)) => items.is_empty(),
-            _ => false,
-        };
-        let is_text = self.response_format.as_ref().is_none_or(|f| f.is_null() || f["type"] == "text");
-        let checks = [
-            ("n", self.n.is_none_or(|n| n == 1), "only 1 accepted"),
-            ("tools", empty(&self.tools), "the model calls no tools"),
-            ("functions", empty(&self.functions), "the model calls no functions"),
-            ("response_format", is_text, "only text accepted"),
-            ("logprobs", !self.logprobs.unwrap_or(false), "not reported"),
-            ("logit_bias", empty(&self.logit_bias), "not supported"),
-            (
-                "frequency_penalty",
-                self.frequency_penalty.unwrap_or(0.0) == 0.0,
-                "not supported; see repetition_penalty",
-            ),
-            ("presence_penalty", self.presence_penalty.unwrap_or(0.0) == 0.0, "not supported; see repetition_penalty"),
-        ];
-        match checks.iter().find(|(_, fine, _)| !fine) {
-            Some((name, _, message)) => Err(ApiError::invalid(*name, message)),
-            None => Ok(()),
-        }
-    }
+    fields: Map<String, Value>,
 }
 
 pub async fn completions(
@@ -89,18 +35,18 @@ pub async fn completions(
 ) -> Result<Response> {
     let limits = &shared.options;
     let chat: ChatRequest = body::json(request, limits).await?;
-    chat.refused.check()?;
-    let conversation = conversation("messages", &chat.messages, chat.parameters.split, limits)?;
+    refused::check(&chat.fields)?;
+    let stream = flag(&chat.fields, "stream")?;
+    let parameters = Parameters::from_json(&chat.fields)?;
+    let conversation = conversation("messages", &chat.messages, parameters.split, limits)?;
     // The pictures have been copied out of it.
     drop(chat.messages);
-    let settings = chat.parameters.settings(limits)?;
-    let mut reply = shared.queue.ask(admitted.place()?, conversation, settings);
+    let settings = parameters.settings(limits)?;
+    let reply = shared.queue.ask(admitted.place()?, conversation, settings);
     let head = Head { id: new_id("chatcmpl-"), created: unix_time(), model: shared.model_id.clone() };
-    if chat.stream.unwrap_or(false) {
-        // Up to the first token an error has a status of its own.
-        let first = reply.first().await?;
-        let include_usage = chat.stream_options.unwrap_or_default().include_usage;
-        return Ok(Chunks::new(head, first, reply, include_usage).into_response());
+    if stream {
+        let include_usage = chat.fields.get("stream_options").is_some_and(|options| options["include_usage"] == true);
+        return Ok(Chunks::new(head, reply, include_usage).await?.into_response());
     }
     let finished = reply.finished().await?;
     let mut completion = head.object("chat.completion");
@@ -157,7 +103,31 @@ pub async fn model(State(shared): State<Shared>, Path(id): Path<String>) -> Resu
 }
 
 fn model_object(shared: &Shared) -> Value {
-    json!({ "id": shared.model_id, "object": "model", "created": shared.started, "owned_by": "libsmolvlm" })
+    let context = shared.queue.engine().context_tokens();
+    // That pictures are accepted, each client looks for under another name.
+    json!({
+        "id": shared.model_id,
+        "object": "model",
+        "created": shared.started,
+        "owned_by": "libsmolvlm",
+        // LM Studio's.
+        "type": "vlm",
+        "max_context_length": context,
+        // vLLM's.
+        "max_model_len": context,
+        // OpenRouter's, of which llama.cpp has the middle two.
+        "context_length": context,
+        "architecture": {
+            "modality": "text+image->text",
+            "input_modalities": ["text", "image"],
+            "output_modalities": ["text"],
+        },
+        "input_modalities": ["text", "image"],
+        "output_modalities": ["text"],
+        "modalities": { "input": ["text", "image"], "output": ["text"] },
+        // Mistral's and LM Studio's.
+        "capabilities": { "completion_chat": true, "vision": true, "function_calling": false },
+    })
 }
 
 pub fn unix_time() -> u64 {

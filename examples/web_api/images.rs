@@ -3,13 +3,12 @@
 use std::io::Cursor;
 
 use axum::body::Bytes;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use image::{ImageFormat, ImageReader};
 use smolvlm::image::{MAX_EDGE, METADATA_BYTES};
 
 use crate::error::{ApiError, Result};
 use crate::options::Options;
+use crate::{data_url, image_files};
 
 /// Looks at what the file's header says. A worker decodes it, in the request's time.
 pub fn checked(name: &str, file: Bytes, limits: &Options) -> Result<Bytes> {
@@ -33,17 +32,22 @@ pub fn checked(name: &str, file: Bytes, limits: &Options) -> Result<Bytes> {
     Ok(file)
 }
 
-/// The file in a `data:` URL.
-pub fn from_url(name: &str, url: &str) -> Result<Bytes> {
-    let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
-    if !scheme.eq_ignore_ascii_case("data") {
-        let shown: String = url.chars().take(40).collect();
-        let message =
-            format!("\"{shown}\": this server fetches nothing; send the picture itself, as data:image/jpeg;base64,...");
-        return Err(ApiError::invalid(name, message));
+/// The file in a `data:` URL or in plain base64, or the one that a `file:` URL names.
+pub fn from_url(name: &str, url: &str, limits: &Options) -> Result<Bytes> {
+    let shown: String = url.trim_ascii().chars().take(40).collect();
+    let invalid = |message: String| ApiError::invalid(name, format!("\"{shown}\": {message}"));
+    // Base64 has no colon.
+    let (scheme, rest) = url.trim_ascii().split_once(':').unwrap_or(("", url));
+    if scheme.eq_ignore_ascii_case("file") {
+        // A disk may take its time, and other requests are served in it.
+        let read = || image_files::read(rest, &limits.allow_image_dir, limits.max_body_bytes());
+        return tokio::task::block_in_place(read).map_err(invalid);
     }
-    let Some((_, data)) = url.split_once(";base64,") else {
-        return Err(ApiError::invalid(name, "a data URL without ;base64,"));
-    };
-    STANDARD.decode(data).map(Bytes::from).map_err(|e| ApiError::invalid(name, format!("base64: {e}")))
+    if !scheme.is_empty() && !scheme.eq_ignore_ascii_case("data") && !scheme.contains(';') {
+        return Err(invalid(
+            "this server fetches nothing; send the picture itself, as data:image/jpeg;base64,...".into(),
+        ));
+    }
+    let bytes = data_url::decode(url).map_err(|message| ApiError::invalid(name, message))?;
+    Ok(bytes.into())
 }

@@ -25,7 +25,6 @@ pub fn metrics(finished: &Finished) -> Value {
         "dtype": m.placement.dtype.name(),
         "timings_ms": {
             "queue": finished.queue_ms,
-            "history": finished.history_ms,
             "preprocess": m.preprocess_ms,
             "vision": m.vision_ms,
             "prefill": m.prefill_ms,

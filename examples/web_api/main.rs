@@ -6,7 +6,9 @@ mod analyze;
 mod app;
 mod body;
 mod chat;
+mod data_url;
 mod error;
+mod image_files;
 mod images;
 mod json;
 mod messages;
@@ -14,7 +16,7 @@ mod metrics;
 mod options;
 mod page;
 mod queue;
-mod recall;
+mod refused;
 mod responses;
 mod server;
 mod settings;
@@ -25,6 +27,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
+use smolvlm::Engine;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -33,7 +36,6 @@ use crate::app::App;
 use crate::metrics::Metrics;
 use crate::options::Options;
 use crate::queue::Queue;
-use crate::recall::Model;
 
 fn main() -> ExitCode {
     match run(Options::parse()) {
@@ -46,10 +48,10 @@ fn main() -> ExitCode {
 }
 
 fn run(options: Options) -> Result<(), Box<dyn std::error::Error>> {
-    let model = Model::load(&options.model, &options.engine())?;
+    let engine = Engine::load(&options.model, &options.engine())?;
     let model_id = options.model_id();
     let metrics = Arc::new(Metrics::new(&model_id)?);
-    let queue = Queue::start(model, options.workers, options.queue, metrics.clone())?;
+    let queue = Queue::start(engine, options.workers, options.queue, metrics.clone())?;
     let address = (options.host.clone(), options.port);
     let shared = Arc::new(App { options, model_id, queue, metrics, started: chat::unix_time() });
 

@@ -1,17 +1,23 @@
-//! OpenAI's messages to a conversation: an optional system message, then questions and answers in turn.
+//! OpenAI's messages to a conversation of the library's.
 
-use axum::body::Bytes;
 use serde::Deserialize;
+use serde_json::Value;
+use smolvlm::conversation::turns;
+use smolvlm::prompt::{Message as Turn, Part as Piece, Role};
 
 use crate::error::{ApiError, Result};
 use crate::images;
 use crate::options::Options;
-use crate::worker::{Conversation, Turn};
+use crate::worker::{Conversation, Picture};
 
+/// Fields that say nothing to a model without names and tools are ignored: `name`, `tool_calls`, `audio`.
 #[derive(Deserialize)]
 pub struct Message {
-    role: String,
+    role: Option<String>,
+    /// Of an item of a response's input that is no message.
+    r#type: Option<String>,
     content: Option<Content>,
+    refusal: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -23,7 +29,7 @@ enum Content {
 
 impl Message {
     pub fn text(role: &str, text: String) -> Self {
-        Self { role: role.into(), content: Some(Content::Text(text)) }
+        Self { role: Some(role.into()), r#type: None, content: Some(Content::Text(text)), refusal: None }
     }
 }
 
@@ -32,6 +38,7 @@ impl Message {
 struct Part {
     r#type: String,
     text: Option<String>,
+    refusal: Option<String>,
     image_url: Option<ImageUrl>,
     detail: Option<String>,
 }
@@ -44,105 +51,129 @@ enum ImageUrl {
     Object { url: String, detail: Option<String> },
 }
 
-/// Whose turn it is.
-#[derive(PartialEq)]
-enum Expected {
-    Anything,
-    Question,
-    Answer,
-}
+/// Items of a response's input that an earlier answer with tools left there.
+const READ_PAST: [&str; 4] = ["function_call", "function_call_output", "reasoning", "item_reference"];
 
-/// The last message must be a question. `name` is the field that they came in; `split` overrides what the pictures' `detail` says.
+/// `name` is the field that the messages came in; `split` overrides what the pictures' `detail` says.
 pub fn conversation(name: &str, messages: &[Message], split: Option<bool>, limits: &Options) -> Result<Conversation> {
     let mut conversation = Conversation::default();
-    let mut expected = Expected::Anything;
-    let mut image_count = 0;
     for (i, message) in messages.iter().enumerate() {
         let at = format!("{name}[{i}]");
-        let turn = turn(&at, message, &mut image_count, limits)?;
-        match (message.role.as_str(), &expected) {
-            ("system" | "developer", Expected::Anything) => {
-                conversation.system = Some(text_only(&at, turn)?);
-                expected = Expected::Question;
-            }
-            ("user", Expected::Anything | Expected::Question) => {
-                if turn.prompt.is_empty() {
-                    return Err(ApiError::invalid(format!("{at}.content"), "no text"));
-                }
-                conversation.turns.push(Turn { split: split.unwrap_or(turn.split), ..turn });
-                expected = Expected::Answer;
-            }
-            ("assistant", Expected::Answer) => {
-                let answer = text_only(&at, turn)?;
-                conversation.turns.last_mut().expect("a question came before").answer = answer;
-                expected = Expected::Question;
-            }
-            (role, _) => {
-                let message = format!(
-                    "\"{}\" here; system (or developer) may come first, then user and assistant take turns",
-                    role.chars().take(40).collect::<String>()
-                );
-                return Err(ApiError::invalid(format!("{at}.role"), message));
-            }
-        }
+        let Some(role) = role(&at, message)? else { continue };
+        let content = match (&message.content, &message.refusal) {
+            (Some(content), _) => content,
+            (None, Some(refusal)) => &Content::Text(refusal.clone()),
+            // It said nothing: it called a tool, or was cut.
+            (None, None) if role == Role::Assistant => continue,
+            (None, None) => return Err(ApiError::invalid(format!("{at}.content"), "missing")),
+        };
+        conversation.take(&at, role, content, split, limits)?;
     }
-    if expected != Expected::Answer {
-        return Err(ApiError::invalid(name, "the last one must be the user's"));
+    if conversation.messages.is_empty() {
+        return Err(ApiError::invalid(name, "no message to answer"));
     }
+    conversation.messages = turns(&conversation.messages);
+    conversation.messages.iter_mut().for_each(pictures_first);
     Ok(conversation)
 }
 
-fn text_only(at: &str, turn: Turn) -> Result<String> {
-    if turn.images.is_empty() { Ok(turn.prompt) } else { Err(ApiError::invalid(at, "pictures come from the user")) }
+/// `None` for what is read past: the model calls no tools, so what they said is nothing that it asked for.
+fn role(at: &str, message: &Message) -> Result<Option<Role>> {
+    let shown = |text: &str| text.chars().take(40).collect::<String>();
+    match message.role.as_deref() {
+        Some("system" | "developer") => Ok(Some(Role::System)),
+        Some("user") => Ok(Some(Role::User)),
+        Some("assistant") => Ok(Some(Role::Assistant)),
+        Some("tool" | "function") => Ok(None),
+        Some(role) => {
+            let message = format!("\"{}\" is none of system, developer, user, assistant and tool", shown(role));
+            Err(ApiError::invalid(format!("{at}.role"), message))
+        }
+        None => match message.r#type.as_deref() {
+            Some(kind) if READ_PAST.contains(&kind) => Ok(None),
+            Some(kind) if kind != "message" => {
+                Err(ApiError::invalid(format!("{at}.type"), format!("\"{}\" is not accepted", shown(kind))))
+            }
+            _ => Err(ApiError::invalid(format!("{at}.role"), "missing")),
+        },
+    }
 }
 
-/// The texts, a line each, and the pictures, which the family was trained to see before the text.
-fn turn(at: &str, message: &Message, image_count: &mut usize, limits: &Options) -> Result<Turn> {
-    let mut turn = Turn { split: true, ..Turn::default() };
-    let parts = match &message.content {
-        None => return Err(ApiError::invalid(format!("{at}.content"), "missing")),
-        Some(Content::Text(text)) => return Ok(Turn { prompt: text.clone(), ..turn }),
-        Some(Content::Parts(parts)) => parts,
-    };
-    let mut texts = Vec::new();
-    let mut details = Vec::new();
-    for (j, part) in parts.iter().enumerate() {
-        let at = format!("{at}.content[{j}]");
-        match (part.r#type.as_str(), &part.text, &part.image_url) {
-            ("text" | "input_text" | "output_text", Some(text), _) => texts.push(text.as_str()),
-            ("image_url" | "input_image", _, Some(image)) => {
-                let (at, url, detail) = match image {
-                    ImageUrl::Url(url) => (format!("{at}.image_url"), url, &part.detail),
-                    ImageUrl::Object { url, detail } => (format!("{at}.image_url.url"), url, detail),
-                };
-                *image_count += 1;
-                turn.images.push(picture(&at, url, *image_count, limits)?);
-                details.push(detail.as_deref());
+/// The family was trained to see pictures before the text. Many clients put the question first, as OpenAI's own examples do:
+/// where all pictures of a turn stand behind its text, they go before it. Between texts they have a place of their own.
+fn pictures_first(turn: &mut Turn) {
+    let is_picture = |piece: &Piece| *piece == Piece::Image;
+    let texts = turn.content.iter().take_while(|piece| !is_picture(piece)).count();
+    if turn.role == Role::User && turn.content[texts..].iter().all(is_picture) {
+        turn.content.rotate_left(texts);
+    }
+}
+
+impl Conversation {
+    /// Each part becomes a message; those of one role in a row are put together later.
+    fn take(&mut self, at: &str, role: Role, content: &Content, split: Option<bool>, limits: &Options) -> Result<()> {
+        let parts = match content {
+            Content::Text(text) => {
+                self.messages.push(Turn::text(role, text));
+                return Ok(());
             }
-            ("text" | "input_text" | "output_text", None, _) => {
-                return Err(ApiError::invalid(format!("{at}.text"), "missing"));
-            }
-            ("image_url" | "input_image", _, None) => {
-                return Err(ApiError::invalid(format!("{at}.image_url"), "missing"));
-            }
-            (kind, _, _) => {
-                let kind: String = kind.chars().take(40).collect();
-                return Err(ApiError::invalid(
-                    format!("{at}.type"),
-                    format!("\"{kind}\" is neither a text nor an image_url"),
-                ));
+            Content::Parts(parts) => parts,
+        };
+        if parts.is_empty() {
+            self.messages.push(Turn::text(role, ""));
+        }
+        for (j, part) in parts.iter().enumerate() {
+            let at = format!("{at}.content[{j}]");
+            match (part.r#type.as_str(), &part.text, &part.refusal, &part.image_url) {
+                ("text" | "input_text" | "output_text", Some(text), _, _) => {
+                    self.messages.push(Turn::text(role, text));
+                }
+                ("refusal", _, Some(refusal), _) => self.messages.push(Turn::text(role, refusal)),
+                ("image_url" | "input_image", _, _, Some(image)) => {
+                    if role != Role::User {
+                        return Err(ApiError::invalid(at, "pictures come from the user"));
+                    }
+                    let (at, url, detail) = match image {
+                        ImageUrl::Url(url) => (format!("{at}.image_url"), url, &part.detail),
+                        ImageUrl::Object { url, detail } => (format!("{at}.image_url.url"), url, detail),
+                    };
+                    // One tile, if that is enough.
+                    let split = split.unwrap_or(detail.as_deref() != Some("low"));
+                    self.picture(&at, url, split, limits)?;
+                }
+                ("text" | "input_text" | "output_text", None, _, _) => {
+                    return Err(ApiError::invalid(format!("{at}.text"), "missing"));
+                }
+                ("refusal", _, None, _) => return Err(ApiError::invalid(format!("{at}.refusal"), "missing")),
+                ("image_url" | "input_image", _, _, None) => {
+                    return Err(ApiError::invalid(format!("{at}.image_url"), "missing"));
+                }
+                (kind, _, _, _) => {
+                    let kind: String = kind.chars().take(40).collect();
+                    let message = format!("\"{kind}\" is neither a text nor an image_url");
+                    return Err(ApiError::invalid(format!("{at}.type"), message));
+                }
             }
         }
+        Ok(())
     }
-    turn.prompt = texts.join("\n");
-    // One tile a picture, if that is enough for each of them.
-    turn.split = details.is_empty() || details.iter().any(|detail| *detail != Some("low"));
-    Ok(turn)
+
+    fn picture(&mut self, at: &str, url: &str, split: bool, limits: &Options) -> Result<()> {
+        if self.pictures.len() == limits.max_images {
+            return Err(ApiError::invalid(at, format!("at most {} pictures accepted", limits.max_images)));
+        }
+        let file = images::checked(at, images::from_url(at, url, limits)?, limits)?;
+        self.pictures.push(Picture { file, split });
+        self.messages.push(Turn { role: Role::User, content: vec![Piece::Image] });
+        Ok(())
+    }
 }
 
-fn picture(at: &str, url: &str, count: usize, limits: &Options) -> Result<Bytes> {
-    if count > limits.max_images {
-        return Err(ApiError::invalid(at, format!("at most {} pictures accepted", limits.max_images)));
+/// The field `name` of a request, a boolean; `null` is false.
+pub fn flag(fields: &serde_json::Map<String, Value>, name: &str) -> Result<bool> {
+    match fields.get(name) {
+        None | Some(Value::Null) => Ok(false),
+        Some(Value::Bool(flag)) => Ok(*flag),
+        Some(_) => Err(ApiError::invalid(name, "true or false expected")),
     }
-    images::checked(at, images::from_url(at, url)?, limits)
 }

@@ -1,5 +1,6 @@
 //! What happened so far, in Prometheus' text format.
 
+use std::sync::Mutex;
 use std::time::Duration;
 
 use axum::extract::State;
@@ -9,9 +10,10 @@ use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, Result, TEXT_FORMAT,
     TextEncoder, exponential_buckets,
 };
-use smolvlm::Answer;
+use smolvlm::{Answer, ImageCacheStats};
 
 use crate::app::Shared;
+use crate::worker::lock;
 
 pub struct Metrics {
     registry: Registry,
@@ -26,6 +28,15 @@ pub struct Metrics {
     pub queue_seconds: Histogram,
     first_token_seconds: Histogram,
     answer_seconds: Histogram,
+    image_cache: Mutex<ImageCache>,
+}
+
+/// What the engine's cache of encoded pictures had done when it was last asked.
+struct ImageCache {
+    hits: IntCounter,
+    misses: IntCounter,
+    pictures: IntGauge,
+    bytes: IntGauge,
 }
 
 impl Metrics {
@@ -68,11 +79,20 @@ impl Metrics {
                 "From the start of the work to the first token.",
             )?,
             answer_seconds: seconds("smolvlm_answer_seconds", "From the start of the work to the last token.")?,
+            image_cache: Mutex::new(ImageCache {
+                hits: counter("smolvlm_image_cache_hits_total", "Pictures that were encoded already.")?,
+                misses: counter("smolvlm_image_cache_misses_total", "Pictures that were not, and had to be.")?,
+                pictures: gauge(
+                    &registry,
+                    Opts::new("smolvlm_image_cache_pictures", "Encoded pictures that are kept."),
+                )?,
+                bytes: gauge(&registry, Opts::new("smolvlm_image_cache_bytes", "Memory that they take."))?,
+            }),
             registry,
         })
     }
 
-    pub fn answered(&self, answer: &Answer, history: Duration, whole: Duration) {
+    pub fn answered(&self, answer: &Answer, whole: Duration) {
         let m = &answer.metrics;
         self.ended(answer.finish_reason.name());
         self.prompt_tokens.inc_by(m.prompt_tokens as u64);
@@ -80,7 +100,7 @@ impl Metrics {
         self.generated_tokens.inc_by(m.generated_tokens as u64);
         self.answer_seconds.observe(whole.as_secs_f64());
         if m.generated_tokens > 0 {
-            self.first_token_seconds.observe(history.as_secs_f64() + m.time_to_first_token_ms / 1e3);
+            self.first_token_seconds.observe(m.time_to_first_token_ms / 1e3);
         }
     }
 
@@ -93,7 +113,15 @@ impl Metrics {
         answers.get_sample_sum() / answers.get_sample_count().max(1) as f64
     }
 
-    fn text(&self) -> Result<Vec<u8>> {
+    fn text(&self, cache: ImageCacheStats) -> Result<Vec<u8>> {
+        {
+            // One at a time: a counter only takes what is added.
+            let last = lock(&self.image_cache);
+            last.hits.inc_by(cache.hits.saturating_sub(last.hits.get()));
+            last.misses.inc_by(cache.misses.saturating_sub(last.misses.get()));
+            last.pictures.set(cache.pictures as i64);
+            last.bytes.set(cache.bytes as i64);
+        }
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
@@ -108,6 +136,9 @@ fn gauge(registry: &Registry, options: Opts) -> Result<IntGauge> {
 
 /// `GET /metrics`
 pub async fn metrics(State(shared): State<Shared>) -> crate::error::Result<impl IntoResponse> {
-    let text = shared.metrics.text().map_err(|e| crate::error::ApiError::internal(e.to_string()))?;
+    let text = shared
+        .metrics
+        .text(shared.queue.engine().image_cache())
+        .map_err(|e| crate::error::ApiError::internal(e.to_string()))?;
     Ok(([(header::CONTENT_TYPE, TEXT_FORMAT)], text))
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use axum::http::{HeaderValue, Uri};
 use clap::Parser;
 use smolvlm::image::MAX_PIXELS;
 use smolvlm::{BackendKind, DTypeKind, DeviceKind, EngineOptions};
@@ -20,6 +21,12 @@ pub struct Options {
     /// Ask clients for this key, as `Authorization: Bearer KEY`; better given by the environment, since others see arguments
     #[arg(long, value_name = "KEY", env = "SMOLVLM_API_KEY", hide_env_values = true, value_parser = key)]
     pub api_key: Option<String>,
+    /// Let pages of this origin ask, such as http://localhost:5173, `null` for pages opened as files, or `*` for all; repeatable
+    #[arg(long, value_name = "ORIGIN", value_parser = origin)]
+    pub cors_origin: Vec<HeaderValue>,
+    /// Let requests name pictures in this directory, as file:///PATH: regular files, no links out of it; repeatable
+    #[arg(long, value_name = "DIR", value_parser = directory)]
+    pub allow_image_dir: Vec<PathBuf>,
 
     /// Checkpoint directory
     #[arg(long, value_name = "DIR", default_value = "models/demo", help_heading = "Model")]
@@ -39,7 +46,7 @@ pub struct Options {
     /// Keep packed weights in this directory, for the next start
     #[arg(long, value_name = "DIR", help_heading = "Model")]
     pub packed_cache_dir: Option<PathBuf>,
-    /// Threads that compute, shared by all workers, 0: one per core
+    /// Threads that compute, of one question; questions that run at once take as many each, 0: one per core
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Model")]
     pub threads: usize,
 
@@ -61,7 +68,10 @@ pub struct Options {
     /// Most pixels of one picture, as its header gives them
     #[arg(long, value_name = "N", default_value_t = 25_000_000, value_parser = clap::value_parser!(u64).range(1..=MAX_PIXELS), help_heading = "Limits")]
     pub max_pixels: u64,
-    /// Longest answer that a request may ask for, in tokens
+    /// Memory for encoded pictures, in MiB, so that the next question about the same file encodes nothing; 0: none are kept
+    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(..=1 << 20), help_heading = "Limits")]
+    pub image_cache_mb: u64,
+    /// Longest answer of a request, in tokens; one that asks for more gets so many
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = at_least_one, help_heading = "Limits")]
     pub max_new_tokens: usize,
     /// Most time of one request, from its last byte to its answer's
@@ -92,6 +102,7 @@ impl Options {
             num_threads: self.threads,
             onnxruntime_path: self.onnxruntime.clone(),
             packed_cache_dir: self.packed_cache_dir.clone(),
+            image_cache_bytes: usize::try_from(self.image_cache_mb << 20).unwrap_or(usize::MAX),
             ..Default::default()
         }
     }
@@ -123,4 +134,26 @@ fn seconds(text: &str) -> Result<Duration, String> {
 /// An empty variable is a mistake, and no wish for a server without a key.
 fn key(text: &str) -> Result<String, String> {
     if text.is_empty() { Err("empty".into()) } else { Ok(text.to_owned()) }
+}
+
+/// As browsers write it in their `Origin` headers: in lower case, without the scheme's own port.
+fn origin(text: &str) -> Result<HeaderValue, String> {
+    const FORM: &str = "SCHEME://HOST[:PORT] without a path, null or * accepted";
+    if text == "*" || text == "null" {
+        return HeaderValue::from_str(text).map_err(|e| e.to_string());
+    }
+    let uri: Uri = text.parse().map_err(|e| format!("{e}; {FORM}"))?;
+    let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else { return Err(FORM.into()) };
+    if !matches!(uri.path(), "" | "/") || uri.query().is_some() || authority.as_str().contains('@') {
+        return Err(FORM.into());
+    }
+    let own = matches!((scheme, uri.port_u16()), ("http", Some(80)) | ("https", Some(443)));
+    let authority = if own { authority.host() } else { authority.as_str() };
+    HeaderValue::from_str(&format!("{scheme}://{authority}").to_ascii_lowercase()).map_err(|e| e.to_string())
+}
+
+/// Without links, as the files in it are compared with.
+fn directory(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text).canonicalize().map_err(|e| e.to_string())?;
+    if path.is_dir() { Ok(path) } else { Err("not a directory".into()) }
 }

@@ -6,12 +6,12 @@ use std::thread;
 use std::time::Instant;
 
 use axum::http::StatusCode;
+use smolvlm::Engine;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::{ApiError, Result};
 use crate::metrics::Metrics;
-use crate::recall::Model;
 use crate::worker::{Control, Conversation, Event, Finished, Job, Settings, Shared, lock};
 
 /// A claim on a worker or on a place in the queue: taken before a body is read, given back when the answer is complete.
@@ -76,10 +76,10 @@ impl Reply {
 }
 
 impl Queue {
-    pub fn start(model: Model, workers: usize, waiting: usize, metrics: Arc<Metrics>) -> std::io::Result<Self> {
+    pub fn start(engine: Engine, workers: usize, waiting: usize, metrics: Arc<Metrics>) -> std::io::Result<Self> {
         let (jobs, receiver) = mpsc::channel();
         let receiver = Arc::new(Mutex::new(receiver));
-        let shared = Arc::new(Shared::new(model, metrics));
+        let shared = Arc::new(Shared::new(engine, metrics));
         for i in 0..workers {
             let (shared, receiver) = (shared.clone(), receiver.clone());
             thread::Builder::new().name(format!("worker-{i}")).spawn(move || {
@@ -135,7 +135,7 @@ impl Queue {
         lock(&self.shared.open).iter().for_each(|control| control.cancel());
     }
 
-    pub fn model(&self) -> &Model {
-        &self.shared.model
+    pub fn engine(&self) -> &Engine {
+        &self.shared.engine
     }
 }

@@ -5,14 +5,15 @@ use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::app::{Admitted, Shared};
 use crate::body;
 use crate::chat::{extension, new_id, unix_time};
 use crate::error::{ApiError, Result};
 use crate::json::{json_response, openai_finish_reason};
-use crate::messages::{Message, conversation};
+use crate::messages::{Message, conversation, flag};
+use crate::refused;
 use crate::settings::Parameters;
 use crate::worker::Finished;
 
@@ -20,13 +21,8 @@ use crate::worker::Finished;
 struct ResponsesRequest {
     input: Input,
     instructions: Option<String>,
-    max_output_tokens: Option<usize>,
     #[serde(flatten)]
-    parameters: Parameters,
-    stream: Option<bool>,
-    previous_response_id: Option<String>,
-    tools: Option<Vec<Value>>,
-    text: Option<Value>,
+    fields: Map<String, Value>,
 }
 
 #[derive(Deserialize)]
@@ -36,30 +32,18 @@ enum Input {
     Messages(Vec<Message>),
 }
 
-impl ResponsesRequest {
-    fn check(&self) -> Result<()> {
-        let format = self.text.as_ref().map_or(&Value::Null, |text| &text["format"]["type"]);
-        let checks = [
-            ("stream", !self.stream.unwrap_or(false), "not here; /v1/chat/completions streams"),
-            ("previous_response_id", self.previous_response_id.is_none(), "nothing is kept; send the conversation"),
-            ("tools", self.tools.as_ref().is_none_or(Vec::is_empty), "the model calls no tools"),
-            ("text", format.is_null() || format == "text", "only the format text is accepted"),
-        ];
-        match checks.iter().find(|(_, fine, _)| !fine) {
-            Some((name, _, message)) => Err(ApiError::invalid(*name, message)),
-            None => Ok(()),
-        }
-    }
-}
-
 pub async fn responses(
     State(shared): State<Shared>,
     Extension(admitted): Extension<Admitted>,
     request: Request,
 ) -> Result<Response> {
     let limits = &shared.options;
-    let mut asked: ResponsesRequest = body::json(request, limits).await?;
-    asked.check()?;
+    let asked: ResponsesRequest = body::json(request, limits).await?;
+    refused::check(&asked.fields)?;
+    if flag(&asked.fields, "stream")? {
+        return Err(ApiError::invalid("stream", "not here; /v1/chat/completions streams"));
+    }
+    let parameters = Parameters::from_json(&asked.fields)?;
     let mut messages = match asked.input {
         Input::Text(text) => vec![Message::text("user", text)],
         Input::Messages(messages) => messages,
@@ -67,11 +51,10 @@ pub async fn responses(
     if let Some(text) = asked.instructions {
         messages.insert(0, Message::text("system", text));
     }
-    let conversation = conversation("input", &messages, asked.parameters.split, limits)?;
+    let conversation = conversation("input", &messages, parameters.split, limits)?;
     // The pictures have been copied out of it.
     drop(messages);
-    asked.parameters.max_new_tokens = asked.max_output_tokens;
-    let settings = asked.parameters.settings(limits)?;
+    let settings = parameters.settings(limits)?;
     let finished = shared.queue.ask(admitted.place()?, conversation, settings).finished().await?;
     Ok(json_response(StatusCode::OK, &response_object(&shared.model_id, &finished)))
 }

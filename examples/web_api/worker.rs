@@ -7,29 +7,26 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
-use smolvlm::{Answer, Canceller, FinishReason, ImageView, Request, Sampling, Session};
+use smolvlm::prompt::Message;
+use smolvlm::{Answer, Canceller, Engine, FinishReason, ImageView, Request, Sampling, Session};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::error::{ApiError, Result};
 use crate::metrics::Metrics;
 use crate::queue::Place;
-use crate::recall::Model;
 
-/// A conversation whose last turn waits for an answer.
+/// A conversation that waits for an answer.
 #[derive(Default)]
 pub struct Conversation {
-    pub system: Option<String>,
-    pub turns: Vec<Turn>,
+    pub messages: Vec<Message>,
+    /// Those of the messages, in order.
+    pub pictures: Vec<Picture>,
 }
 
-#[derive(Default)]
-pub struct Turn {
-    /// Image files, looked at and found to be within the limits.
-    pub images: Vec<Bytes>,
+/// An image file, looked at and found to be within the limits.
+pub struct Picture {
+    pub file: Bytes,
     pub split: bool,
-    pub prompt: String,
-    /// What it was answered with; the last turn's is not known yet.
-    pub answer: String,
 }
 
 /// How it is answered.
@@ -40,6 +37,7 @@ pub struct Settings {
     pub stop: Vec<String>,
     pub longest_edge: Option<usize>,
     pub timeout: Duration,
+    pub keep_special_tokens: bool,
 }
 
 pub enum Event {
@@ -53,13 +51,11 @@ pub enum Event {
 pub struct Finished {
     pub answer: Answer,
     pub queue_ms: f64,
-    /// What it took to take up the conversation so far.
-    pub history_ms: f64,
 }
 
 /// What the workers and the queue both see.
 pub struct Shared {
-    pub model: Model,
+    pub engine: Engine,
     pub metrics: Arc<Metrics>,
     /// Of all jobs that wait or run.
     pub open: Mutex<Vec<Arc<Control>>>,
@@ -96,8 +92,8 @@ impl Control {
 }
 
 impl Shared {
-    pub fn new(model: Model, metrics: Arc<Metrics>) -> Self {
-        Self { model, metrics, open: Mutex::default(), stopping: AtomicBool::new(false) }
+    pub fn new(engine: Engine, metrics: Arc<Metrics>) -> Self {
+        Self { engine, metrics, open: Mutex::default(), stopping: AtomicBool::new(false) }
     }
 
     pub fn run(&self, job: Job) {
@@ -117,9 +113,9 @@ impl Shared {
                 .unwrap_or_else(|_| Err(ApiError::internal("the engine panicked; this is a defect")));
             metrics.running.dec();
             match answered {
-                Ok((answer, history)) => {
-                    metrics.answered(&answer, history, started.elapsed());
-                    Event::Finished(Box::new(Finished { answer, queue_ms: ms(queued), history_ms: ms(history) }))
+                Ok(answer) => {
+                    metrics.answered(&answer, started.elapsed());
+                    Event::Finished(Box::new(Finished { answer, queue_ms: ms(queued) }))
                 }
                 Err(error) => {
                     // A stop before the first token leaves nothing to answer with.
@@ -132,57 +128,33 @@ impl Shared {
         let _ = job.events.send(event);
     }
 
-    /// The answer, and the time that the conversation before it took.
-    fn answer(&self, job: &Job) -> Result<(Answer, Duration)> {
-        let started = Instant::now();
-        let mut session = Session::new(&self.model.engine)?;
+    fn answer(&self, job: &Job) -> Result<Answer> {
+        let mut session = Session::new(&self.engine)?;
         *lock(&job.control.session) = Some(session.canceller());
+        let Conversation { messages, pictures } = &job.conversation;
+        let pictures: Vec<_> = pictures
+            .iter()
+            .map(|picture| smolvlm::Picture { view: ImageView::encoded(&picture.file), split: picture.split })
+            .collect();
         let stop: Vec<&str> = job.settings.stop.iter().map(String::as_str).collect();
-
-        let Some((question, earlier)) = job.conversation.turns.split_last() else {
-            return Err(ApiError::internal("a conversation without a question"));
+        let deadline = job.asked + job.settings.timeout;
+        let request = Request {
+            longest_edge: job.settings.longest_edge,
+            max_new_tokens: job.settings.max_new_tokens,
+            sampling: job.settings.sampling,
+            stop: &stop,
+            keep_special_tokens: job.settings.keep_special_tokens,
+            timeout: Some(deadline.saturating_duration_since(Instant::now())),
+            ..Request::new("", &[])
         };
-        for turn in earlier {
-            let images = turn.images();
-            match self.model.recall(&mut session, &job.request(turn, &images, &stop), &turn.answer)? {
-                FinishReason::Timeout => return Err(ApiError::timeout()),
-                FinishReason::Cancelled => return Err(ApiError::shutting_down()),
-                _ => {}
-            }
-        }
-        let history = started.elapsed();
-
-        let images = question.images();
-        let answer = session.process(&job.request(question, &images, &stop), &mut |text| {
+        let answer = session.converse(messages, &pictures, &request, &mut |text| {
             let sent = job.events.send(Event::Text(text.to_owned()));
             if sent.is_err() || job.control.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
         match answer.finish_reason {
             FinishReason::Timeout if answer.token_ids.is_empty() => Err(ApiError::timeout()),
             FinishReason::Cancelled if answer.token_ids.is_empty() => Err(ApiError::shutting_down()),
-            _ => Ok((answer, history)),
-        }
-    }
-}
-
-impl Turn {
-    fn images(&self) -> Vec<ImageView<'_>> {
-        self.images.iter().map(|file| ImageView::encoded(file)).collect()
-    }
-}
-
-impl Job {
-    fn request<'a>(&'a self, turn: &'a Turn, images: &'a [ImageView<'a>], stop: &'a [&'a str]) -> Request<'a> {
-        let deadline = self.asked + self.settings.timeout;
-        Request {
-            system_prompt: self.conversation.system.as_deref(),
-            split: turn.split,
-            longest_edge: self.settings.longest_edge,
-            max_new_tokens: self.settings.max_new_tokens,
-            sampling: self.settings.sampling,
-            stop,
-            timeout: Some(deadline.saturating_duration_since(Instant::now())),
-            ..Request::new(&turn.prompt, images)
+            _ => Ok(answer),
         }
     }
 }

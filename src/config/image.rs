@@ -1,4 +1,4 @@
-//! `preprocessor_config.json`.
+//! The image processor's settings: in `preprocessor_config.json`, or as transformers 5 saves them in `processor_config.json`.
 
 use serde::Deserialize;
 
@@ -11,7 +11,7 @@ pub const MAX_LONGEST_EDGE: usize = 65_535;
 /// Largest tile accepted, in pixels: the longest edge that the reference resizes to.
 pub const MAX_TILE_SIZE: usize = 4096;
 
-/// `preprocessor_config.json`: how a picture becomes tiles.
+/// How a picture becomes tiles.
 #[derive(Clone, Debug)]
 pub struct ImageConfig {
     /// Default tile budget: the longest edge of the picture after the first resize, in pixels.
@@ -24,19 +24,19 @@ pub struct ImageConfig {
     pub std: [f64; 3],
 }
 
+/// What is absent or null has the default of the reference's `Idefics3ImageProcessor`: its fast kind writes nulls.
 #[derive(Deserialize)]
-#[serde(default)]
 struct RawImageConfig {
-    size: LongestEdge,
-    max_image_size: LongestEdge,
-    do_image_splitting: bool,
-    do_resize: bool,
-    do_rescale: bool,
-    do_normalize: bool,
-    rescale_factor: f64,
-    image_mean: [f64; 3],
-    image_std: [f64; 3],
-    resample: u32,
+    size: Option<LongestEdge>,
+    max_image_size: Option<LongestEdge>,
+    do_image_splitting: Option<bool>,
+    do_resize: Option<bool>,
+    do_rescale: Option<bool>,
+    do_normalize: Option<bool>,
+    rescale_factor: Option<f64>,
+    image_mean: Option<Channels>,
+    image_std: Option<Channels>,
+    resample: Option<u32>,
 }
 
 #[derive(Deserialize)]
@@ -44,74 +44,97 @@ struct LongestEdge {
     longest_edge: usize,
 }
 
-/// `PIL.Image.Resampling.LANCZOS`.
-const LANCZOS: u32 = 1;
+/// A number of each channel, or of all.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Channels {
+    All(f64),
+    Each([f64; 3]),
+}
 
-impl Default for RawImageConfig {
-    // `Idefics3ImageProcessor` of transformers 5.
-    fn default() -> Self {
-        Self {
-            size: LongestEdge { longest_edge: 4 * 364 },
-            max_image_size: LongestEdge { longest_edge: 364 },
-            do_image_splitting: true,
-            do_resize: true,
-            do_rescale: true,
-            do_normalize: true,
-            rescale_factor: 1.0 / 255.0,
-            image_mean: [0.5; 3],
-            image_std: [0.5; 3],
-            resample: LANCZOS,
+impl Channels {
+    fn or_half(channels: Option<Self>) -> [f64; 3] {
+        match channels {
+            None => [0.5; 3],
+            Some(Self::All(x)) => [x; 3],
+            Some(Self::Each(each)) => each,
         }
     }
 }
 
+/// `PIL.Image.Resampling.LANCZOS`.
+const LANCZOS: u32 = 1;
+
 impl ImageConfig {
-    /// Reads `preprocessor_config.json`, and checks it against the vision encoder's tile.
+    /// Reads them, and checks them against the vision encoder's tile. Errors name the file.
     pub fn load(files: &ModelFiles, model: &ModelConfig) -> Result<Self> {
-        const FILE: &str = "preprocessor_config.json";
-        let raw: RawImageConfig = parse(files, FILE)?;
-        raw.check(model).map_err(|e| e.at(files.path(FILE).display()))
+        let (raw, place) = RawImageConfig::find(files)?;
+        raw.check(model).map_err(|e| e.at(place))
     }
 }
 
 impl RawImageConfig {
+    /// Where the reference finds them, in its order: what is nested in `processor_config.json` wins.
+    fn find(files: &ModelFiles) -> Result<(Self, String)> {
+        const NESTED: &str = "processor_config.json";
+        const FLAT: &str = "preprocessor_config.json";
+        #[derive(Deserialize)]
+        struct Processor {
+            image_processor: Option<RawImageConfig>,
+        }
+        if files.has(NESTED)
+            && let Some(nested) = parse::<Processor>(files, NESTED)?.image_processor
+        {
+            return Ok((nested, format!("{}: image_processor", files.path(NESTED).display())));
+        }
+        let path = files.path(FLAT).display().to_string();
+        if !files.has(FLAT) && files.path(FLAT).symlink_metadata().is_err() {
+            return Err(Error::not_found(format!(
+                "{path}: not there, and no image_processor in {NESTED}; save the processor beside the model \
+                 (processor.save_pretrained), or copy its files from the checkpoint that this one was trained from"
+            )));
+        }
+        Ok((parse(files, FLAT)?, path))
+    }
+
     fn check(self, model: &ModelConfig) -> Result<ImageConfig> {
-        let tile_size = self.max_image_size.longest_edge;
+        let tile_size = self.max_image_size.map_or(364, |size| size.longest_edge);
+        let longest_edge = self.size.map_or(4 * 364, |size| size.longest_edge);
         if tile_size != model.vision.image_size {
             let image_size = model.vision.image_size;
             return Err(Error::invalid_model(format!(
                 "max_image_size.longest_edge: {tile_size}, but config.json's image_size is {image_size}"
             )));
         }
-        at_most("size.longest_edge", self.size.longest_edge, MAX_LONGEST_EDGE)?;
+        at_most("size.longest_edge", longest_edge, MAX_LONGEST_EDGE)?;
         at_most("max_image_size.longest_edge", tile_size, MAX_TILE_SIZE)?;
         for (name, done) in
             [("do_resize", self.do_resize), ("do_rescale", self.do_rescale), ("do_normalize", self.do_normalize)]
         {
-            if !done {
+            if done == Some(false) {
                 return Err(Error::unsupported(format!("{name}: false, only true is known")));
             }
         }
-        if self.resample != LANCZOS {
-            return Err(Error::unsupported(format!("resample: {}, only {LANCZOS} (Lanczos) is known", self.resample)));
+        if let Some(other) = self.resample.filter(|&r| r != LANCZOS) {
+            return Err(Error::unsupported(format!("resample: {other}, only {LANCZOS} (Lanczos) is known")));
         }
+        let rescale_factor = self.rescale_factor.unwrap_or(1.0 / 255.0);
+        let [mean, std] = [self.image_mean, self.image_std].map(Channels::or_half);
         let usable = |x: f64, zero: bool| x.is_finite() && (zero || x != 0.0);
-        for (name, values, zero) in [
-            ("rescale_factor", &[self.rescale_factor; 3], true),
-            ("image_mean", &self.image_mean, true),
-            ("image_std", &self.image_std, false),
-        ] {
+        for (name, values, zero) in
+            [("rescale_factor", &[rescale_factor; 3], true), ("image_mean", &mean, true), ("image_std", &std, false)]
+        {
             if let Some(bad) = values.iter().find(|x| !usable(**x, zero)) {
                 return Err(Error::invalid_model(format!("{name}: {bad} is no usable number")));
             }
         }
         Ok(ImageConfig {
-            longest_edge: self.size.longest_edge,
+            longest_edge,
             tile_size,
-            split: self.do_image_splitting,
-            rescale_factor: self.rescale_factor,
-            mean: self.image_mean,
-            std: self.image_std,
+            split: self.do_image_splitting.unwrap_or(true),
+            rescale_factor,
+            mean,
+            std,
         })
     }
 }

@@ -1,8 +1,10 @@
 //! The decoder's part of `config.json`.
 
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
-use super::{epsilon, in_range, multiple};
+use super::rope::{self, Rope, Rotary};
+use super::{epsilon, in_range, lookalike, multiple};
 use crate::error::{Error, Result};
 
 /// The Llama decoder.
@@ -17,21 +19,26 @@ pub struct TextConfig {
     pub vocab_size: usize,
     pub rms_norm_eps: f64,
     pub rope_theta: f64,
+    pub rope: Rope,
+    /// Queries, keys, values and attention's output have biases.
+    pub attention_bias: bool,
+    /// Gates, what they gate, and their product's projection have biases.
+    pub mlp_bias: bool,
     /// Longest context the checkpoint was trained for, in tokens.
     pub max_position_embeddings: usize,
 }
 
 impl TextConfig {
-    /// Rotary frequencies [head_dim / 2].
-    pub fn inv_freq(&self) -> Vec<f32> {
-        let frequency = |i: usize| self.rope_theta.powf(-(i as f64) / self.head_dim as f64) as f32;
-        (0..self.head_dim).step_by(2).map(frequency).collect()
+    /// What turns queries and keys.
+    pub fn rotary(&self) -> Rotary {
+        self.rope.rotary(self.rope_theta, self.head_dim)
     }
 }
 
 #[derive(Deserialize)]
 #[serde(default)]
 pub(super) struct RawTextConfig {
+    model_type: Option<String>,
     hidden_size: usize,
     intermediate_size: usize,
     num_hidden_layers: usize,
@@ -41,12 +48,16 @@ pub(super) struct RawTextConfig {
     vocab_size: usize,
     rms_norm_eps: f64,
     rope_theta: Option<f64>,
-    rope_parameters: Option<RopeParameters>,
-    rope_scaling: Option<RopeParameters>,
+    rope_parameters: Option<Map<String, Value>>,
+    rope_scaling: Option<Map<String, Value>>,
     max_position_embeddings: usize,
+    original_max_position_embeddings: Option<usize>,
     hidden_act: String,
-    attention_bias: bool,
-    mlp_bias: bool,
+    attention_bias: Option<bool>,
+    mlp_bias: Option<bool>,
+    pub(super) tie_word_embeddings: Option<bool>,
+    #[serde(flatten)]
+    others: Map<String, Value>,
 }
 
 impl Default for RawTextConfig {
@@ -54,6 +65,7 @@ impl Default for RawTextConfig {
     // all, and such a file has no rope_theta either.
     fn default() -> Self {
         Self {
+            model_type: None,
             hidden_size: 4096,
             intermediate_size: 11_008,
             num_hidden_layers: 32,
@@ -66,23 +78,22 @@ impl Default for RawTextConfig {
             rope_parameters: None,
             rope_scaling: None,
             max_position_embeddings: 2048,
+            original_max_position_embeddings: None,
             hidden_act: "silu".into(),
-            attention_bias: false,
-            mlp_bias: false,
+            attention_bias: None,
+            mlp_bias: None,
+            tie_word_embeddings: None,
+            others: Map::new(),
         }
     }
 }
 
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct RopeParameters {
-    rope_theta: Option<f64>,
-    #[serde(alias = "type")]
-    rope_type: Option<String>,
-}
-
 impl RawTextConfig {
     pub(super) fn check(self) -> Result<TextConfig> {
+        if let Some(other) = self.model_type.as_deref().filter(|kind| *kind != "llama") {
+            let message = format!("text_config.model_type: \"{other}\" is not llama, the family's decoder");
+            return Err(Error::unsupported(message));
+        }
         let kv_heads = self.num_key_value_heads.unwrap_or(self.num_attention_heads);
         for (name, value) in [
             ("text_config.hidden_size", self.hidden_size),
@@ -106,21 +117,20 @@ impl RawTextConfig {
         multiple("text_config.head_dim", head_dim, "2 (rotary halves)", 2)?;
         multiple("text_config.num_attention_heads", self.num_attention_heads, "num_key_value_heads", kv_heads)?;
         epsilon("text_config.rms_norm_eps", self.rms_norm_eps)?;
-        if self.hidden_act != "silu" {
+        // The reference knows it by both names.
+        if !matches!(self.hidden_act.as_str(), "silu" | "swish") {
             return Err(Error::unsupported(format!("text_config.hidden_act: \"{}\" is not silu", self.hidden_act)));
         }
-        if self.attention_bias || self.mlp_bias {
-            return Err(Error::unsupported("text_config: attention_bias and mlp_bias are not known in this family"));
-        }
+        lookalike::check_text(&self.others, head_dim)?;
 
-        let nested = [&self.rope_parameters, &self.rope_scaling];
-        for rope_type in nested.iter().filter_map(|r| r.as_ref()?.rope_type.as_deref()) {
-            if rope_type != "default" {
-                return Err(Error::unsupported(format!("text_config: rope_type \"{rope_type}\" is not \"default\"")));
-            }
-        }
+        let around = rope::Around {
+            head_dim,
+            max_position_embeddings: self.max_position_embeddings,
+            original: self.original_max_position_embeddings,
+        };
+        let read = rope::read(self.rope_scaling.as_ref(), self.rope_parameters.as_ref(), &around)?;
         // There is no sensible default: the published values span 100,000 to 273,768.
-        let rope_theta = nested.iter().find_map(|r| r.as_ref()?.rope_theta).or(self.rope_theta).ok_or_else(|| {
+        let rope_theta = read.theta.or(self.rope_theta).ok_or_else(|| {
             Error::invalid_model("text_config: rope_theta is in neither rope_parameters nor text_config")
         })?;
         if !(rope_theta.is_finite() && rope_theta > 1.0) {
@@ -139,7 +149,10 @@ impl RawTextConfig {
             vocab_size: self.vocab_size,
             rms_norm_eps: self.rms_norm_eps,
             rope_theta,
-            max_position_embeddings: self.max_position_embeddings,
+            rope: read.rope,
+            attention_bias: self.attention_bias.unwrap_or_default(),
+            mlp_bias: self.mlp_bias.unwrap_or_default(),
+            max_position_embeddings: read.max_position_embeddings,
         })
     }
 }

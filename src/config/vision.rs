@@ -1,8 +1,9 @@
 //! The vision encoder's part of `config.json`.
 
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
-use super::{epsilon, in_range, multiple};
+use super::{epsilon, in_range, lookalike, multiple};
 use crate::error::{Error, Result};
 
 /// Attention makes a matrix of patches by patches; the published models have 32 per side.
@@ -21,6 +22,8 @@ pub struct VisionConfig {
     pub patch_size: usize,
     pub hidden_act: String,
     pub layer_norm_eps: f64,
+    #[serde(flatten)]
+    others: Map<String, Value>,
 }
 
 impl Default for VisionConfig {
@@ -36,6 +39,7 @@ impl Default for VisionConfig {
             patch_size: 32,
             hidden_act: "gelu_pytorch_tanh".into(),
             layer_norm_eps: 1e-6,
+            others: Map::new(),
         }
     }
 }
@@ -72,11 +76,13 @@ impl VisionConfig {
             let message = format!("vision_config.num_channels: {}, only 3 is known", self.num_channels);
             return Err(Error::unsupported(message));
         }
-        if self.hidden_act != "gelu_pytorch_tanh" {
+        // All three are the tanh form in the reference.
+        if !matches!(self.hidden_act.as_str(), "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast") {
             let message = format!("vision_config.hidden_act: \"{}\" is not gelu_pytorch_tanh", self.hidden_act);
             return Err(Error::unsupported(message));
         }
         epsilon("vision_config.layer_norm_eps", self.layer_norm_eps)?;
+        lookalike::check_vision(&self.others)?;
         match self.patches_per_side() {
             0 => Err(Error::invalid_model("vision_config: patch_size is larger than image_size")),
             side if side > MAX_PATCHES_PER_SIDE => Err(Error::invalid_model(format!(

@@ -19,7 +19,9 @@ use crate::sampler::Sampling;
 use crate::session::{OnText, Request};
 
 /// A loaded model: weights, tokenizer, configuration. It never changes; any thread may use it, and
-/// several at once. Made by `smolvlm_create`, freed by `smolvlm_free`.
+/// several at once, of the process that made it: a child of `fork` that asks it, or a session of it, is
+/// told so at once (`SMOLVLM_STATUS_UNSUPPORTED`, "fork: ..."), may free both, and may load the model itself.
+/// Made by `smolvlm_create`, freed by `smolvlm_free`.
 pub struct smolvlm_engine {
     pub(super) engine: Engine,
 }
@@ -28,7 +30,8 @@ pub struct smolvlm_engine {
 ///
 /// `model_dir` is the path, in UTF-8, of a directory as the Hugging Face hub publishes it: config.json,
 /// tokenizer.json, model.safetensors or its shards for Candle, `onnx/` for ONNX Runtime. Where there is no such directory, it may
-/// be a hub id, `owner/name`, that the hub's local cache holds (`HF_HUB_CACHE`, else `HF_HOME`, else `~/.cache/huggingface`); nothing is
+/// be a hub id, `owner/name` or `owner/name@revision`, that the hub's local cache holds (`HF_HUB_CACHE`, else
+/// `HUGGINGFACE_HUB_CACHE`, else `HF_HOME`, else `~/.cache/huggingface`); nothing is
 /// fetched, and the message says what would fetch it. `options` may be NULL: all defaults. `*out` is the
 /// engine, to be freed with `smolvlm_free`, or NULL on failure. The directory must not change while
 /// the engine lives: a backend may keep its weights mapped.
@@ -148,6 +151,7 @@ unsafe fn engine_options(options: *const smolvlm_options) -> Result<EngineOption
         context_tokens: options.context_tokens as usize,
         onnxruntime_path: onnxruntime_path.map(PathBuf::from),
         packed_cache_dir: packed_cache_dir.map(PathBuf::from),
+        image_cache_bytes: 0,
     })
 }
 
@@ -161,6 +165,9 @@ pub(super) unsafe fn with_request<T>(
 ) -> Result<T> {
     // SAFETY: the caller of this function promises `struct_size` readable bytes.
     let request = unsafe { arg::versioned(request, "request") }?;
+    if request.reserved != 0 {
+        return Err(Error::invalid_argument(format!("request.reserved: {} given, 0 needed", request.reserved)));
+    }
     // SAFETY: the caller of this function promises a NUL-terminated string.
     let prompt = unsafe { arg::string(request.prompt, "request.prompt") }?;
     // SAFETY: as above.
@@ -196,9 +203,12 @@ pub(super) unsafe fn with_request<T>(
         top_p: request.top_p,
         min_p: request.min_p,
         repetition_penalty: request.repetition_penalty,
+        frequency_penalty: request.frequency_penalty,
+        presence_penalty: request.presence_penalty,
         seed: request.seed,
     };
     converted.stop = &stop;
+    converted.keep_special_tokens = request.keep_special_tokens != 0;
     converted.timeout = (request.timeout_ms != 0).then(|| Duration::from_millis(request.timeout_ms.into()));
     let mut piece = Vec::new();
     let answer = body(&converted, &mut |text| {

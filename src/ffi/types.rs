@@ -303,7 +303,7 @@ pub struct smolvlm_image {
 pub struct smolvlm_request {
     /// `sizeof(smolvlm_request)`.
     pub struct_size: usize,
-    /// The question: UTF-8, not NULL.
+    /// The question: UTF-8, not NULL; with a picture it may be empty, which asks for a caption.
     pub prompt: *const c_char,
     /// Instructions that precede the conversation, in UTF-8; NULL: none. In a session,
     /// later questions leave it NULL or repeat it.
@@ -345,6 +345,15 @@ pub struct smolvlm_request {
     pub on_text: smolvlm_text_callback,
     /// First argument of `on_text`.
     pub user_data: *mut c_void,
+    /// Non-zero: special tokens of the answer are in its text and in what `on_text` receives, but for
+    /// those that end it and padding. Models that write a document's layout in such tokens need it.
+    pub keep_special_tokens: i32,
+    /// Zero.
+    pub reserved: i32,
+    /// Taken from a token's score for each time that the answer has it already, -2 to 2; 0: off.
+    pub frequency_penalty: f32,
+    /// Taken once from the score of each token that the answer has already, -2 to 2; 0: off.
+    pub presence_penalty: f32,
 }
 
 /// What a generation took and used. Times are milliseconds on a monotonic clock; sizes are counts.

@@ -5,6 +5,7 @@
 //! in everything else; the same golden arrays judge both.
 
 mod digest;
+mod head;
 mod packed;
 mod tensors;
 mod weights;
@@ -20,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::kernels::{PackedLinear, Precision, gather};
 use crate::largest::Largest;
 use crate::preprocess::{Normalise, Tiles};
+use head::Ends;
 use packed::Store;
 use tensors::Linear;
 pub use weights::{Matrix, Weights};
@@ -73,13 +75,18 @@ impl Model {
             Arithmetic::Tensors(dtype, device) => {
                 let loader = Loader::new(weights, *dtype, device);
                 let vision = Box::new(tensors::VisionModel::load(&loader.at("model"), model)?);
-                Networks::Tensors { vision, text: Box::new(tensors::TextModel::load(&loader, model)?) }
+                let text = Box::new(tensors::TextModel::load(&loader, model)?);
+                weights.refuse_unread()?;
+                Networks::Tensors { vision, text }
             }
             Arithmetic::Packed(precision, dir) => Store::with(dir.as_deref(), weights, *precision, |store| {
                 let loader = Loader { store, ..Loader::new(weights, DType::F32, &Device::Cpu) };
                 let at = loader.at("model");
                 let vision = Box::new(packed::VisionModel::load(&at, model, *precision, normalise.clone())?);
-                Ok(Networks::Packed { vision, text: Box::new(packed::TextModel::load(&loader, model, *precision)?) })
+                let text = Box::new(packed::TextModel::load(&loader, model, *precision)?);
+                // Before anything of it is kept, and after a start from what was kept.
+                weights.refuse_unread()?;
+                Ok(Networks::Packed { vision, text })
             })?,
         };
         Ok(Self { networks, normalise, hidden_size: model.text.hidden_size })
@@ -248,7 +255,12 @@ impl<'a> Loader<'a> {
         self.weights.tensor(&format!("{}{name}", self.prefix), shape, self.dtype, self.device)
     }
 
-    /// The matrices `names` [outputs, inputs] of one input, their outputs side by side; with biases [outputs].
+    /// The matrices `names` [outputs, inputs] of one input, their outputs side by side; with biases [outputs], if there are any.
+    fn linear_if(&self, bias: bool, names: &[&str], inputs: usize, outputs: &[usize]) -> Result<Linear> {
+        if bias { self.linear_bias(names, inputs, outputs) } else { self.linear(names, inputs, outputs) }
+    }
+
+    /// The same with biases.
     fn linear_bias(&self, names: &[&str], inputs: usize, outputs: &[usize]) -> Result<Linear> {
         let bias = |(name, &outputs): (&&str, &usize)| self.at(name).tensor("bias", &[outputs]);
         let biases = names.iter().zip(outputs).map(bias).collect::<Result<Vec<_>>>()?;
@@ -305,6 +317,22 @@ impl<'a> Loader<'a> {
         let bias = |(name, &outputs): (&&str, &usize)| self.at(name).floats("bias", &[outputs]);
         let biases = names.iter().zip(outputs).map(bias).collect::<Result<Vec<_>>>()?;
         self.matrix(names, inputs, outputs)?.pack(biases.concat(), precision, self.store)
+    }
+
+    /// As [`Self::linear_if`], packed.
+    fn packed_if(
+        &self,
+        bias: bool,
+        names: &[&str],
+        inputs: usize,
+        outputs: &[usize],
+        precision: Precision,
+    ) -> Result<PackedLinear> {
+        if bias {
+            self.packed_bias(names, inputs, outputs, precision)
+        } else {
+            self.packed(names, inputs, outputs, precision)
+        }
     }
 
     /// As [`Self::linear`], packed.

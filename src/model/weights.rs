@@ -5,6 +5,7 @@ use std::fs::Metadata;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
@@ -16,7 +17,7 @@ use serde::Deserialize;
 
 use super::digest;
 use super::packed::Store;
-use crate::config::parse;
+use crate::config::{foreign, parse};
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
 use crate::kernels::{Cpu, PackedLinear, Precision};
@@ -24,14 +25,40 @@ use crate::kernels::{Cpu, PackedLinear, Precision};
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
+/// Ends of names of tensors that a model computes itself, and of a head that is tied: nothing is missed without them.
+const HARMLESS: [&str; 3] = ["lm_head.weight", ".inv_freq", ".position_ids"];
+
+const MERGE: &str = "load it in peft, call merge_and_unload() and save_pretrained()";
+const ORIGINAL: &str = "take the checkpoint it was made from: weights become int8 or int4 at load here";
+
+/// Parts of names of tensors, whose they are, and what to do.
+const FOREIGN: [(&str, &str, &str); 12] = [
+    (".lora_A", "unmerged LoRA", MERGE),
+    (".lora_B", "unmerged LoRA", MERGE),
+    (".lora_embedding", "unmerged LoRA", MERGE),
+    (".lora_magnitude", "unmerged DoRA", MERGE),
+    (".base_layer.", "unmerged PEFT", MERGE),
+    (".weight.absmax", "bitsandbytes 4-bit", ORIGINAL),
+    (".SCB", "bitsandbytes 8-bit", ORIGINAL),
+    (".qweight", "GPTQ or AWQ", ORIGINAL),
+    (".weight_packed", "compressed-tensors", ORIGINAL),
+    (".weight_scale", "FP8 or compressed-tensors", ORIGINAL),
+    (".scales", "MLX", ORIGINAL),
+    // Unquantised: MLX calls what Idefics3 has in the text model so, and turns the patches' kernel.
+    ("language_model.", "MLX", "take the checkpoint it was made from"),
+];
+
 /// Bytes of a file that are in memory at once while it is digested.
 const AT_ONCE: usize = 16 << 20;
 
 /// The tensors of a checkpoint, still on disk.
 pub struct Weights {
     shards: Vec<Shard>,
-    tensors: HashMap<String, Entry>,
+    tensors: HashMap<String, (Entry, Read)>,
 }
+
+/// That somebody has asked for a tensor.
+type Read = AtomicBool;
 
 struct Shard {
     path: String,
@@ -54,7 +81,13 @@ impl Weights {
     pub fn open(files: &ModelFiles) -> Result<Self> {
         let mut weights = Self { shards: Vec::new(), tensors: HashMap::new() };
         if files.has(SINGLE) || !files.has(INDEX) {
+            if !files.has(SINGLE)
+                && let Some(error) = foreign::explain(files)
+            {
+                return Err(error);
+            }
             weights.add(files, SINGLE)?;
+            weights.refuse_foreign()?;
             return Ok(weights);
         }
         #[derive(Deserialize)]
@@ -69,7 +102,42 @@ impl Weights {
             }
             weights.add(files, name)?;
         }
+        weights.refuse_foreign()?;
         Ok(weights)
+    }
+
+    /// Refuses tensors that only other libraries' weights have.
+    fn refuse_foreign(&self) -> Result<()> {
+        // Whichever comes first says the same: the alphabet makes it one message.
+        let foreign = |name: &&String| FOREIGN.iter().find(|(part, ..)| name.contains(part));
+        let Some(name) = self.tensors.keys().filter(|name| foreign(name).is_some()).min() else { return Ok(()) };
+        let (_, what, cure) = foreign(&name).unwrap_or(&FOREIGN[0]);
+        Err(Error::unsupported(format!("{}: {name} is of {what} weights; {cure}", self.path_of(name))))
+    }
+
+    /// Refuses a tensor of the model that nobody has asked for: another model's, whose answers would be others.
+    pub fn refuse_unread(&self) -> Result<()> {
+        let counts = |name: &str| {
+            let of_model = name.starts_with("model.") || name.starts_with("lm_head.");
+            of_model && !HARMLESS.iter().any(|harmless| name.ends_with(harmless))
+        };
+        let unread = self.tensors.iter().filter(|(name, (_, read))| counts(name) && !read.load(Ordering::Relaxed));
+        let mut names: Vec<_> = unread.map(|(name, _)| name).collect();
+        names.sort();
+        let Some(name) = names.first() else { return Ok(()) };
+        let more = match names.len() - 1 {
+            0 => String::new(),
+            more => format!(" (and {more} more)"),
+        };
+        Err(Error::unsupported(format!(
+            "{}: {name}{more}: the model that config.json describes has no such tensor, and would answer without it",
+            self.path_of(name)
+        )))
+    }
+
+    fn path_of(&self, name: &str) -> &str {
+        let shard = self.tensors.get(name).and_then(|(entry, _)| self.shards.get(entry.shard));
+        shard.or(self.shards.first()).map_or(SINGLE, |shard| &shard.path)
     }
 
     fn add(&mut self, files: &ModelFiles, name: &str) -> Result<()> {
@@ -86,7 +154,7 @@ impl Weights {
                 shape: view.shape().to_vec(),
                 bytes: start..start + view.data().len(),
             };
-            self.tensors.insert(tensor.to_owned(), entry);
+            self.tensors.insert(tensor.to_owned(), (entry, Read::new(false)));
         }
         self.shards.push(Shard { path, map, data, digest: files.digest_of(name) });
         Ok(())
@@ -94,7 +162,7 @@ impl Weights {
 
     /// Elements of all tensors together.
     pub fn elements(&self) -> u64 {
-        self.tensors.values().map(|e| e.shape.iter().map(|&d| d as u64).product::<u64>()).sum()
+        self.tensors.values().map(|(e, _)| e.shape.iter().map(|&d| d as u64).product::<u64>()).sum()
     }
 
     /// What all files together are known by; `memory` is a directory that may know it already.
@@ -119,6 +187,35 @@ impl Weights {
         Ok(Tensor::from_raw_buffer(self.bytes(entry), stored, shape, device)?.to_dtype(dtype)?)
     }
 
+    /// Whether a tensor of this name is stored.
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// The path of the first file.
+    pub fn name(&self) -> &str {
+        self.shards.first().map_or(SINGLE, |shard| &shard.path)
+    }
+
+    /// Whether two matrices, which must have this shape, hold the same numbers.
+    pub fn equal(&self, a: &str, b: &str, shape: [usize; 2]) -> Result<bool> {
+        let [(a, a_stored), (b, b_stored)] = [self.find(a, &shape)?, self.find(b, &shape)?];
+        let (a_bytes, b_bytes) = (self.bytes(a), self.bytes(b));
+        let equal = a_stored == b_stored && a_bytes == b_bytes || {
+            let [mut a_row, mut b_row] = [vec![0.0; shape[1]], vec![0.0; shape[1]]];
+            let rows = |bytes, stored: DType| <[u8]>::chunks_exact(bytes, shape[1] * stored.size_in_bytes());
+            rows(a_bytes, a_stored).zip(rows(b_bytes, b_stored)).all(|(a, b)| {
+                read(a, a_stored, &mut a_row);
+                read(b, b_stored, &mut b_row);
+                a_row == b_row
+            })
+        };
+        for entry in [a, b] {
+            release(&self.shards[entry.shard].map, entry.bytes.clone());
+        }
+        Ok(equal)
+    }
+
     /// Refuses a tensor that is not there, or not of `shape`.
     pub fn check(&self, name: &str, shape: &[usize]) -> Result<()> {
         self.find(name, shape).map(|_| ())
@@ -126,10 +223,11 @@ impl Weights {
 
     /// The tensor of this name, which must have `shape`, and how it is stored.
     fn find(&self, name: &str, shape: &[usize]) -> Result<(&Entry, DType)> {
-        let Some(entry) = self.tensors.get(name) else {
-            let path = self.shards.first().map_or(SINGLE, |s| &s.path);
+        let Some((entry, read)) = self.tensors.get(name) else {
+            let path = self.path_of(name);
             return Err(Error::invalid_model(format!("{path}: has no tensor {name}")));
         };
+        read.store(true, Ordering::Relaxed);
         let path = &self.shards[entry.shard].path;
         if entry.shape != shape {
             return Err(Error::invalid_model(format!(

@@ -210,6 +210,8 @@ static void conversation(smolvlm_engine *engine, const smolvlm_image *image) {
     /* A question that fails costs nothing of what the session knows. */
     failing.prompt = "";
     CHECK_FAILS(smolvlm_session_process(session, &failing, &answers[1]), SMOLVLM_STATUS_INVALID_ARGUMENT, "prompt: empty");
+    failing.reserved = 1;
+    CHECK_FAILS(smolvlm_session_process(session, &failing, &answers[1]), SMOLVLM_STATUS_INVALID_ARGUMENT, "request.reserved");
     CHECK_OK(smolvlm_session_process(session, &second, &answers[1]));
     smolvlm_result_prompt_tokens(answers[0], &before);
     smolvlm_result_prompt_tokens(answers[1], &after);

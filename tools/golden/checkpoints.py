@@ -5,8 +5,15 @@ import math
 from dataclasses import dataclass, field
 
 import torch
+import transformers
 from safetensors.torch import save_file
-from transformers import Idefics3Config, Idefics3ForConditionalGeneration, SmolVLMConfig, SmolVLMForConditionalGeneration
+from transformers import (
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+)
 
 from .tokens import make_tokenizer
 
@@ -47,10 +54,17 @@ class Checkpoint:
     eos_list: bool = True
     shards: int = 1
     tokens: int | None = None  # of the tokenizer; None: as many as the embedding table has rows
+    saved: bool = False  # by transformers' own save_pretrained, with nothing added by hand
+    end: str = "<end_of_utterance>"  # the token that ends a message
+
+    @property
+    def needs_torchvision(self):
+        return self.saved and self.model_type == "smolvlm"
 
     @property
     def template(self):
-        return VIDEO_TEMPLATE if self.model_type == "smolvlm" else IMAGE_TEMPLATE
+        template = VIDEO_TEMPLATE if self.model_type == "smolvlm" else IMAGE_TEMPLATE
+        return template.replace("<end_of_utterance>", self.end)
 
 
 def _gain(name):
@@ -102,9 +116,43 @@ def _save_weights(folder, state, shards):
     _write_json(folder / "model.safetensors.index.json", index)
 
 
+def build_saved(spec, folder):
+    """Writes the directory of `spec` as whoever has trained a model does: model.save_pretrained, processor.save_pretrained."""
+    config_class, model_class, family = FAMILIES[spec.model_type]
+    backend = make_tokenizer(spec.text["vocab_size"], spec.v1_tokens, spec.end)
+    config = config_class(
+        image_token_id=backend.token_to_id("<image>"),
+        text_config={"model_type": "llama", **spec.text},
+        vision_config=spec.vision,
+        **spec.top,
+    )
+    model = model_class(config)
+    randomise(model, spec.seed)
+    model.to(spec.dtype).save_pretrained(folder)
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<|im_start|>",
+        eos_token=spec.end,
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+    )
+    settings = {"size": {"longest_edge": spec.longest_edge}, "max_image_size": {"longest_edge": spec.tile_size}}
+    parts = [getattr(transformers, f"{family}ImageProcessor")(**settings), tokenizer]
+    if spec.needs_torchvision:
+        parts.append(transformers.SmolVLMVideoProcessor(**settings))
+    processor = getattr(transformers, f"{family}Processor")(
+        *parts, image_seq_len=spec.image_seq_len, chat_template=spec.template
+    )
+    processor.save_pretrained(folder)
+
+
 def build(spec, folder):
-    """Writes the hub directory of `spec` and returns its tokenizer (of the tokenizers package)."""
+    """Writes the hub directory of `spec`."""
     folder.mkdir(parents=True)
+    if spec.saved:
+        build_saved(spec, folder)
+        return
     config_class, model_class, family = FAMILIES[spec.model_type]
     tokenizer = make_tokenizer(spec.tokens or spec.text["vocab_size"], spec.v1_tokens)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -175,4 +223,3 @@ def build(spec, folder):
     else:
         (folder / spec.template_home).write_text(spec.template, encoding="utf-8")
     _write_json(folder / "tokenizer_config.json", tokenizer_config)
-    return tokenizer

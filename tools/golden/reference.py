@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.numpy import save_file
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers import AutoProcessor, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
@@ -35,7 +35,8 @@ class Case:
 
 
 def image_processor(model_type, folder):
-    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    flat, nested = folder / "preprocessor_config.json", folder / "processor_config.json"
+    settings = json.loads(flat.read_text()) if flat.exists() else json.loads(nested.read_text())["image_processor"]
     return IMAGE_PROCESSORS[model_type](**settings)
 
 
@@ -151,6 +152,12 @@ def _run_case(case, spec, folder, model, processor, tokenizer, arrays):
     expanded = expand(rendered, [(rows, cols)], spec.image_seq_len)
     ids = tokenizer(expanded, return_tensors="pt")["input_ids"]
     prompt_len = ids.shape[1]
+    if spec.saved:
+        whole = AutoProcessor.from_pretrained(folder)
+        text = whole.apply_chat_template([_user(IMAGE, case.question)], add_generation_prompt=True)
+        switches = {**budget(case.longest_edge), "do_image_splitting": case.split}
+        if whole(text=text, images=[image], return_tensors="pt", **switches)["input_ids"].tolist() != ids.tolist():
+            raise ValueError(f"{case.name}: the saved processor makes another prompt")
 
     features = model.model.get_image_features(**pixels, return_dict=True)
     vision, image_rows = features.last_hidden_state, torch.cat(features.pooler_output)
@@ -183,8 +190,9 @@ def _run_case(case, spec, folder, model, processor, tokenizer, arrays):
         **picks,
     }
     arrays.update({f"{case.name}.{key}": np.ascontiguousarray(value) for key, value in stored.items()})
-    stop_ids = {tokenizer.convert_tokens_to_ids(t) for t in (["<|im_end|>"] if spec.eos_list else [])}
-    stop_ids.add(tokenizer.convert_tokens_to_ids("<end_of_utterance>"))
+    # What is saved names LlamaConfig's default, 2, which is <|im_end|> here.
+    stop_tokens = ["<|im_end|>"] if spec.eos_list or spec.saved else []
+    stop_ids = {tokenizer.convert_tokens_to_ids(t) for t in [*stop_tokens, spec.end]}
     stops = [i for i, token in enumerate(greedy.tolist()) if token in stop_ids]
     return asdict(case) | {
         "longest_edge": case.longest_edge or spec.longest_edge,
@@ -220,7 +228,10 @@ def write_golden(spec, folder):
     model.eval()
     # Without an end token the continuation goes on past an end-of-utterance.
     model.generation_config = GenerationConfig(do_sample=False, max_new_tokens=GREEDY_TOKENS, pad_token_id=0)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    if spec.saved:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    else:
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     processor = image_processor(spec.model_type, folder)
     write_prompts(spec, folder, tokenizer)
     arrays = {}

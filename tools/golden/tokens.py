@@ -17,9 +17,9 @@ TEXT = [
 ] * 4
 
 
-def make_tokenizer(vocab_size, v1=False):
+def make_tokenizer(vocab_size, v1=False, end=IMAGE_MARKERS[-1]):
     """`vocab_size` counts the added tokens. `v1` has no tokens for the tiles' places, as the first 2.2B has none."""
-    added = IMAGE_MARKERS if v1 else IMAGE_MARKERS[:2] + TILE_MARKERS + IMAGE_MARKERS[2:]
+    added = IMAGE_MARKERS[:2] + ([] if v1 else TILE_MARKERS) + [end]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

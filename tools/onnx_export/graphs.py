@@ -6,6 +6,7 @@ operators stand for attention, rotary embedding and norms: the decomposed forms 
 
 import numpy as np
 from onnx import TensorProto
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from .builder import MICROSOFT, Builder
 
@@ -60,11 +61,21 @@ def embed_tokens(config, weights, element, stored=None):
 
 def rotary_tables(b, text):
     """Cosines and sines [positions, head_dim / 2] of the rotate-half form; ONNX Runtime computes them once, when it loads the graph."""
-    half, theta = text.head_dim // 2, text.rope_parameters["rope_theta"]
-    frequencies = theta ** (-np.arange(half, dtype=np.float64) / half)
+    half, rope = text.head_dim // 2, text.rope_parameters
+    kind, scale = rope.get("rope_type", "default"), 1.0
+    if kind == "default":
+        frequencies = rope["rope_theta"] ** (-np.arange(half, dtype=np.float64) / half)
+    elif kind in ("linear", "llama3", "yarn"):
+        frequencies, scale = ROPE_INIT_FUNCTIONS[kind](text)
+        frequencies = frequencies.numpy()
+    else:
+        raise SystemExit(f"rope_type {kind}: its frequencies depend on a sequence's length, and tables cannot")
     positions = b.constant("positions", np.arange(text.max_position_embeddings, dtype=np.float32)[:, None])
     angles = b.node("Mul", positions, b.constant("frequencies", frequencies.astype(np.float32)))
-    return [b.cast_in(b.node(function, angles), FLOAT) for function in ("Cos", "Sin")]
+    tables = [b.node(function, angles) for function in ("Cos", "Sin")]
+    if scale != 1.0:
+        tables = [b.node("Mul", table, b.constant("rotary_scale", np.array(scale, np.float32))) for table in tables]
+    return [b.cast_in(table, FLOAT) for table in tables]
 
 
 def decoder(config, weights, element, stored=None, position_ids=True):

@@ -62,6 +62,10 @@ class Request(Structure):
         ("stop_count", c_size_t),
         ("on_text", TextCallback),
         ("user_data", c_void_p),
+        ("keep_special_tokens", c_int32),
+        ("reserved", c_int32),
+        ("frequency_penalty", c_float),
+        ("presence_penalty", c_float),
     ]
 
 

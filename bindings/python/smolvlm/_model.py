@@ -49,7 +49,7 @@ class _Asked:
             model.ask(frame, "Is the path clear?", channels="bgr", timeout=0.5, max_new_tokens=8)
 
         A picture is a path or the bytes of a JPEG, PNG, WebP or BMP file, a NumPy array of uint8 (HxW, HxWx3, HxWx4), a Pillow image
-        or a `Frame`. Bytes and arrays are lent, not copied, unless an array's strides run backwards along rows, or have gaps
+        or a `Frame`. An empty text about a picture asks for a caption. Bytes and arrays are lent, not copied, unless an array's strides run backwards along rows, or have gaps
         between pixels: leave them as they are until the call returns. `Parameters` names the keywords.
 
         Any thread may ask, and several at once; other Python threads run meanwhile. An interrupt (Ctrl-C) ends the call.

@@ -39,6 +39,10 @@ class Parameters(TypedDict, total=False):
     min_p: float
     #: Over 1: repeats less.
     repetition_penalty: float
+    #: Taken from a token's score for each time that the answer has it already, -2 to 2.
+    frequency_penalty: float
+    #: Taken once from the score of each token that the answer has already, -2 to 2.
+    presence_penalty: float
     #: The same request with the same seed has the same answer.
     seed: int
     #: Strings that end the answer where one appears; they are not part of it.
@@ -46,6 +50,9 @@ class Parameters(TypedDict, total=False):
     #: Deadline for the whole call in seconds: pictures, prompt and answer. When it passes, the text so far is the answer, with
     #: `FinishReason.TIMEOUT`. One that has passed already, 0 or less, ends the call as soon as it looks.
     timeout: float | None
+    #: True: special tokens of the answer are in its text, but for those that end it and padding. Models that write a document's
+    #: layout in such tokens need it.
+    keep_special_tokens: bool
 
 
 if TYPE_CHECKING:
@@ -53,7 +60,7 @@ if TYPE_CHECKING:
 
 _NAMES = frozenset(Parameters.__annotations__)
 _INTEGERS = {"longest_edge": _check.UINT32, "max_new_tokens": _check.UINT32, "top_k": _check.UINT32, "seed": _check.UINT64}
-_FLOATS = ("temperature", "top_p", "min_p", "repetition_penalty")
+_FLOATS = ("temperature", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty")
 
 
 class Request:
@@ -87,6 +94,7 @@ class Request:
         for name in _FLOATS:
             setattr(struct, name, values.get(name, 0.0))
         struct.no_split, struct.ignore_exif = not values.get("split", True), not values.get("exif", True)
+        struct.keep_special_tokens = bool(values.get("keep_special_tokens", False))
         if "system_prompt" in values:
             struct.system_prompt = _check.text(values["system_prompt"], "system_prompt")
         if "timeout" in values:

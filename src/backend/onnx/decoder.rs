@@ -16,6 +16,9 @@ const INPUT_IDS: &str = "input_ids";
 const INPUTS_EMBEDS: &str = "inputs_embeds";
 const ATTENTION_MASK: &str = "attention_mask";
 const POSITION_IDS: &str = "position_ids";
+const CACHE_POSITION: &str = "cache_position";
+/// By the exporters' two names of it.
+const LOGITS_TO_KEEP: [&str; 2] = ["num_logits_to_keep", "logits_to_keep"];
 const LOGITS: &str = "logits";
 const INTEGER: [TensorElementType; 1] = [TensorElementType::Int64];
 
@@ -27,13 +30,62 @@ pub(super) struct DecoderGraph {
     cache: TensorElementType,
     /// The names of a layer's keys and values, as inputs and as outputs.
     layers: Vec<[(String, String); 2]>,
-    has_positions: bool,
+    wanted: Wanted,
     image_token_id: u32,
     hidden_size: usize,
     vocab_size: usize,
     /// [heads, head_dim] of a layer's cache.
     cache_shape: [i64; 2],
     cache_memory: MemoryInfo<'static>,
+}
+
+/// Which inputs a graph has beside embeddings and cache: exporters differ.
+struct Wanted {
+    mask: bool,
+    positions: bool,
+    cache_position: bool,
+    /// Of how many tokens logits are wanted, and its shape: a number, or a list of one.
+    logits_to_keep: Vec<(&'static str, Vec<i64>)>,
+}
+
+impl Wanted {
+    fn of(decoder: &Graph) -> Result<Self> {
+        let has =
+            |name: &str, shape: &[i64]| Ok::<_, Error>(decoder.optional_input(name, &INTEGER, &[shape])?.is_some());
+        let mut logits_to_keep = Vec::new();
+        for name in LOGITS_TO_KEEP {
+            if let Some(port) = decoder.optional_input(name, &INTEGER, &[&[], &[1]])? {
+                logits_to_keep.push((name, vec![1; port.shape.len()]));
+            }
+        }
+        Ok(Self {
+            mask: has(ATTENTION_MASK, &[1, ANY])?,
+            positions: has(POSITION_IDS, &[1, ANY])?,
+            cache_position: has(CACHE_POSITION, &[ANY])?,
+            logits_to_keep,
+        })
+    }
+
+    /// Binds what they ask for: `total` tokens, of which the first `past` are in the cache.
+    fn bind(&self, binding: &mut IoBinding, past: i64, total: i64) -> Result<()> {
+        if self.mask {
+            binding.bind_input(ATTENTION_MASK, &integers(vec![1; total as usize])?)?;
+        }
+        if self.positions {
+            binding.bind_input(POSITION_IDS, &integers((past..total).collect())?)?;
+        }
+        if self.cache_position {
+            binding.bind_input(
+                CACHE_POSITION,
+                &Tensor::from_array((vec![total - past], (past..total).collect::<Vec<_>>()))?,
+            )?;
+        }
+        // Those of the last token are all that is read; 0 would mean all.
+        for (name, shape) in &self.logits_to_keep {
+            binding.bind_input(*name, &Tensor::from_array((shape.clone(), vec![1_i64]))?)?;
+        }
+        Ok(())
+    }
 }
 
 impl DecoderGraph {
@@ -53,12 +105,8 @@ impl DecoderGraph {
         embed.expect_only(&[INPUT_IDS])?;
 
         let embeds = decoder.input(INPUTS_EMBEDS, &FLOATS, &[1, ANY, hidden])?.element;
-        decoder.input(ATTENTION_MASK, &INTEGER, &[1, ANY])?;
         decoder.output(LOGITS, &FLOATS, &[1, ANY, vocab])?;
-        let has_positions = decoder.has_input(POSITION_IDS);
-        if has_positions {
-            decoder.input(POSITION_IDS, &INTEGER, &[1, ANY])?;
-        }
+        let wanted = Wanted::of(&decoder)?;
         let mut layers = Vec::new();
         let mut cache = FLOATS.to_vec();
         // Layer by layer: the settings may name more of them than memory holds names for.
@@ -72,7 +120,8 @@ impl DecoderGraph {
             }
             layers.push(names);
         }
-        let mut known = vec![INPUTS_EMBEDS, ATTENTION_MASK, POSITION_IDS];
+        let mut known = vec![INPUTS_EMBEDS, ATTENTION_MASK, POSITION_IDS, CACHE_POSITION];
+        known.extend(LOGITS_TO_KEEP);
         known.extend(layers.iter().flatten().map(|(past, _)| past.as_str()));
         decoder.expect_only(&known)?;
 
@@ -89,7 +138,7 @@ impl DecoderGraph {
             embeds,
             cache: cache[0],
             layers,
-            has_positions,
+            wanted,
             image_token_id: model.image_token_id,
             hidden_size: text.hidden_size,
             vocab_size: text.vocab_size,
@@ -171,10 +220,7 @@ impl OnnxDecoder {
         // Another sequence may have had the session for long.
         stop.check()?;
         binding.bind_input(INPUTS_EMBEDS, &embeds)?;
-        binding.bind_input(ATTENTION_MASK, &integers(vec![1; total])?)?;
-        if graph.has_positions {
-            binding.bind_input(POSITION_IDS, &integers((past..total as i64).collect())?)?;
-        }
+        graph.wanted.bind(binding, past, total as i64)?;
         binding.bind_output_to_device(LOGITS, &main_memory()?)?;
         let names = graph.layers.iter().flatten();
         for ((past, present), value) in names.clone().zip(cache.iter()) {

@@ -110,14 +110,31 @@ impl Graph {
         self.output(name, elements, &shape)
     }
 
-    pub(super) fn has_input(&self, name: &str) -> bool {
-        self.inputs.iter().any(|port| port.name == name)
+    /// The input of this name, if there is one, which must take one of `shapes` in one of `elements`.
+    pub(super) fn optional_input(
+        &self,
+        name: &str,
+        elements: &[TensorElementType],
+        shapes: &[&[i64]],
+    ) -> Result<Option<&Port>> {
+        let Some(port) = self.inputs.iter().find(|port| port.name == name) else { return Ok(None) };
+        let shape = shapes.iter().find(|shape| shape.len() == port.shape.len()).or(shapes.first());
+        self.input(name, elements, shape.copied().unwrap_or_default()).map(Some)
     }
 
     /// Refuses a graph with an input that nobody would fill.
     pub(super) fn expect_only(&self, known: &[&str]) -> Result<()> {
         match self.inputs.iter().find(|port| !known.contains(&port.name.as_str())) {
-            Some(port) => Err(self.invalid(format!("input {} is none of {}", port.name, known.join(", ")))),
+            // A cache of more layers is config.json's contradiction.
+            Some(port) if port.name.starts_with("past_key_values.") => {
+                Err(self.invalid(format!("input {} is none of {}", port.name, known.join(", "))))
+            }
+            Some(port) => Err(Error::unsupported(format!(
+                "input {} is not known here, and nothing would fill it; known are {}",
+                port.name,
+                known.join(", ")
+            ))
+            .at(&self.path)),
             None => Ok(()),
         }
     }

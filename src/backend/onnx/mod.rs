@@ -9,7 +9,7 @@ mod variant;
 use std::sync::Arc;
 
 use ort::session::{OutputSelector, RunOptions};
-use ort::value::{Tensor, TensorElementType};
+use ort::value::{DynTensor, Tensor, TensorElementType};
 
 use self::decoder::{DecoderGraph, OnnxDecoder};
 use self::graph::{ANY, Graph, Opener};
@@ -32,6 +32,8 @@ const IMAGE_FEATURES: &str = "image_features";
 pub struct OnnxBackend {
     vision: Graph,
     pixels: TensorElementType,
+    /// Of the mask of pixels that count, if the graph wants one.
+    mask: Option<TensorElementType>,
     decoder: Arc<DecoderGraph>,
     normalise: Normalise,
     tokens_per_tile: usize,
@@ -72,13 +74,16 @@ impl OnnxBackend {
         let vision = Opener { same_shapes: true, ..opener }.open(files, &variant.vision)?;
         let size = model.vision.image_size as i64;
         let pixels = vision.input(PIXEL_VALUES, &FLOATS, &[1, ANY, 3, size, size])?.element;
-        vision.input(PIXEL_ATTENTION_MASK, &[TensorElementType::Bool], &[1, ANY, size, size])?;
+        let masks = [TensorElementType::Bool, TensorElementType::Int64];
+        let mask = vision.optional_input(PIXEL_ATTENTION_MASK, &masks, &[&[1, ANY, size, size]])?;
+        let mask = mask.map(|port| port.element);
         vision.expect_only(&[PIXEL_VALUES, PIXEL_ATTENTION_MASK])?;
         let (tokens_per_tile, hidden_size) = (model.tokens_per_tile(), model.text.hidden_size);
         vision.output_rows(IMAGE_FEATURES, &FLOATS, hidden_size as i64)?;
         Ok(Self {
             vision,
             pixels,
+            mask,
             decoder: Arc::new(decoder),
             normalise: Normalise::new(images.rescale_factor, images.mean, images.std),
             tokens_per_tile,
@@ -87,6 +92,15 @@ impl OnnxBackend {
             placement: Placement { backend: BackendKind::Onnx, device, dtype: variant.dtype },
         })
     }
+}
+
+/// A mask under which every pixel counts.
+fn full(element: TensorElementType, shape: [usize; 4]) -> Result<DynTensor> {
+    let count = shape.iter().product();
+    Ok(match element {
+        TensorElementType::Int64 => Tensor::from_array((shape, vec![1_i64; count]))?.upcast(),
+        _ => Tensor::from_array((shape, vec![true; count]))?.upcast(),
+    })
 }
 
 impl Backend for OnnxBackend {
@@ -103,12 +117,14 @@ impl Backend for OnnxBackend {
             }
             let (batch_dim, size_dim) = (batch as i64, size as i64);
             let pixels = floats(self.pixels, vec![1, batch_dim, 3, size_dim, size_dim], pixels)?;
-            // Tiles are always full.
-            let mask = Tensor::from_array(([1, batch, size, size], vec![true; batch * size * size]))?;
+            let mut inputs = ort::inputs![PIXEL_VALUES => pixels];
+            // Tiles are always full: a graph without a mask has nothing to be told.
+            if let Some(element) = self.mask {
+                inputs.push((PIXEL_ATTENTION_MASK.into(), full(element, [1, batch, size, size])?.into()));
+            }
             let mut session = self.vision.session();
             // Another sequence may have had the session for long.
             stop.check()?;
-            let inputs = ort::inputs![PIXEL_VALUES => pixels, PIXEL_ATTENTION_MASK => mask];
             let outputs = session.run_with_options(inputs, &select)?;
             let rows = read(&outputs[IMAGE_FEATURES], batch * self.tokens_per_tile * self.hidden_size);
             values.extend(rows.map_err(|e| self.vision.at(IMAGE_FEATURES, e))?);

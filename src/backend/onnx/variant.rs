@@ -39,12 +39,21 @@ impl Variant {
         [&self.vision, &self.embed, &self.decoder]
     }
 
-    /// The graphs with the weights beside them.
+    /// The graphs with the weights beside them: in `.onnx_data` and, over 2 GB, `.onnx_data_1` and so on, as the hub has them, or in
+    /// PyTorch's `.onnx.data`.
     pub(super) fn bytes(&self, files: &ModelFiles) -> Result<u64> {
+        let beside = files.path("onnx").read_dir().into_iter().flatten();
+        let names: Vec<_> =
+            beside.filter_map(|entry| Some(format!("onnx/{}", entry.ok()?.file_name().into_string().ok()?))).collect();
         let mut bytes = 0;
-        for name in self.files() {
-            let data = format!("{name}_data");
-            bytes += files.size(name)? + if files.has(&data) { files.size(&data)? } else { 0 };
+        for graph in self.files() {
+            let holds = |name: &&String| {
+                name.strip_prefix(graph).is_some_and(|end| end.starts_with("_data") || end.starts_with(".data"))
+            };
+            for data in names.iter().filter(holds) {
+                bytes += files.size(data)?;
+            }
+            bytes += files.size(graph)?;
         }
         Ok(bytes)
     }

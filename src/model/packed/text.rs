@@ -3,9 +3,9 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use super::super::{Loader, Matrix, Wanted};
+use super::super::{Ends, Loader, Matrix, Wanted};
 use super::chunks;
-use crate::config::{ModelConfig, TextConfig};
+use crate::config::{ModelConfig, Rotary, TextConfig};
 use crate::error::Result;
 use crate::kernels::{
     self, Attend, CacheRoom, Cpu, Heads, KeyValueCache, PackedLinear, Precision, Rows, Split, Stored, Then, grow,
@@ -20,8 +20,7 @@ pub struct TextModel {
     layers: Vec<Layer>,
     norm: Vec<f32>,
     lm_head: PackedLinear,
-    /// Rotary frequencies [head_dim / 2].
-    inv_freq: Vec<f32>,
+    rotary: Rotary,
 }
 
 impl TextModel {
@@ -29,13 +28,14 @@ impl TextModel {
     pub fn load(loader: &Loader<'_>, config: &ModelConfig, precision: Precision) -> Result<Self> {
         let text = &config.text;
         let at = loader.at("model.text_model");
-        let embed_tokens = at.matrix(&["embed_tokens"], text.hidden_size, &[text.vocab_size])?;
+        let Ends { embedding, head } = Ends::choose(loader, config)?;
+        let embed_tokens = loader.matrix(&[embedding], text.hidden_size, &[text.vocab_size])?;
         // A token is chosen by small differences among many: four bits are too few for the head.
         let precision_of_head = if precision == Precision::Int4 { Precision::Int8 } else { precision };
-        let lm_head = if config.tie_word_embeddings {
+        let lm_head = if head == embedding {
             embed_tokens.pack(Vec::new(), precision_of_head, loader.store)?
         } else {
-            loader.packed(&["lm_head"], text.hidden_size, &[text.vocab_size], precision_of_head)?
+            loader.packed(&[head], text.hidden_size, &[text.vocab_size], precision_of_head)?
         };
         let layers = (0..text.num_hidden_layers)
             .map(|i| Layer::load(&at.at("layers").at(i), text, precision))
@@ -45,7 +45,7 @@ impl TextModel {
             layers,
             norm: at.at("norm").floats("weight", &[text.hidden_size])?,
             lm_head,
-            inv_freq: text.inv_freq(),
+            rotary: text.rotary(),
             config: text.clone(),
         })
     }
@@ -84,7 +84,7 @@ impl TextModel {
         let hidden = self.config.hidden_size;
         let tokens = embeddings.len() / hidden;
         let Cache { layers, len, buffers } = cache;
-        buffers.turn(*len, tokens, &self.inv_freq);
+        buffers.turn(*len, tokens, &self.rotary);
         let Buffers { x, qkv, cos, sin, .. } = buffers;
         let x = grow(x, tokens * hidden);
         x.copy_from_slice(embeddings);
@@ -187,13 +187,13 @@ struct Buffers {
 
 impl Buffers {
     /// Angles of `tokens` positions from `start` on.
-    fn turn(&mut self, start: usize, tokens: usize, inv_freq: &[f32]) {
+    fn turn(&mut self, start: usize, tokens: usize, rotary: &Rotary) {
         self.cos.clear();
         self.sin.clear();
-        for angle in (start..start + tokens).flat_map(|p| inv_freq.iter().map(move |f| p as f32 * f)) {
+        for angle in (start..start + tokens).flat_map(|p| rotary.inv_freq.iter().map(move |f| p as f32 * f)) {
             let (sin, cos) = angle.sin_cos();
-            self.cos.push(cos);
-            self.sin.push(sin);
+            self.cos.push(cos * rotary.scale);
+            self.sin.push(sin * rotary.scale);
         }
     }
 }
@@ -263,11 +263,17 @@ impl Layer {
         let mlp = at.at("mlp");
         Ok(Self {
             input_layernorm: at.at("input_layernorm").floats("weight", &[hidden])?,
-            qkv_proj: attention.packed(&["q_proj", "k_proj", "v_proj"], hidden, &[queries, keys, keys], precision)?,
-            o_proj: attention.packed(&["o_proj"], queries, &[hidden], precision)?,
+            qkv_proj: attention.packed_if(
+                config.attention_bias,
+                &["q_proj", "k_proj", "v_proj"],
+                hidden,
+                &[queries, keys, keys],
+                precision,
+            )?,
+            o_proj: attention.packed_if(config.attention_bias, &["o_proj"], queries, &[hidden], precision)?,
             post_attention_layernorm: at.at("post_attention_layernorm").floats("weight", &[hidden])?,
-            gate_up_proj: mlp.packed(&["gate_proj", "up_proj"], hidden, &[inner; 2], precision)?,
-            down_proj: mlp.packed(&["down_proj"], inner, &[hidden], precision)?,
+            gate_up_proj: mlp.packed_if(config.mlp_bias, &["gate_proj", "up_proj"], hidden, &[inner; 2], precision)?,
+            down_proj: mlp.packed_if(config.mlp_bias, &["down_proj"], inner, &[hidden], precision)?,
             inner,
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,

@@ -4,7 +4,7 @@ use candle_core::{D, DType, Device, Tensor};
 use candle_nn::ops::rms_norm;
 use candle_nn::rotary_emb::rope;
 
-use super::super::Loader;
+use super::super::{Ends, Loader};
 use super::{Linear, ops};
 use crate::config::{ModelConfig, TextConfig};
 use crate::error::Result;
@@ -17,8 +17,9 @@ pub struct TextModel {
     layers: Vec<Layer>,
     norm: Norm,
     lm_head: Linear,
-    /// Rotary frequencies [head_dim / 2].
+    /// Rotary frequencies [head_dim / 2], and the factor of cosines and sines.
     inv_freq: Tensor,
+    rotary_scale: f32,
     device: Device,
     dtype: DType,
 }
@@ -29,20 +30,23 @@ impl TextModel {
         let text = &config.text;
         let at = loader.at("model.text_model");
         let shape = [text.vocab_size, text.hidden_size];
-        let embed_tokens = at.at("embed_tokens").tensor("weight", &shape)?;
-        let lm_head = if config.tie_word_embeddings {
+        let Ends { embedding, head } = Ends::choose(loader, config)?;
+        let embed_tokens = loader.at(embedding).tensor("weight", &shape)?;
+        let lm_head = if head == embedding {
             Linear { weight: embed_tokens.clone(), bias: None }
         } else {
-            loader.linear(&["lm_head"], text.hidden_size, &[text.vocab_size])?
+            loader.linear(&[head], text.hidden_size, &[text.vocab_size])?
         };
         let layers =
             (0..text.num_hidden_layers).map(|i| Layer::load(&at.at("layers").at(i), text)).collect::<Result<_>>()?;
+        let rotary = text.rotary();
         Ok(Self {
             embed_tokens,
             layers,
             norm: Norm::load(&at, "norm", text)?,
             lm_head,
-            inv_freq: Tensor::new(text.inv_freq(), loader.device)?,
+            inv_freq: Tensor::new(rotary.inv_freq, loader.device)?,
+            rotary_scale: rotary.scale,
             config: text.clone(),
             device: loader.device.clone(),
             dtype: loader.dtype,
@@ -93,7 +97,8 @@ impl TextModel {
     fn rotary(&self, start: usize, tokens: usize) -> candle_core::Result<(Tensor, Tensor)> {
         let positions: Vec<f32> = (start..start + tokens).map(|p| p as f32).collect();
         let angles = Tensor::new(positions, &self.device)?.unsqueeze(1)?.broadcast_mul(&self.inv_freq)?;
-        Ok((angles.cos()?.to_dtype(self.dtype)?, angles.sin()?.to_dtype(self.dtype)?))
+        let scaled = |x: Tensor| if self.rotary_scale == 1.0 { Ok(x) } else { x * f64::from(self.rotary_scale) };
+        Ok((scaled(angles.cos()?)?.to_dtype(self.dtype)?, scaled(angles.sin()?)?.to_dtype(self.dtype)?))
     }
 }
 
@@ -197,11 +202,16 @@ impl Layer {
         let mlp = at.at("mlp");
         Ok(Self {
             input_layernorm: Norm::load(at, "input_layernorm", config)?,
-            qkv_proj: attention.linear(&["q_proj", "k_proj", "v_proj"], hidden, &[queries, keys, keys])?,
-            o_proj: attention.linear(&["o_proj"], queries, &[hidden])?,
+            qkv_proj: attention.linear_if(
+                config.attention_bias,
+                &["q_proj", "k_proj", "v_proj"],
+                hidden,
+                &[queries, keys, keys],
+            )?,
+            o_proj: attention.linear_if(config.attention_bias, &["o_proj"], queries, &[hidden])?,
             post_attention_layernorm: Norm::load(at, "post_attention_layernorm", config)?,
-            gate_up_proj: mlp.linear(&["gate_proj", "up_proj"], hidden, &[inner; 2])?,
-            down_proj: mlp.linear(&["down_proj"], inner, &[hidden])?,
+            gate_up_proj: mlp.linear_if(config.mlp_bias, &["gate_proj", "up_proj"], hidden, &[inner; 2])?,
+            down_proj: mlp.linear_if(config.mlp_bias, &["down_proj"], inner, &[hidden])?,
             inner,
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,

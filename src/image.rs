@@ -20,7 +20,7 @@ pub const MAX_PIXELS: u64 = 100_000_000;
 /// Most memory for what a file holds besides its pixels: a compressed colour profile of a megabyte may unpack to a gigabyte.
 pub const METADATA_BYTES: u64 = 16 << 20;
 
-/// The memory layout of one raw pixel, 8 bits per channel.
+/// The memory layout of one raw pixel: 8 bits per channel, but for [`PixelFormat::Gray16`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PixelFormat {
     /// Red, green, blue; `rgb8` in ROS.
@@ -33,6 +33,9 @@ pub enum PixelFormat {
     Bgra8,
     /// One luminance byte; `mono8` in ROS.
     Gray8,
+    /// Luminance or depth of 16 bits in the byte order of this machine, at any address; `mono16` and `16UC1` in ROS.
+    /// Scaled as [`ImageView::encoded`] says.
+    Gray16,
 }
 
 impl PixelFormat {
@@ -40,6 +43,7 @@ impl PixelFormat {
     pub fn bytes(self) -> usize {
         match self {
             Self::Gray8 => 1,
+            Self::Gray16 => 2,
             Self::Rgb8 | Self::Bgr8 => 3,
             Self::Rgba8 | Self::Bgra8 => 4,
         }
@@ -80,11 +84,13 @@ impl<'a> ImageView<'a> {
         Ok(Self(Source::Raw { data, stride, width, height, format }))
     }
 
-    /// The bytes of a JPEG, PNG, WebP, BMP, GIF, TIFF or PPM/PGM file; of several pictures the first. The EXIF orientation is applied.
+    /// The bytes of a JPEG, PNG, WebP, BMP, GIF, TIFF or PBM/PGM/PPM/PAM file; of several pictures the first. It is
+    /// turned upright as its EXIF orientation says; a TIFF's own tag counts as that.
     ///
-    /// 16 bits a channel: a gray picture is scaled so that its largest value becomes white, since it holds depths or
-    /// temperatures more often than tones, in a small part of the range; colours are scaled by 1/257. PGM and PPM are
-    /// the way for raw pixels of 16 bits: `P5 WIDTH HEIGHT 65535`, a line feed, and the values, high byte first.
+    /// Of 16 bits, a gray picture is scaled so that its largest value becomes white: depth cameras and thermal ones
+    /// fill a small part of the range, and the reference's way, which cuts at 255, would leave white alone of it. 0
+    /// stays black, which is where depth cameras saw nothing; a sensor that marks that with 65535 needs it replaced
+    /// by 0. Colours of 16 bits keep their high byte, as in the reference.
     ///
     /// The bytes are looked at when the picture is used, not here.
     pub fn encoded(data: &'a [u8]) -> Self {
@@ -140,12 +146,20 @@ fn check_size(width: u32, height: u32) -> Result<()> {
 
 fn raw_to_rgb(data: &[u8], stride: usize, width: u32, height: u32, format: PixelFormat) -> RgbImage {
     let row_bytes = width as usize * format.bytes();
+    let rows = || data.chunks(stride).take(height as usize).map(|row| &row[..row_bytes]);
+    // Two bytes of a gray of 16 bits stand at any address.
+    let deep = |pixel: &[u8]| pixel.try_into().map_or(0, u16::from_ne_bytes);
+    let largest = match format {
+        PixelFormat::Gray16 => rows().flat_map(|row| row.chunks_exact(2).map(deep)).max().unwrap_or(0),
+        _ => 0,
+    };
     let mut out = RgbImage::new(width, height);
-    for (row, out) in data.chunks(stride).zip(out.chunks_exact_mut(width as usize * 3)) {
-        let pixels = row[..row_bytes].chunks_exact(format.bytes());
+    for (row, out) in rows().zip(out.chunks_exact_mut(width as usize * 3)) {
+        let pixels = row.chunks_exact(format.bytes());
         for (out, pixel) in out.chunks_exact_mut(3).zip(pixels) {
             let rgb = match *pixel {
                 [gray] => [gray; 3],
+                [_, _] => [to_white(deep(pixel), largest); 3],
                 [a, b, c, ..] if matches!(format, PixelFormat::Bgr8 | PixelFormat::Bgra8) => [c, b, a],
                 [a, b, c, ..] => [a, b, c],
                 _ => continue,
@@ -156,8 +170,8 @@ fn raw_to_rgb(data: &[u8], stride: usize, width: u32, height: u32, format: Pixel
     out
 }
 
-/// Eight bits a channel, on white. Colours of 16 bits keep their share of the full range; a gray of 16 bits does not:
-/// see [`ImageView::encoded`].
+/// Eight bits a channel, on white. Colours of 16 bits keep their high byte; a gray of 16 bits does not: see
+/// [`ImageView::encoded`].
 fn flatten(image: DynamicImage) -> Result<RgbImage> {
     let image = match image {
         DynamicImage::ImageLuma16(gray) => {
@@ -169,16 +183,30 @@ fn flatten(image: DynamicImage) -> Result<RgbImage> {
             let largest = gray.pixels().map(|pixel| pixel.0[0]).max().unwrap_or(0);
             let value = |x, y| {
                 let [luma, alpha] = gray.get_pixel(x, y).0;
-                image::LumaA([to_white(luma, largest), to_white(alpha, u16::MAX)])
+                image::LumaA([to_white(luma, largest), high_byte(alpha)])
             };
             DynamicImage::ImageLumaA8(image::ImageBuffer::from_fn(gray.width(), gray.height(), value))
         }
+        DynamicImage::ImageRgb16(deep) => {
+            let value = |x, y| image::Rgb(deep.get_pixel(x, y).0.map(high_byte));
+            RgbImage::from_fn(deep.width(), deep.height(), value).into()
+        }
+        DynamicImage::ImageRgba16(deep) => {
+            let value = |x, y| image::Rgba(deep.get_pixel(x, y).0.map(high_byte));
+            image::RgbaImage::from_fn(deep.width(), deep.height(), value).into()
+        }
         DynamicImage::ImageRgb32F(_) | DynamicImage::ImageRgba32F(_) => {
-            return Err(Error::invalid_argument("image: floating-point pixels, 8 or 16 bits a channel needed"));
+            return Err(Error::invalid_argument(
+                "image: floating-point pixels; scale them and save 8 or 16 bits a channel",
+            ));
         }
         other => other,
     };
     Ok(if image.color().has_alpha() { composite_on_white(&image.into_rgba8()) } else { image.into_rgb8() })
+}
+
+fn high_byte(value: u16) -> u8 {
+    (value >> 8) as u8
 }
 
 /// A value's share of the largest, in 255ths, rounded.
@@ -245,7 +273,7 @@ mod tests {
 
     #[test]
     fn files_that_are_no_pictures_are_named() {
-        assert!(refused(b"anything").contains("are not JPEG, PNG, WebP, BMP, GIF, TIFF or PPM/PGM"));
+        assert!(refused(b"anything").contains("are not JPEG, PNG, WebP, BMP, GIF, TIFF or PBM/PGM/PPM/PAM"));
         assert!(refused(&[]).starts_with("image: 0 bytes"));
         for (file, name) in [
             (b"\0\0\0\x20ftypavif\0\0\0\0avifmif1".as_slice(), "an AVIF file"),
@@ -319,11 +347,27 @@ mod tests {
             let file = through(&depths, format);
             assert_eq!(ImageView::encoded(&file).to_rgb().unwrap().into_raw(), wanted, "{format:?}");
         }
+        // Raw, at an odd address, with rows of an odd length.
+        let mut rows = vec![99];
+        for row in [[0u16, 500], [1000, 2000]] {
+            rows.extend(row.iter().flat_map(|value| value.to_ne_bytes()));
+            rows.push(255);
+        }
+        rows.pop();
+        let view = ImageView::raw(&rows[1..], 5, 2, 2, PixelFormat::Gray16).unwrap();
+        assert_eq!(view.to_rgb().unwrap().into_raw(), wanted);
+        let black = ImageView::raw(&[0; 8], 0, 2, 2, PixelFormat::Gray16).unwrap();
+        assert_eq!(black.to_rgb().unwrap().into_raw(), [0; 12]);
+        let short = ImageView::raw(&rows[1..9], 5, 2, 2, PixelFormat::Gray16).unwrap_err();
+        assert_eq!(short.message(), "data_size: 8 bytes given, 9 needed");
         let ten_bits = b"P5 4 1 4095\n\0\0\x01\xf4\x03\xe8\x07\xd0";
         assert_eq!(ImageView::encoded(ten_bits).to_rgb().unwrap().into_raw(), wanted);
         let colour = image::ImageBuffer::from_pixel(1, 1, image::Rgb([0u16, 257 * 3, 65535]));
         let file = through(&DynamicImage::ImageRgb16(colour), ImageFormat::Png);
         assert_eq!(ImageView::encoded(&file).to_rgb().unwrap().into_raw(), [0, 3, 255]);
+        let colour = image::ImageBuffer::from_pixel(1, 1, image::Rgba([0x12ff_u16, 0x1300, 0x00ff, 65535]));
+        let file = through(&DynamicImage::ImageRgba16(colour), ImageFormat::Png);
+        assert_eq!(ImageView::encoded(&file).to_rgb().unwrap().into_raw(), [0x12, 0x13, 0]);
         let black = DynamicImage::ImageLuma16(image::ImageBuffer::new(2, 1));
         assert_eq!(ImageView::decoded(&black).to_rgb().unwrap().into_raw(), [0; 6]);
         let see_through =

@@ -9,7 +9,7 @@ use super::{MAX_PIXELS, METADATA_BYTES, check_size, jpeg};
 use crate::error::{Error, Result};
 
 /// Files that are read.
-pub const FORMATS: &str = "JPEG, PNG, WebP, BMP, GIF, TIFF or PPM/PGM";
+pub const FORMATS: &str = "JPEG, PNG, WebP, BMP, GIF, TIFF or PBM/PGM/PPM/PAM";
 
 /// A multipart header or a part of the frame before: the most that may stand in front of a JPEG. Unknown containers
 /// have previews in them, farther behind, which are another picture.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import array
 import ctypes
 import os
 import sys
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Tuple, Union
 
-from . import _abi
+from . import _abi, _pillow
 from ._check import choice, integer
 from ._errors import InvalidArgumentError, NotFoundError
 
@@ -21,7 +20,7 @@ class ArrayLike(Protocol):
     def __array_interface__(self) -> dict[str, Any]: ...
 
 
-#: The bytes of a file; an `array.array("B")`, an `mmap` and other one-dimensional buffers of single bytes do as well.
+#: The bytes of a file. An `array.array("B")`, an `mmap`, a one-dimensional array of uint8 and any other row of single bytes do as well.
 Bytes = Union[bytes, bytearray, memoryview]
 Channels = Literal["rgb", "bgr"]
 
@@ -33,7 +32,8 @@ class Frame:
     data: Any
     width: int
     height: int
-    #: rgb8, bgr8, rgba8, bgra8, mono8, 8UC1, 8UC3, 8UC4 (OpenCV's channel order: blue first), mono16 or 16UC1
+    #: rgb8, bgr8, rgba8, bgra8, mono8, mono16, or OpenCV's 8UC1, 8UC3 and 8UC4, which have blue first, and 16UC1. Of 16 bits, the
+    #: picture's largest value is white, and 0 black; a sensor that marks what it did not see with 65535 needs it replaced by 0.
     encoding: str = "rgb8"
     #: Bytes from one row to the next; 0: rows without padding.
     step: int = 0
@@ -41,14 +41,18 @@ class Frame:
     is_bigendian: bool = False
 
 
-#: What may stand before the question: a path, the bytes of a file, an array of pixels, a Pillow image, a `Frame`.
+#: What may stand before the question: a path, the bytes of a file, an array of pixels, a Pillow image, a `Frame`, and messages that
+#: have the fields of `sensor_msgs/Image` or `sensor_msgs/CompressedImage`.
 Image = Union[str, "os.PathLike[str]", Bytes, ArrayLike, Frame]
 
-_ENCODINGS = {**{name: code for name, code in _abi.FORMATS.items() if name not in ("encoded", "gray8")}, "mono8": _abi.FORMATS["gray8"]}
-#: OpenCV's names say no order of channels; its pictures have blue first.
-_ENCODINGS.update({"8UC1": _abi.FORMATS["gray8"], "8UC3": _abi.FORMATS["bgr8"], "8UC4": _abi.FORMATS["bgra8"]})
-#: Gray of 16 bits, which goes to C as a PGM file: one rule for all doors, and it stands there.
-_DEEP_ENCODINGS = {"mono16": 1, "16UC1": 1}
+_ENCODINGS = {
+    **{name: _abi.FORMATS[name] for name in ("rgb8", "bgr8", "rgba8", "bgra8")},
+    "mono8": _abi.FORMATS["gray8"],
+    # OpenCV's names say no order of channels; its pictures have blue first.
+    "8UC1": _abi.FORMATS["gray8"], "8UC3": _abi.FORMATS["bgr8"], "8UC4": _abi.FORMATS["bgra8"],
+    "mono16": _abi.FORMATS["gray16"], "16UC1": _abi.FORMATS["gray16"],
+}  # fmt: skip
+_FLOATS = "floats; multiply metres by 1000, set NaN and infinity to 0, and hand over an array of uint16"
 #: By channel order and number of channels.
 _LAYOUTS = {
     ("rgb", 1): "gray8", ("bgr", 1): "gray8",
@@ -56,14 +60,6 @@ _LAYOUTS = {
     ("rgb", 4): "rgba8", ("bgr", 4): "bgra8",
 }  # fmt: skip
 _REVERSED = {"rgb": "bgr", "bgr": "rgb"}
-#: Pillow's modes of 16 bits; whether the high byte comes first.
-_DEEP_MODES = {"I;16": False, "I;16L": False, "I;16B": True, "I;16N": sys.byteorder == "big"}
-#: EXIF's tag, and the Pillow transposition that each of its values asks for.
-_ORIENTATION = 0x112
-_UPRIGHT = {
-    2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90",
-}  # fmt: skip
-
 #: The struct, and what must live as long as it does.
 Lent = Tuple[_abi.Image, object]
 
@@ -75,20 +71,25 @@ def lend(image: Image, channels: Channels, name: str, exif: bool = True) -> Lent
         return _encoded(image, name)
     if isinstance(image, Frame):
         return _frame(image, name)
-    pillow = sys.modules.get("PIL.Image")
+    pillow = _pillow.module()
     if pillow is not None and isinstance(image, pillow.Image):
-        return _pillow(image, pillow, name, exif)
+        return _frame(Frame(*_pillow.pixels(image, name, exif)), name)
     interface = getattr(image, "__array_interface__", None)
     if interface is not None and not _is_file(interface):
         return _array(image, channels, name)
-    # A message of type sensor_msgs/CompressedImage; sensor_msgs/Image has an encoding beside.
-    if isinstance(getattr(image, "format", None), str) and hasattr(image, "data") and not hasattr(image, "encoding"):
-        return _encoded(image.data, f"{name}.data")
+    # Messages of ROS, which are recognised by their fields: there are many libraries that make such classes.
+    if hasattr(image, "data") and isinstance(getattr(image, "encoding", None), str):
+        big = getattr(image, "is_bigendian", False)
+        return _frame(Frame(image.data, image.width, image.height, image.encoding, getattr(image, "step", 0), big), name)
+    if hasattr(image, "data") and isinstance(getattr(image, "format", None), str):
+        return _compressed(image.data, image.format, name)
     try:
         memoryview(image)  # type: ignore[arg-type]
     except TypeError:
         kind = f"{type(image).__module__}.{type(image).__qualname__}"
         raise TypeError(f"{name}: a {kind} given; a path, bytes, an array of uint8 or uint16, a Pillow image or a Frame needed") from None
+    except ValueError:
+        pass  # closed, which is told below
     return _encoded(image, name)
 
 
@@ -105,16 +106,27 @@ def _read(path: str | os.PathLike[str]) -> bytes:
         raise NotFoundError(f"{os.fspath(path)}: {error.strerror}") from error
 
 
-def _memory(data: Any, name: str) -> tuple[int, int, object]:
-    """Address and size of an object's bytes, and what keeps them there. Only read-only views of other kinds are copied."""
+def _view(data: Any, name: str) -> memoryview:
+    if isinstance(data, (list, tuple)):  # as some ROS clients have uint8[]
+        try:
+            data = bytes(data)
+        except (TypeError, ValueError) as error:
+            raise InvalidArgumentError(f"{name}: {error}") from None
     try:
-        view = memoryview(data)
+        return memoryview(data)
     except TypeError:
         raise TypeError(f"{name}: a {type(data).__name__} given, bytes needed") from None
+    except (ValueError, BufferError) as error:  # an mmap that is closed, a view that is released
+        raise InvalidArgumentError(f"{name}: {error}") from None
+
+
+def _memory(view: memoryview, name: str) -> tuple[int, int, object]:
+    """Address and size of a buffer, and what keeps it there. Read-only ones of other kinds than bytes are copied."""
     if view.nbytes == 0:
         raise InvalidArgumentError(f"{name}: 0 bytes given")
     if view.readonly or not view.c_contiguous:
-        data = data if isinstance(data, bytes) else view.tobytes()
+        whole = isinstance(view.obj, bytes) and view.c_contiguous and view.nbytes == len(view.obj)
+        data = view.obj if whole else view.tobytes()
         return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0, len(data), data
     lent = (ctypes.c_char * view.nbytes).from_buffer(view)
     return ctypes.addressof(lent), view.nbytes, lent
@@ -122,131 +134,104 @@ def _memory(data: Any, name: str) -> tuple[int, int, object]:
 
 def _encoded(data: Any, name: str) -> Lent:
     """The bytes of a file, in whatever has a buffer of single bytes."""
-    if isinstance(data, (list, tuple)):  # as some ROS clients have uint8[]
-        data = _of_numbers(data, name)
-    try:
-        view = memoryview(data)
-    except TypeError:
-        raise TypeError(f"{name}: a {type(data).__name__} given, bytes needed") from None
+    view = _view(data, name)
     if view.itemsize != 1 or view.ndim != 1:
-        raise TypeError(f"{name}: a buffer of {view.ndim} dimensions and {view.itemsize} bytes an item given, a row of single bytes needed")
-    address, size, keep = _memory(data, name)
+        what = f"a buffer of {view.ndim} dimensions with items of {view.itemsize} bytes"
+        raise TypeError(f"{name}: {what} given, a row of single bytes needed; pixels are a NumPy array or a Frame")
+    address, size, keep = _memory(view, name)
     return _abi.Image(data=address, data_size=size, format=_abi.FORMATS["encoded"]), keep
 
 
-def _of_numbers(data: Any, name: str) -> bytes:
-    try:
-        return bytes(data)
-    except (TypeError, ValueError) as error:
-        raise InvalidArgumentError(f"{name}: {error}") from None
+#: Before the PNG of a compressed depth image: a format, and what floats were quantised with.
+_DEPTH_HEADER = 12
+
+
+def _compressed(data: Any, kind: str, name: str) -> Lent:
+    """The data of a `sensor_msgs/CompressedImage`: a file, or what the plugin for depth images puts before one."""
+    if "compressedDepth" in kind:
+        if "32FC1" in kind or "rvl" in kind.lower():
+            raise InvalidArgumentError(f"{name}.format: {kind!r} is no picture file; let image_transport decode it, and hand over 16UC1")
+        data = _view(data, f"{name}.data")[_DEPTH_HEADER:]
+    return _encoded(data, f"{name}.data")
 
 
 def _frame(frame: Frame, name: str) -> Lent:
-    if frame.encoding in _DEEP_ENCODINGS:
-        return _deep_frame(frame, name)
-    address, size, keep = _memory(frame.data, f"{name}.data")
+    if frame.encoding in ("32FC1", "64FC1"):
+        raise InvalidArgumentError(f"{name}.encoding: {frame.encoding} holds {_FLOATS}")
+    view = _view(frame.data, f"{name}.data")
     lent = _abi.Image(
-        data=address,
-        data_size=size,
         stride=integer(frame.step, f"{name}.step"),
         width=integer(frame.width, f"{name}.width"),
         height=integer(frame.height, f"{name}.height"),
-        format=choice(frame.encoding, {**_ENCODINGS, **_DEEP_ENCODINGS}, f"{name}.encoding"),
+        format=choice(frame.encoding, _ENCODINGS, f"{name}.encoding"),
     )
+    if lent.format == _abi.FORMATS["gray16"] and bool(frame.is_bigendian) != (sys.byteorder == "big"):
+        view = memoryview(_swapped(view, lent))
+    lent.data, lent.data_size, keep = _memory(view, f"{name}.data")
     return lent, keep
 
 
-def _deep_frame(frame: Frame, name: str) -> Lent:
-    """Gray of 16 bits with a row step."""
-    width, height = integer(frame.width, f"{name}.width"), integer(frame.height, f"{name}.height")
-    step = integer(frame.step, f"{name}.step") or 2 * width
-    data = memoryview(frame.data)
-    if step < 2 * width:
-        raise InvalidArgumentError(f"{name}.step: {step} bytes given, a row has {2 * width}")
-    needed = step * (height - 1) + 2 * width if height and width else 0
-    if data.nbytes < needed:
-        raise InvalidArgumentError(f"{name}.data: {data.nbytes} bytes given, {needed} needed")
-    flat = data.tobytes()
-    rows = b"".join(flat[y * step : y * step + 2 * width] for y in range(height))
-    return _pnm(rows, width, height, 1, bool(frame.is_bigendian), name)
-
-
-def _pnm(values: bytes, width: int, height: int, depth: int, big: bool, name: str) -> Lent:
-    """Values of 16 bits as a PGM or PPM file, whose high bytes come first."""
-    if not big:
-        swapped = array.array("H", values)
-        assert swapped.itemsize == 2, "two bytes on every platform that Python runs on"
-        swapped.byteswap()
-        values = swapped.tobytes()
-    head = f"P{5 if depth == 1 else 6} {width} {height} 65535\n".encode("ascii")
-    return _encoded(head + values, name)
-
-
-def _pillow(image: Any, pillow: Any, name: str, exif: bool) -> Lent:
-    """A Pillow image as the library would have it from its file: upright, transparency on white. Pillow's own memory cannot be lent."""
-    orientation = image.getexif().get(_ORIENTATION, 1) if exif else 1
-    if orientation in _UPRIGHT:
-        image = image.transpose(getattr(getattr(pillow, "Transpose", pillow), _UPRIGHT[orientation]))
-    if image.mode in _DEEP_MODES:
-        return _pnm(image.tobytes(), image.width, image.height, 1, _DEEP_MODES[image.mode], name)
-    if image.mode == "I":  # 32 bits, in which older versions have what a file of 16 bits holds
-        lowest, highest = image.getextrema()
-        if lowest < 0 or highest > 65535:
-            raise InvalidArgumentError(f"{name}: mode I with values {lowest} to {highest}, 0 to 65535 needed")
-        wide = array.array("i", image.tobytes())
-        return _pnm(array.array("H", wide).tobytes(), image.width, image.height, 1, sys.byteorder == "big", name)
-    return _frame(_flat(image, pillow, name), name)
-
-
-def _flat(image: Any, pillow: Any, name: str) -> Frame:
-    if image.mode == "F":
-        raise InvalidArgumentError(f"{name}: mode F, 8 or 16 bits a channel needed")
-    if image.mode not in ("RGB", "L"):
-        image = image.convert("RGBA")
-        image = pillow.alpha_composite(pillow.new("RGBA", image.size, "white"), image).convert("RGB")
-    return Frame(image.tobytes(), image.width, image.height, "mono8" if image.mode == "L" else "rgb8")
+def _swapped(view: memoryview, lent: _abi.Image) -> bytearray:
+    """A copy with the bytes of each value exchanged; too short a buffer is left for C to refuse."""
+    data, width = bytearray(view.tobytes()), 2 * lent.width
+    row = lent.stride or width
+    if row >= width > 0:
+        for begin in range(0, min(len(data), row * lent.height), row):
+            end = min(begin + width, len(data))
+            end -= (end - begin) % 2
+            data[begin:end:2], data[begin + 1 : end : 2] = data[begin + 1 : end : 2], data[begin:end:2]
+    return data
 
 
 def _array(picture: Any, channels: Channels, name: str) -> Lent:
     interface = picture.__array_interface__
-    deep = interface["typestr"] in ("<u2", ">u2")
-    if interface["typestr"] != "|u1" and not deep:
-        raise TypeError(f"{name}: an array of {interface['typestr']} given, uint8 or uint16 needed")
+    kind = interface["typestr"]
+    if kind not in ("|u1", "<u2", ">u2"):
+        cure = "scale it, then .astype(numpy.uint8), or numpy.uint16 for depths"
+        raise TypeError(f"{name}: an array of {kind} given, uint8 or uint16 needed: {cure}")
     shape = tuple(interface["shape"])
     depth = shape[2] if len(shape) == 3 else 1
     if len(shape) not in (2, 3) or depth not in (1, 3, 4) or 0 in shape:
         raise InvalidArgumentError(f"{name}: shape {shape}, HxW, HxWx1, HxWx3 or HxWx4 needed")
-    if deep:
-        import numpy
-
-        values = numpy.asarray(picture).astype(">u2", copy=False).reshape(*shape[:2], depth)
-        values = values[..., :3] if channels == "rgb" or depth == 1 else values[..., 2::-1]
-        return _pnm(values.tobytes(), shape[1], shape[0], depth, True, name)
+    if kind != "|u1" and depth > 1:
+        return _deep_colours(picture, channels, name)
     lent = _borrowed(picture, channels, name)
     if lent is None:
         import numpy
 
-        picture = numpy.ascontiguousarray(picture)
+        picture = numpy.ascontiguousarray(picture, numpy.uint8 if kind == "|u1" else numpy.uint16)
         lent = _borrowed(picture, channels, name)
         assert lent is not None, "C can say how a contiguous array lies"
     return lent, picture
 
 
+def _deep_colours(picture: Any, channels: Channels, name: str) -> Lent:
+    """Colours of 16 bits, for which C has no word, as a PPM file, whose high bytes come first."""
+    import numpy
+
+    values = numpy.asarray(picture)[..., :3] if channels == "rgb" else numpy.asarray(picture)[..., 2::-1]
+    head = f"P6 {values.shape[1]} {values.shape[0]} 65535\n".encode("ascii")
+    return _encoded(head + values.astype(">u2").tobytes(), name)
+
+
 def _borrowed(picture: Any, channels: str, name: str) -> _abi.Image | None:
-    """The array's own memory, or None where C has no words for its strides."""
+    """The array's own memory, or None where C has no words for its strides or its byte order."""
     interface = picture.__array_interface__
     height, width, depth = (*interface["shape"], 1)[:3]
-    row, pixel, channel = (*(interface.get("strides") or (width * depth, depth)), 1)[:3]
+    item = int(interface["typestr"][2:])
+    if item == 2 and interface["typestr"][0] != ("<" if sys.byteorder == "little" else ">"):
+        return None
+    row, pixel, channel = (*(interface.get("strides") or (width * depth * item, depth * item)), 1)[:3]
     address = interface["data"][0]
     # Along an axis of one there is no step to take.
-    pixel, channel = pixel if width > 1 else depth, channel if depth > 1 else 1
+    pixel, channel = pixel if width > 1 else depth * item, channel if depth > 1 else 1
     if depth == 3 and channel == -1:  # array[..., ::-1]: the same bytes in the other order
         address, channel, channels = address - 2, 1, _REVERSED[channels]
     row = row if height > 1 else width * pixel
     size = row * (height - 1) + width * pixel
     if depth == 3 and pixel == 4 and _owns(picture, address + size):  # array[..., :3] of four channels
         depth = 4
-    if channel != 1 or pixel != depth or row < width * pixel:
+    if channel != 1 or pixel != depth * item or row < width * pixel:
         return None
     return _abi.Image(
         data=address,
@@ -254,7 +239,7 @@ def _borrowed(picture: Any, channels: str, name: str) -> _abi.Image | None:
         stride=row,
         width=integer(width, f"{name}.width"),
         height=integer(height, f"{name}.height"),
-        format=_abi.FORMATS[_LAYOUTS[channels, depth]],
+        format=_abi.FORMATS["gray16" if item == 2 else _LAYOUTS[channels, depth]],
     )
 
 

@@ -4,13 +4,14 @@
 
 mod file;
 mod jpeg;
+mod unheard;
 
 use image::{DynamicImage, RgbImage};
 
 use crate::error::{Error, Result};
 use crate::preprocess::composite_on_white;
 
-pub use file::encoded_size;
+pub use file::{FORMATS, encoded_size};
 
 /// Widest or highest picture accepted, in pixels.
 pub const MAX_EDGE: u32 = 32_768;

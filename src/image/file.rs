@@ -1,11 +1,12 @@
 //! Picture files: what they are by their first bytes, and their pixels.
 
-use std::io::Cursor;
+use std::io::{Cursor, ErrorKind};
 
+use image::error::{ImageError, UnsupportedErrorKind};
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+use image::{DynamicImage, ExtendedColorType, ImageDecoder, ImageFormat, ImageReader, Limits};
 
-use super::{MAX_PIXELS, METADATA_BYTES, check_size, jpeg};
+use super::{METADATA_BYTES, check_size, jpeg, unheard};
 use crate::error::{Error, Result};
 
 /// Files that are read.
@@ -29,6 +30,9 @@ pub fn encoded_size(data: &[u8]) -> Result<(u32, u32)> {
     }
 }
 
+/// Memory for a pixel: one of 16-bit RGBA, and as much again for what a decoder has beside.
+const PIXEL_BYTES: u64 = 16;
+
 /// All pixels of a file's first picture.
 pub fn decode(data: &[u8], orient: bool) -> Result<DynamicImage> {
     let (mut image, orientation) = match kind(data)? {
@@ -42,10 +46,18 @@ pub fn decode(data: &[u8], orient: bool) -> Result<DynamicImage> {
             // A header's numbers are checked before anything is allocated by them.
             let (width, height) = decoder.dimensions();
             check_size(width, height)?;
-            decoder.set_limits(limits(MAX_PIXELS * 8 + METADATA_BYTES)).map_err(invalid)?;
+            let pixels = u64::from(width) * u64::from(height);
+            decoder.set_limits(limits(pixels * PIXEL_BYTES + METADATA_BYTES)).map_err(invalid)?;
             // Damaged metadata is no reason to refuse whole pixels.
-            let orientation = decoder.orientation().ok();
-            (DynamicImage::from_decoder(decoder).map_err(invalid)?, orientation)
+            let orientation = match format {
+                ImageFormat::Png => unheard::png_orientation(data),
+                _ => decoder.orientation().ok(),
+            };
+            let mut image = DynamicImage::from_decoder(decoder).map_err(invalid)?;
+            if format == ImageFormat::Tiff && image.color().has_alpha() && unheard::is_premultiplied(data) {
+                unheard::unmultiply(&mut image);
+            }
+            (image, orientation)
         }
     };
     if orient {
@@ -66,14 +78,32 @@ fn limits(bytes: u64) -> Limits {
     limits
 }
 
-fn invalid(error: image::ImageError) -> Error {
-    Error::invalid_argument(format!("image: {error}"))
+fn invalid(error: ImageError) -> Error {
+    const CURE: &str = "save it as a PNG of 8 or 16 bits a channel";
+    Error::invalid_argument(match &error {
+        ImageError::IoError(e) if e.kind() == ErrorKind::UnexpectedEof => {
+            "image: the file ends before its picture does".to_owned()
+        }
+        ImageError::Unsupported(e) => match e.kind() {
+            UnsupportedErrorKind::Color(ExtendedColorType::Unknown(bits)) => {
+                let format = e.format_hint();
+                format!("image: {format} with pixels of {bits} bits, of a kind that is not read; {CURE}")
+            }
+            UnsupportedErrorKind::GenericFeature(what) => format!("image: {}: {what}; {CURE}", e.format_hint()),
+            _ => format!("image: {error}; {CURE}"),
+        },
+        _ => format!("image: {error}"),
+    })
 }
 
 fn kind(data: &[u8]) -> Result<Kind<'_>> {
     use ImageFormat::{Bmp, Gif, Png, Pnm, Tiff, WebP};
     if data.starts_with(b"\xff\xd8") {
         return Ok(Kind::Jpeg(data));
+    }
+    // BigTIFF, which the same decoder reads.
+    if data.starts_with(b"II+\0") || data.starts_with(b"MM\0+") {
+        return Ok(Kind::Other(Tiff));
     }
     if let Ok(format @ (Bmp | Gif | Png | Pnm | Tiff | WebP)) = image::guess_format(data) {
         return Ok(Kind::Other(format));
@@ -104,8 +134,6 @@ fn foreign(data: &[u8]) -> Option<String> {
         (0, b"DDS ", "a DDS file"),
         (0, b"qoif", "a QOI file"),
         (0, b"farbfeld", "a farbfeld file"),
-        (0, b"II+\0", "a BigTIFF file"),
-        (0, b"MM\0+", "a BigTIFF file"),
         (0, b"Pf", "a PFM file"),
         (0, b"PF", "a PFM file"),
         (0, b"II\xbc\x01", "a JPEG XR file"),

@@ -1,7 +1,8 @@
 //! JPEG as libjpeg-turbo decodes it by default, to the level: its IDCT (`islow`), its smooth chroma, its colours.
 //!
-//! No crate at hand comes within three levels of it on all samplings, or tells a file that is cut from one that only
-//! lacks its end marker. Here a picture is whole when every block of every component was decoded.
+//! zune-jpeg 0.5, the one crate that was tried, is up to 12 levels off on some samplings, refuses kinds that libjpeg-turbo
+//! reads, and does not tell a file that is cut from one that only lacks its end marker. Here a picture is whole when
+//! every block of every component was decoded.
 
 mod bits;
 mod blocks;
@@ -31,9 +32,13 @@ pub struct Header {
 pub fn header(data: &[u8]) -> Result<Header> {
     let mut reader = Reader::new(data);
     loop {
-        if let Segment::Scan { .. } = reader.next()? {
-            let (width, height) = reader.size()?;
-            return Ok(Header { width, height, orientation: reader.orientation });
+        match reader.next()? {
+            Segment::Tables => {}
+            Segment::End => return Err(cut(data)),
+            Segment::Scan { .. } => {
+                let (width, height) = reader.size()?;
+                return Ok(Header { width, height, orientation: reader.orientation });
+            }
         }
     }
 }

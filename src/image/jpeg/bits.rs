@@ -1,4 +1,4 @@
-//! Bits of a scan, up to the next marker; nothing is made up behind it.
+//! Bits of a scan, up to the next marker; what is read behind it is counted, and is an error.
 
 use super::huffman::{LOOK, Table};
 use crate::error::{Error, Result};
@@ -6,8 +6,10 @@ use crate::error::{Error, Result};
 pub struct Bits<'a> {
     data: &'a [u8],
     at: usize,
+    /// The next bits from the highest down, zeros behind the last.
     buffer: u64,
-    count: u32,
+    /// Bits in the buffer; below zero where more were taken than came.
+    count: i32,
     /// A marker or the end of the file was met; `at` stays there.
     ended: bool,
 }
@@ -17,7 +19,32 @@ impl<'a> Bits<'a> {
         Self { data, at, buffer: 0, count: 0, ended: false }
     }
 
+    /// Makes sure of 32 bits: a code and its value.
+    #[inline(always)]
+    pub fn refill(&mut self) {
+        if self.count < 32 {
+            self.fill();
+        }
+    }
+
+    #[inline(always)]
     fn fill(&mut self) {
+        if let Some(&four) = self.data.get(self.at..).and_then(|rest| rest.first_chunk()) {
+            let word = u32::from_be_bytes(four);
+            // No byte is 0xff, so none is stuffed and none begins a marker; where `ended` is set, one does.
+            if (!word).wrapping_sub(0x0101_0101) & word & 0x8080_8080 == 0 {
+                self.buffer |= u64::from(word) << (32 - self.count);
+                self.count += 32;
+                self.at += 4;
+                return;
+            }
+        }
+        self.fill_bytes();
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn fill_bytes(&mut self) {
         while self.count <= 56 && !self.ended {
             let Some(&byte) = self.data.get(self.at) else {
                 self.ended = true;
@@ -35,63 +62,80 @@ impl<'a> Bits<'a> {
                 next += 1;
             }
             self.at = next;
-            self.buffer = self.buffer << 8 | u64::from(byte);
+            self.buffer |= u64::from(byte) << (56 - self.count);
             self.count += 8;
         }
     }
 
-    /// The next `n` bits, at most 16, with zeros where the data ends.
-    fn peek(&mut self, n: u32) -> u32 {
-        if self.count < n {
+    #[inline(always)]
+    fn skip(&mut self, n: u32) {
+        self.buffer <<= n;
+        self.count -= n as i32;
+    }
+
+    /// The next `n` bits, at most 31; `refill` comes first, here and below.
+    #[inline(always)]
+    pub fn take(&mut self, n: u32) -> i32 {
+        let bits = (self.buffer >> 1 >> (63 - n)) as i32;
+        self.skip(n);
+        bits
+    }
+
+    pub fn bit(&mut self) -> bool {
+        if self.count < 1 {
             self.fill();
         }
-        let bits = if self.count >= n { self.buffer >> (self.count - n) } else { self.buffer << (n - self.count) };
-        bits as u32 & ((1 << n) - 1)
-    }
-
-    fn consume(&mut self, n: u32) -> Result<()> {
-        if n > self.count {
-            return Err(super::cut(self.data));
-        }
-        self.count -= n;
-        Ok(())
-    }
-
-    pub fn take(&mut self, n: u32) -> Result<i32> {
-        let bits = self.peek(n);
-        self.consume(n)?;
-        Ok(bits as i32)
-    }
-
-    pub fn bit(&mut self) -> Result<bool> {
-        Ok(self.take(1)? != 0)
+        self.take(1) != 0
     }
 
     /// A number of `n` bits whose first bit is its sign, as T.81 has it (F.2.2.1).
-    pub fn signed(&mut self, n: u32) -> Result<i32> {
-        if n == 0 {
-            return Ok(0);
-        }
-        let value = self.take(n)?;
-        Ok(if value < 1 << (n - 1) { value - (1 << n) + 1 } else { value })
+    #[inline(always)]
+    pub fn signed(&mut self, n: u32) -> i32 {
+        let negative = !(self.buffer as i64 >> 63) as i32;
+        self.take(n) + (negative & ((-1 << n) + 1))
     }
 
-    pub fn symbol(&mut self, table: &Table) -> Result<u8> {
-        let look = self.peek(LOOK);
-        let (length, symbol) = table.look[look as usize];
-        if length > 0 {
-            self.consume(u32::from(length))?;
-            return Ok(symbol);
+    /// Symbol, and the value of its low four bits' length that follows it.
+    #[inline(always)]
+    pub fn symbol_and_value(&mut self, table: &Table) -> Result<(u8, i32)> {
+        let entry = table.look[(self.buffer >> (64 - LOOK)) as usize];
+        if entry.length_with_value > 0 {
+            self.skip(entry.length_with_value.into());
+            return Ok((entry.symbol, entry.value.into()));
         }
-        let code = self.peek(16);
-        let Some((length, symbol)) = table.long(code) else {
-            return Err(if self.count < 16 { super::cut(self.data) } else { self.damaged() });
-        };
-        self.consume(length)?;
+        let symbol = self.symbol(table)?;
+        Ok((symbol, self.signed(u32::from(symbol & 15))))
+    }
+
+    #[inline(always)]
+    pub fn symbol(&mut self, table: &Table) -> Result<u8> {
+        let entry = table.look[(self.buffer >> (64 - LOOK)) as usize];
+        if entry.length > 0 {
+            self.skip(entry.length.into());
+            return Ok(entry.symbol);
+        }
+        self.long_symbol(table)
+    }
+
+    #[inline(never)]
+    fn long_symbol(&mut self, table: &Table) -> Result<u8> {
+        let (length, symbol) = table.long((self.buffer >> 48) as u32).ok_or_else(|| self.damaged())?;
+        self.skip(length);
         Ok(symbol)
     }
 
+    /// An error where more bits were taken than there are. Once a block is often enough: zeros follow, and no block takes
+    /// more than a few thousand of them.
+    #[inline(always)]
+    pub fn check(&self) -> Result<()> {
+        if self.count < 0 { Err(super::cut(self.data)) } else { Ok(()) }
+    }
+
     pub fn damaged(&self) -> Error {
+        // A code that zeros behind the end have completed is none.
+        if self.ended && self.count < 16 {
+            return super::cut(self.data);
+        }
         super::bad(format!("damaged at byte {} of {}", self.at, self.data.len()))
     }
 

@@ -17,37 +17,47 @@ fn at(k: usize) -> usize {
     usize::from(ZIGZAG[k & 63])
 }
 
+#[inline(always)]
 fn dc_difference(bits: &mut Bits<'_>, table: &Table) -> Result<i32> {
-    match bits.symbol(table)? {
-        size @ 0..=15 => bits.signed(size.into()),
+    bits.refill();
+    match bits.symbol_and_value(table)? {
+        (0..=15, value) => Ok(value),
         _ => Err(bits.damaged()),
     }
 }
 
-pub fn sequential(bits: &mut Bits<'_>, dc: &Table, ac: &Table, predicted: &mut i32) -> Result<[i16; 64]> {
-    let mut block = [0; 64];
+/// Adds a block's coefficients, times `quant`, to zeros. Whether there are others than the first.
+#[inline(always)]
+pub fn sequential(
+    bits: &mut Bits<'_>,
+    (dc, ac): (&Table, &Table),
+    quant: &[u16; 64],
+    predicted: &mut i32,
+    block: &mut [i32; 64],
+) -> Result<bool> {
     *predicted = predicted.wrapping_add(dc_difference(bits, dc)?);
-    block[0] = *predicted as i16;
+    block[0] = i32::from(*predicted as i16).wrapping_mul(quant[0].into());
     let mut k = 1;
     while k < 64 {
-        let symbol = bits.symbol(ac)?;
-        let (run, size) = (usize::from(symbol >> 4), u32::from(symbol & 15));
-        if size == 0 {
-            if run != 15 {
+        bits.refill();
+        let (symbol, value) = bits.symbol_and_value(ac)?;
+        if symbol & 15 == 0 {
+            if symbol != 0xf0 {
                 break;
             }
             k += 16;
             continue;
         }
-        k += run;
-        let value = bits.signed(size)?;
+        k += usize::from(symbol >> 4);
         if k > 63 {
             return Err(bits.damaged());
         }
-        block[at(k)] = value as i16;
+        let at = at(k);
+        block[at] = value.wrapping_mul(quant[at].into());
         k += 1;
     }
-    Ok(block)
+    bits.check()?;
+    Ok(k > 1)
 }
 
 /// What a progressive scan carries from block to block.
@@ -74,7 +84,7 @@ impl Progressive {
                 Ok(())
             }
             (0, ..) => {
-                if bits.bit()? {
+                if bits.bit() {
                     block[0] |= 1 << band.low;
                 }
                 Ok(())
@@ -82,7 +92,8 @@ impl Progressive {
             (_, 0, _, Some(ac)) => self.first(bits, block, ac, band),
             (.., Some(ac)) => self.refine(bits, block, ac, band),
             _ => Err(bits.damaged()),
-        }
+        }?;
+        bits.check()
     }
 
     fn first(&mut self, bits: &mut Bits<'_>, block: &mut [i16; 64], ac: &Table, band: &Band) -> Result<()> {
@@ -92,18 +103,18 @@ impl Progressive {
         }
         let mut k = band.first;
         while k <= band.last {
-            let symbol = bits.symbol(ac)?;
-            let (run, size) = (usize::from(symbol >> 4), u32::from(symbol & 15));
-            if size == 0 {
+            bits.refill();
+            let (symbol, value) = bits.symbol_and_value(ac)?;
+            let run = usize::from(symbol >> 4);
+            if symbol & 15 == 0 {
                 if run < 15 {
-                    self.empty = (1 << run) - 1 + bits.take(run as u32)? as u32;
+                    self.empty = (1 << run) - 1 + bits.take(run as u32) as u32;
                     return Ok(());
                 }
                 k += 16;
                 continue;
             }
             k += run;
-            let value = bits.signed(size)?;
             if k > 63 {
                 return Err(bits.damaged());
             }
@@ -118,15 +129,16 @@ impl Progressive {
         let mut k = band.first;
         if self.empty == 0 {
             while k <= band.last {
+                bits.refill();
                 let symbol = bits.symbol(ac)?;
                 let (mut run, size) = (u32::from(symbol >> 4), symbol & 15);
                 let value = match size {
                     0 if run < 15 => {
-                        self.empty = (1 << run) + bits.take(run)? as u32;
+                        self.empty = (1 << run) + bits.take(run) as u32;
                         break;
                     }
                     0 => 0,
-                    1 if bits.bit()? => bit,
+                    1 if bits.bit() => bit,
                     1 => -bit,
                     _ => return Err(bits.damaged()),
                 };
@@ -134,7 +146,7 @@ impl Progressive {
                 while k <= band.last {
                     let coefficient = &mut block[at(k)];
                     if *coefficient != 0 {
-                        correct(bits, coefficient, bit)?;
+                        correct(bits, coefficient, bit);
                     } else if run == 0 {
                         *coefficient = value;
                         k += 1;
@@ -150,7 +162,7 @@ impl Progressive {
             for k in k..=band.last {
                 let coefficient = &mut block[at(k)];
                 if *coefficient != 0 {
-                    correct(bits, coefficient, bit)?;
+                    correct(bits, coefficient, bit);
                 }
             }
             self.empty -= 1;
@@ -159,9 +171,8 @@ impl Progressive {
     }
 }
 
-fn correct(bits: &mut Bits<'_>, coefficient: &mut i16, bit: i16) -> Result<()> {
-    if bits.bit()? && *coefficient & bit == 0 {
+fn correct(bits: &mut Bits<'_>, coefficient: &mut i16, bit: i16) {
+    if bits.bit() && *coefficient & bit == 0 {
         *coefficient = coefficient.wrapping_add(if *coefficient < 0 { -bit } else { bit });
     }
-    Ok(())
 }

@@ -123,19 +123,25 @@ impl Frame {
         for component in self.components.iter_mut().filter(|_| self.progressive) {
             let coefficients = std::mem::take(&mut component.coefficients);
             component.plane = vec![0; coefficients.len()];
-            for (block, coefficients) in coefficients.as_chunks::<64>().0.iter().enumerate() {
-                component.put(block, coefficients);
+            let Some(quant) = component.quant else { continue };
+            let rows = coefficients.as_chunks::<64>().0.chunks_exact(component.block_columns);
+            for (y, row) in rows.enumerate() {
+                for (x, coefficients) in row.iter().enumerate() {
+                    let scaled = std::array::from_fn(|k| i32::from(coefficients[k]).wrapping_mul(quant[k].into()));
+                    let (left, top) = (x * 8, y * 8);
+                    component.put(left, top, &scaled, coefficients[1..].iter().any(|&c| c != 0));
+                }
             }
         }
     }
 }
 
 impl Component {
-    /// The samples of one block, by its number in memory.
-    pub fn put(&mut self, block: usize, coefficients: &[i16; 64]) {
-        let Some(quant) = &self.quant else { return };
+    /// The samples of one block of scaled coefficients, into the plane from `left`, `top` on.
+    #[inline(always)]
+    pub fn put(&mut self, left: usize, top: usize, coefficients: &[i32; 64], has_ac: bool) {
         let stride = self.block_columns * 8;
-        let at = block / self.block_columns * 8 * stride + block % self.block_columns * 8;
-        idct::block(coefficients, quant, &mut self.plane[at..], stride);
+        let out = &mut self.plane[top * stride + left..];
+        if has_ac { idct::block(coefficients, out, stride) } else { idct::flat(coefficients[0], out, stride) }
     }
 }

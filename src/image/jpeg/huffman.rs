@@ -4,12 +4,22 @@ use super::bad;
 use crate::error::Result;
 
 /// Bits that are looked up at once.
-pub const LOOK: u32 = 9;
+pub const LOOK: u32 = 10;
+
+/// What the next [`LOOK`] bits begin with.
+#[derive(Clone, Copy, Default)]
+pub struct Entry {
+    pub value: i16,
+    pub symbol: u8,
+    /// Of the code; 0 for longer ones.
+    pub length: u8,
+    /// Of the code and the value behind it; 0 where they are longer, or there is no value.
+    pub length_with_value: u8,
+}
 
 #[derive(Clone)]
 pub struct Table {
-    /// By the next [`LOOK`] bits: length and symbol, length 0 for longer codes.
-    pub look: Box<[(u8, u8); 1 << LOOK]>,
+    pub look: Box<[Entry; 1 << LOOK]>,
     /// By length: one more than its last code, and what added to a code gives the symbol's index.
     ends: [(u32, i32); 17],
     symbols: Vec<u8>,
@@ -18,7 +28,7 @@ pub struct Table {
 impl Table {
     /// `counts` by length less one.
     pub fn new(counts: &[u8], symbols: &[u8]) -> Result<Self> {
-        let mut look = Box::new([(0, 0); 1 << LOOK]);
+        let mut look = Box::new([Entry::default(); 1 << LOOK]);
         let mut ends = [(0, 0); 17];
         let (mut code, mut index) = (0u32, 0usize);
         for (length, &count) in (1..=16).zip(counts) {
@@ -29,8 +39,10 @@ impl Table {
                     return Err(bad("a Huffman table with more codes than bits"));
                 }
                 if length <= LOOK {
-                    let first = (code << (LOOK - length)) as usize;
-                    look[first..first + (1 << (LOOK - length))].fill((length as u8, symbol));
+                    let first = code << (LOOK - length);
+                    for bits in first..first + (1 << (LOOK - length)) {
+                        look[bits as usize] = Entry::new(bits, length, symbol);
+                    }
                 }
                 code += 1;
                 index += 1;
@@ -41,15 +53,27 @@ impl Table {
         Ok(Self { look, ends, symbols: symbols.to_vec() })
     }
 
-    /// Length and symbol of the code that 16 bits begin with.
+    /// Length and symbol of the code, longer than [`LOOK`], that 16 bits begin with.
     pub fn long(&self, bits: u32) -> Option<(u32, u8)> {
-        (1..=16).find_map(|length| {
+        (LOOK + 1..=16).find_map(|length| {
             let code = bits >> (16 - length);
             let (end, offset) = self.ends[length as usize];
-            let first = -offset;
-            let index = usize::try_from(code as i32 - first).ok()?;
+            let index = usize::try_from(code as i32 + offset).ok()?;
             (code < end).then(|| self.symbols.get(index).map(|&symbol| (length, symbol)))?
         })
+    }
+}
+
+impl Entry {
+    fn new(bits: u32, length: u32, symbol: u8) -> Self {
+        let mut entry = Self { symbol, length: length as u8, ..Self::default() };
+        let size = u32::from(symbol & 15);
+        if size > 0 && length + size <= LOOK {
+            let value = (bits >> (LOOK - length - size)) as i32 & ((1 << size) - 1);
+            entry.value = if value < 1 << (size - 1) { value - (1 << size) + 1 } else { value } as i16;
+            entry.length_with_value = (length + size) as u8;
+        }
+        entry
     }
 }
 

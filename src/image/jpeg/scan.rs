@@ -5,7 +5,7 @@ use super::blocks::{Band, Progressive, sequential};
 use super::frame::Frame;
 use super::huffman::{Table, standard};
 use super::markers::Tables;
-use super::{bad, cut};
+use super::bad;
 use crate::error::Result;
 
 /// One component of the scan.
@@ -33,7 +33,7 @@ pub fn decode(data: &[u8], at: usize, header: &[u8], tables: &mut Tables, frame:
     let (columns, rows) = grid(frame, &parts);
     let mut until_restart = tables.restart;
     let mut due = 0;
-    for mcu in 0..columns * rows {
+    for (row, column) in (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column))) {
         if tables.restart > 0 {
             if until_restart == 0 {
                 bits.restart(due)?;
@@ -44,21 +44,19 @@ pub fn decode(data: &[u8], at: usize, header: &[u8], tables: &mut Tables, frame:
             }
             until_restart -= 1;
         }
-        for part in &parts {
+        for (part, predicted) in parts.iter().zip(&mut predicted) {
             let component = &mut frame.components[part.component];
             let (h, v) = if parts.len() > 1 { (component.sof.h, component.sof.v) } else { (1, 1) };
-            let (left, top) = (mcu % columns * h, mcu / columns * v);
             let (dc, ac) = (tables.dc[part.dc].as_ref(), tables.ac[part.ac].as_ref());
-            for (y, x) in (0..v).flat_map(|y| (0..h).map(move |x| (y, x))) {
-                let block = (top + y) * component.block_columns + left + x;
-                let predicted = &mut predicted[part.component];
+            for (y, x) in (0..v).flat_map(|y| (0..h).map(move |x| (row * v + y, column * h + x))) {
                 if frame.progressive {
                     let coefficients = component.coefficients.as_chunks_mut::<64>().0;
-                    state.decode(&mut bits, &mut coefficients[block], dc, ac, predicted, &band)?;
-                } else {
-                    let (Some(dc), Some(ac)) = (dc, ac) else { return Err(cut(data)) };
-                    let coefficients = sequential(&mut bits, dc, ac, predicted)?;
-                    component.put(block, &coefficients);
+                    let block = &mut coefficients[y * component.block_columns + x];
+                    state.decode(&mut bits, block, dc, ac, predicted, &band)?;
+                } else if let (Some(dc), Some(ac), Some(quant)) = (dc, ac, &component.quant) {
+                    let mut block = [0; 64];
+                    let has_ac = sequential(&mut bits, (dc, ac), quant, predicted, &mut block)?;
+                    component.put(x * 8, y * 8, &block, has_ac);
                 }
             }
         }

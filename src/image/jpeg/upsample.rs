@@ -9,7 +9,7 @@ pub struct Upsampler<'a> {
     v: usize,
     smooth: bool,
     /// One row of weighted sums, and the picture's row.
-    sums: Vec<i32>,
+    sums: Vec<u16>,
     row: Vec<u8>,
 }
 
@@ -24,12 +24,14 @@ impl<'a> Upsampler<'a> {
         Self { component, h, v, smooth, sums: vec![0; component.width], row: vec![0; component.width * h] }
     }
 
+    #[inline(always)]
     fn source(&self, y: usize) -> &'a [u8] {
         let start = y.min(self.component.height - 1) * self.component.block_columns * 8;
         &self.component.plane[start..start + self.component.width]
     }
 
     /// The picture's row `y`, which may be longer than the picture is wide.
+    #[inline(always)]
     pub fn row(&mut self, y: usize) -> &[u8] {
         let near = self.source(y / self.v);
         match (self.smooth, self.h, self.v) {
@@ -38,19 +40,19 @@ impl<'a> Upsampler<'a> {
                 let far = self.far(y);
                 let bias = if y % 2 == 0 { 1 } else { 2 };
                 for ((out, &a), &b) in self.row.iter_mut().zip(near).zip(far) {
-                    *out = ((i32::from(a) * 3 + i32::from(b) + bias) >> 2) as u8;
+                    *out = ((u16::from(a) * 3 + u16::from(b) + bias) >> 2) as u8;
                 }
             }
             (true, _, 1) => {
-                self.sums.iter_mut().zip(near).for_each(|(sum, &a)| *sum = i32::from(a));
-                self.spread(1, 2, 2);
+                self.sums.iter_mut().zip(near).for_each(|(sum, &a)| *sum = u16::from(a));
+                spread::<2>(&self.sums, &mut self.row, 1, 2);
             }
             (true, ..) => {
                 let far = self.far(y);
                 for ((sum, &a), &b) in self.sums.iter_mut().zip(near).zip(far) {
-                    *sum = i32::from(a) * 3 + i32::from(b);
+                    *sum = u16::from(a) * 3 + u16::from(b);
                 }
-                self.spread(8, 7, 4);
+                spread::<4>(&self.sums, &mut self.row, 8, 7);
             }
             (false, h, _) => self.row.chunks_exact_mut(h).zip(near).for_each(|(out, &a)| out.fill(a)),
         }
@@ -58,19 +60,23 @@ impl<'a> Upsampler<'a> {
     }
 
     /// The next row on the other side; the first and the last have none but themselves.
+    #[inline(always)]
     fn far(&self, y: usize) -> &'a [u8] {
         self.source(if y % 2 == 0 { (y / 2).saturating_sub(1) } else { y / 2 + 1 })
     }
+}
 
-    /// Two samples of each sum, a quarter of the neighbour in each.
-    fn spread(&mut self, left_bias: i32, right_bias: i32, shift: u32) {
-        let last = self.sums.len() - 1;
-        for (x, out) in self.row.chunks_exact_mut(2).enumerate() {
-            let sum = self.sums[x];
-            let left = if x == 0 { sum } else { self.sums[x - 1] };
-            let right = if x == last { sum } else { self.sums[x + 1] };
-            out[0] = ((sum * 3 + left + left_bias) >> shift) as u8;
-            out[1] = ((sum * 3 + right + right_bias) >> shift) as u8;
-        }
+/// Two samples of each sum, a quarter of the neighbour in each; at the ends, the sum is its own neighbour.
+#[inline(always)]
+fn spread<const SHIFT: u32>(sums: &[u16], row: &mut [u8], left_bias: u16, right_bias: u16) {
+    let pair = |left: u16, sum: u16, right: u16| {
+        [((sum * 3 + left + left_bias) >> SHIFT) as u8, ((sum * 3 + right + right_bias) >> SHIFT) as u8]
+    };
+    let pairs = row.as_chunks_mut::<2>().0;
+    let last = sums.len() - 1;
+    for (((out, &left), &sum), &right) in pairs[1..last].iter_mut().zip(sums).zip(&sums[1..]).zip(&sums[2..]) {
+        *out = pair(left, sum, right);
     }
+    pairs[0] = pair(sums[0], sums[0], sums[1]);
+    pairs[last] = pair(sums[last - 1], sums[last], sums[last]);
 }

@@ -104,7 +104,7 @@ fn errors_name_the_value_and_have_their_exit_codes() {
     let cases: [(&[&str], i32, &str); 6] = [
         (&["--image", "no-such.jpg"], 2, "no-such.jpg"),
         (&["--model", "no-such-model"], 2, "no-such-model"),
-        (&["--image", "Cargo.toml"], 2, "are not JPEG, PNG, WebP, BMP, GIF, TIFF or PPM/PGM"),
+        (&["--image", "Cargo.toml"], 2, "are not JPEG, PNG, WebP, BMP, GIF, TIFF or PBM/PGM"),
         (&["--temperature", "nan"], 2, "temperature: NaN"),
         (&["--backend", "tensorflow"], 2, "tensorflow"),
         (&["--model", "tests"], 2, "config.json"),

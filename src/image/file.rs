@@ -86,7 +86,7 @@ fn invalid(error: ImageError) -> Error {
         }
         ImageError::Unsupported(e) => match e.kind() {
             UnsupportedErrorKind::Color(ExtendedColorType::Unknown(bits)) => {
-                let format = e.format_hint();
+                let format = e.format_hint().to_string().to_uppercase();
                 format!("image: {format} with pixels of {bits} bits, of a kind that is not read; {CURE}")
             }
             UnsupportedErrorKind::GenericFeature(what) => format!("image: {}: {what}; {CURE}", e.format_hint()),

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ANSWER, EXCHANGED, PICTURE, QUESTION
+from conftest import ANSWER, EXCHANGED, PICTURE, QUESTION, ROOT
 from PIL import Image, PngImagePlugin
 
 import smolvlm
@@ -263,6 +263,21 @@ def test_pictures_of_16_bits_are_turned(model, depth):
     wide = Image.fromarray(depth.astype(np.int32))
     big.info["exif"] = wide.info["exif"] = exif.tobytes()
     assert sampled(model, big) == sampled(model, wide) == turned
+
+
+FILES = ROOT / "tests" / "golden" / "files"
+
+
+@pytest.mark.parametrize(
+    "name", ["depth.png", "depth.tif", "depth.pgm", "turned.jpg", "turned.png", "turned-late.png", "turned.webp", "turned-6.tif"]
+    + ["animated.gif", "transparent.gif", "pages.tif", "palette.png", "gray-key.png", "bits.png", "p4.pbm", "cmyk.tif", "rgb-16.png"]
+)  # fmt: skip
+def test_the_files_that_other_doors_are_asked_about(model, name):
+    """As tests/doors.rs and tests/c/doors.c have it: all of them compare with the same plain picture."""
+    wanted = sampled(model, np.asarray(Image.open(FILES / f"{name}.seen.png").convert("RGB")))
+    data = (FILES / name).read_bytes()
+    for picture in (FILES / name, data, array.array("B", data), np.frombuffer(data, np.uint8), Image.open(FILES / name)):
+        assert sampled(model, picture) == wanted, type(picture)
 
 
 def transparent(mode, small):

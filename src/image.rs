@@ -104,7 +104,9 @@ impl<'a> ImageView<'a> {
         Self(Source::Encoded { data, orient: false })
     }
 
-    /// A picture that the `image` crate holds.
+    /// A picture that the `image` crate holds, as it lies there: `image::open` does not turn it, so where a file may
+    /// have an EXIF orientation, [`ImageView::encoded`] is the way, or `DynamicImage::apply_orientation`. 16 bits are
+    /// as with [`ImageView::encoded`].
     pub fn decoded(image: &'a DynamicImage) -> Self {
         Self(Source::Decoded(image))
     }

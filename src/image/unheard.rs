@@ -33,7 +33,7 @@ pub fn is_premultiplied(tiff: &[u8]) -> bool {
 
 /// Colours as they were before they were multiplied with alpha.
 pub fn unmultiply(image: &mut DynamicImage) {
-    let whole = |value: u32, alpha: u32, most: u32| if alpha == 0 { value } else { (value * most / alpha).min(most) };
+    let whole = |value: u32, alpha: u32, most: u32| (value * most).checked_div(alpha).map_or(value, |v| v.min(most));
     let bytes = |pixel: &mut [u8]| {
         let Some((&mut alpha, colours)) = pixel.split_last_mut() else { return };
         colours.iter_mut().for_each(|value| *value = whole((*value).into(), alpha.into(), 255) as u8);

@@ -60,7 +60,7 @@ pub fn header(data: &[u8]) -> Result<Header> {
     loop {
         match reader.next()? {
             Segment::Tables => {}
-            Segment::End => return Err(cut(data)),
+            Segment::End { .. } => return Err(cut(data)),
             Segment::Scan { .. } => {
                 let (width, height) = reader.size()?;
                 return Ok(Header { width, height, orientation: reader.orientation });
@@ -77,7 +77,11 @@ pub fn decode(data: &[u8]) -> Result<RgbImage> {
     while scans < MAX_SCANS {
         let (at, header) = match reader.next()? {
             Segment::Scan { at, header } => (at, header),
-            Segment::End => return Err(cut(data)),
+            Segment::End { marked } => {
+                let Some((frame, canvas)) = begun.as_mut().filter(|_| marked) else { return Err(cut(data)) };
+                frame.check_left_out()?;
+                return Ok(finish(frame, canvas));
+            }
             Segment::Tables => continue,
         };
         scans += 1;
@@ -93,14 +97,7 @@ pub fn decode(data: &[u8]) -> Result<RgbImage> {
         let scan = Scan::new(data, at, header, frame)?;
         reader.at = scan.decode(&mut reader.tables, frame, |frame| canvas.paint(frame))?;
         if frame.is_whole() {
-            if frame.kept {
-                for row in 0..frame.mcu_rows {
-                    frame.go_to(row);
-                    frame.transform();
-                    canvas.paint(frame);
-                }
-            }
-            return Ok(std::mem::take(&mut canvas.picture));
+            return Ok(finish(frame, canvas));
         }
     }
     Err(bad(format!("more than {MAX_SCANS} scans")))
@@ -109,6 +106,17 @@ pub fn decode(data: &[u8]) -> Result<RgbImage> {
 /// As many as libjpeg-turbo's own fuzzers allow. No writer makes a tenth of them; each one of a hostile file may be of a
 /// few bytes and go over the whole picture.
 const MAX_SCANS: usize = 500;
+
+fn finish(frame: &mut Frame, canvas: &mut Canvas) -> RgbImage {
+    if frame.kept {
+        for row in 0..frame.mcu_rows {
+            frame.go_to(row);
+            frame.transform();
+            canvas.paint(frame);
+        }
+    }
+    std::mem::take(&mut canvas.picture)
+}
 
 fn bad(message: impl std::fmt::Display) -> Error {
     Error::invalid_argument(format!("image: JPEG: {message}"))

@@ -35,9 +35,12 @@ impl Sof {
             return Err(bad("a frame header that is cut"));
         };
         if *bits != 8 {
-            return Err(bad(format!("{bits} bits a channel, 8 accepted")));
+            return Err(bad(format!("{bits} bits a channel, 8 accepted; save it with 8")));
         }
         let (height, width) = (u16::from_be_bytes([*h1, *h0]), u16::from_be_bytes([*w1, *w0]));
+        if height == 0 {
+            return Err(bad("height: 0 pixels; a DNL marker behind the scan may say it, which is not read"));
+        }
         if !matches!(count, 1 | 3 | 4) || components.len() != 3 * usize::from(*count) {
             return Err(bad(format!("{count} components, 1, 3 or 4 accepted")));
         }
@@ -52,6 +55,9 @@ impl Sof {
         Ok(Self { width: width.into(), height: height.into(), progressive, components })
     }
 }
+
+/// The last coefficient that libjpeg-turbo guesses where its bits have not come.
+const GUESSED: usize = 9;
 
 pub struct Component {
     pub sof: SofComponent,
@@ -126,6 +132,21 @@ impl Frame {
     /// Whether every bit of every coefficient has come.
     pub fn is_whole(&self) -> bool {
         self.components.iter().all(|c| c.come.iter().all(|&bit| bit == Some(0)))
+    }
+
+    /// An error where a file ends without coefficients that libjpeg would guess from the blocks around, or without a
+    /// component. The finer ones of a progressive file may be left out: it is less sharp, as it was saved.
+    pub fn check_left_out(&self) -> Result<()> {
+        for component in &self.components {
+            let needed = if self.progressive { &component.come[..=GUESSED] } else { &component.come[..] };
+            if let Some(k) = needed.iter().position(|&bit| bit != Some(0)) {
+                let id = component.sof.id;
+                return Err(bad(format!(
+                    "its scans leave out bits of coefficient {k} of component {id}; save it whole"
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Goes to a row of MCUs, the next one or the first: [`Component::put`] is for its samples.

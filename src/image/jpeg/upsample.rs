@@ -32,7 +32,6 @@ impl Upsampler {
         match (self.smooth, self.h, self.v) {
             (_, 1, 1) => return near,
             (true, 1, _) => {
-                
                 let bias = if y % 2 == 0 { 1 } else { 2 };
                 for ((out, &a), &b) in self.row.iter_mut().zip(near).zip(far()) {
                     *out = ((u16::from(a) * 3 + u16::from(b) + bias) >> 2) as u8;
@@ -43,7 +42,6 @@ impl Upsampler {
                 spread::<2>(&self.sums, &mut self.row, 1, 2);
             }
             (true, ..) => {
-                
                 for ((sum, &a), &b) in self.sums.iter_mut().zip(near).zip(far()) {
                     *sum = u16::from(a) * 3 + u16::from(b);
                 }

@@ -42,8 +42,10 @@ use image::RgbImage;
 use image::metadata::Orientation;
 
 use crate::error::{Error, Result};
+use colour::Canvas;
 use frame::Frame;
 use markers::{Reader, Segment};
+use scan::Scan;
 
 /// What a file says before its first scan.
 pub struct Header {
@@ -58,7 +60,7 @@ pub fn header(data: &[u8]) -> Result<Header> {
     loop {
         match reader.next()? {
             Segment::Tables => {}
-            Segment::End => return Err(cut(data)),
+            Segment::End { .. } => return Err(cut(data)),
             Segment::Scan { .. } => {
                 let (width, height) = reader.size()?;
                 return Ok(Header { width, height, orientation: reader.orientation });
@@ -70,26 +72,32 @@ pub fn header(data: &[u8]) -> Result<Header> {
 /// All pixels of a file that [`header`] has found to be of an acceptable size.
 pub fn decode(data: &[u8]) -> Result<RgbImage> {
     let mut reader = Reader::new(data);
-    let mut frame: Option<Frame> = None;
+    let mut begun: Option<(Frame, Canvas)> = None;
     let mut scans = 0;
     while scans < MAX_SCANS {
-        let scan = match reader.next()? {
+        let (at, header) = match reader.next()? {
             Segment::Scan { at, header } => (at, header),
-            Segment::End => return Err(cut(data)),
+            Segment::End { marked } => {
+                let Some((frame, canvas)) = begun.as_mut().filter(|_| marked) else { return Err(cut(data)) };
+                frame.check_left_out()?;
+                return Ok(finish(frame, canvas));
+            }
             Segment::Tables => continue,
         };
         scans += 1;
-        let frame = match &mut frame {
-            Some(frame) => frame,
+        let (frame, canvas) = match &mut begun {
+            Some(begun) => begun,
             None => {
-                frame.insert(Frame::new(reader.sof.as_ref().ok_or_else(|| bad("no frame before its first scan"))?)?)
+                let sof = reader.sof.as_ref().ok_or_else(|| bad("no frame before its first scan"))?;
+                let frame = Frame::new(sof, header.first().copied().unwrap_or(0).into())?;
+                let canvas = Canvas::new(&frame, reader.colours(frame.components.len())?);
+                begun.insert((frame, canvas))
             }
         };
-        reader.at = scan::decode(data, scan.0, scan.1, &mut reader.tables, frame)?;
+        let scan = Scan::new(data, at, header, frame)?;
+        reader.at = scan.decode(&mut reader.tables, frame, |frame| canvas.paint(frame))?;
         if frame.is_whole() {
-            let colours = reader.colours(frame.components.len())?;
-            frame.transform();
-            return Ok(colour::to_rgb(frame, colours));
+            return Ok(finish(frame, canvas));
         }
     }
     Err(bad(format!("more than {MAX_SCANS} scans")))
@@ -98,6 +106,17 @@ pub fn decode(data: &[u8]) -> Result<RgbImage> {
 /// As many as libjpeg-turbo's own fuzzers allow. No writer makes a tenth of them; each one of a hostile file may be of a
 /// few bytes and go over the whole picture.
 const MAX_SCANS: usize = 500;
+
+fn finish(frame: &mut Frame, canvas: &mut Canvas) -> RgbImage {
+    if frame.kept {
+        for row in 0..frame.mcu_rows {
+            frame.go_to(row);
+            frame.transform();
+            canvas.paint(frame);
+        }
+    }
+    std::mem::take(&mut canvas.picture)
+}
 
 fn bad(message: impl std::fmt::Display) -> Error {
     Error::invalid_argument(format!("image: JPEG: {message}"))

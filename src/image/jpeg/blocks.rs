@@ -26,17 +26,16 @@ fn dc_difference(bits: &mut Bits<'_>, table: &Table) -> Result<i32> {
     }
 }
 
-/// Adds a block's coefficients, times `quant`, to zeros. Whether there are others than the first.
+/// Gives `put` a block's coefficients that are not zero, by their positions. Whether there are others than the first.
 #[inline(always)]
 pub fn sequential(
     bits: &mut Bits<'_>,
     (dc, ac): (&Table, &Table),
-    quant: &[u16; 64],
     predicted: &mut i32,
-    block: &mut [i32; 64],
+    mut put: impl FnMut(usize, i16),
 ) -> Result<bool> {
     *predicted = predicted.wrapping_add(dc_difference(bits, dc)?);
-    block[0] = i32::from(*predicted as i16).wrapping_mul(quant[0].into());
+    put(0, *predicted as i16);
     let mut k = 1;
     while k < 64 {
         bits.refill();
@@ -52,8 +51,7 @@ pub fn sequential(
         if k > 63 {
             return Err(bits.damaged());
         }
-        let at = at(k);
-        block[at] = value.wrapping_mul(quant[at].into());
+        put(at(k), value as i16);
         k += 1;
     }
     bits.check()?;

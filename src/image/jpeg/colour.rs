@@ -5,31 +5,50 @@ use image::RgbImage;
 use super::frame::{Colours, Frame};
 use super::upsample::Upsampler;
 
-pub fn to_rgb(frame: &Frame, colours: Colours) -> RgbImage {
-    let mut out = RgbImage::new(frame.width as u32, frame.height as u32);
-    fill(frame, colours, &mut out);
-    out
+/// The picture, row by row.
+pub struct Canvas {
+    pub picture: RgbImage,
+    colours: Colours,
+    upsamplers: Vec<Upsampler>,
+    rows_done: usize,
+}
+
+impl Canvas {
+    pub fn new(frame: &Frame, colours: Colours) -> Self {
+        let upsamplers = frame.components.iter().map(|c| Upsampler::new(frame, c)).collect();
+        let picture = RgbImage::new(frame.width as u32, frame.height as u32);
+        Self { picture, colours, upsamplers, rows_done: 0 }
+    }
+
+    /// Adds the rows for which the frame has samples.
+    pub fn paint(&mut self, frame: &Frame) {
+        paint(self, frame);
+    }
 }
 
 vectorised! {
-    fn fill(frame: &Frame, colours: Colours, out: &mut [u8]) {
-        let mut rows: Vec<Upsampler<'_>> = frame.components.iter().map(|c| Upsampler::new(frame, c)).collect();
-        for (y, out) in out.chunks_exact_mut(frame.width * 3).enumerate() {
+    fn paint(canvas: &mut Canvas, frame: &Frame) {
+        let Canvas { picture, colours, upsamplers, rows_done } = canvas;
+        let stride = frame.width * 3;
+        let rows = *rows_done..frame.rows_ready();
+        *rows_done = rows.end;
+        let out = &mut picture.as_mut()[rows.start * stride..rows.end * stride];
+        for (y, out) in rows.zip(out.chunks_exact_mut(stride)) {
             let pixels = out.as_chunks_mut::<3>().0.iter_mut();
-            match rows.as_mut_slice() {
-                [gray] => pixels.zip(gray.row(y)).for_each(|(out, &gray)| *out = [gray; 3]),
-                [a, b, c] => {
-                    let samples = pixels.zip(a.row(y)).zip(b.row(y)).zip(c.row(y));
-                    if colours == Colours::Rgb {
+            let mut rows = upsamplers.iter_mut().zip(&frame.components).map(|(u, c)| u.row(frame, c, y));
+            match [rows.next(), rows.next(), rows.next(), rows.next()] {
+                [Some(gray), None, ..] => pixels.zip(gray).for_each(|(out, &gray)| *out = [gray; 3]),
+                [Some(a), Some(b), Some(c), None] => {
+                    let samples = pixels.zip(a).zip(b).zip(c);
+                    if *colours == Colours::Rgb {
                         samples.for_each(|(((out, &a), &b), &c)| *out = [a, b, c]);
                     } else {
                         samples.for_each(|(((out, &a), &b), &c)| *out = ycc(a, b, c));
                     }
                 }
-                [a, b, c, d] => {
-                    let samples = pixels.zip(a.row(y)).zip(b.row(y)).zip(c.row(y)).zip(d.row(y));
-                    for ((((out, &a), &b), &c), &black) in samples {
-                        let ink = if colours == Colours::Ycck { ycc(a, b, c).map(|v| 255 - v) } else { [a, b, c] };
+                [Some(a), Some(b), Some(c), Some(d)] => {
+                    for ((((out, &a), &b), &c), &black) in pixels.zip(a).zip(b).zip(c).zip(d) {
+                        let ink = if *colours == Colours::Ycck { ycc(a, b, c).map(|v| 255 - v) } else { [a, b, c] };
                         *out = ink.map(|ink| inked(ink, black));
                     }
                 }

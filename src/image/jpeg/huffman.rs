@@ -118,3 +118,24 @@ const AC_CHROMA_SYMBOLS: [u8; 162] = [
     0xc2, 0xc3, 0xc4, 0xc5, 0xc6, 0xc7, 0xc8, 0xc9, 0xca, 0xd2, 0xd3, 0xd4, 0xd5, 0xd6, 0xd7, 0xd8, 0xd9, 0xda,
     0xe2, 0xe3, 0xe4, 0xe5, 0xe6, 0xe7, 0xe8, 0xe9, 0xea, 0xf2, 0xf3, 0xf4, 0xf5, 0xf6, 0xf7, 0xf8, 0xf9, 0xfa,
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// cjpeg writes the standard's tables into a file of its own, where it is not told to optimise.
+    #[test]
+    fn defaults_are_cjpegs() {
+        let file = include_bytes!("../../../tests/golden/jpeg/sampling-420.jpg");
+        let defaults: [(u8, [u8; 16], &[u8]); 4] = [
+            (0x00, DC_LUMA, &DC_SYMBOLS),
+            (0x10, AC_LUMA, &AC_LUMA_SYMBOLS),
+            (0x01, DC_CHROMA, &DC_SYMBOLS),
+            (0x11, AC_CHROMA, &AC_CHROMA_SYMBOLS),
+        ];
+        for (kind, counts, symbols) in defaults {
+            let body = [&[kind], &counts[..], symbols].concat();
+            assert!(file.windows(body.len()).any(|bytes| bytes == body), "table {kind:02x}");
+        }
+    }
+}

@@ -6,7 +6,7 @@ const PASS_BITS: u32 = 2;
 
 /// Where all coefficients but the first are zero: both passes of [`block`] round as here.
 pub fn flat(dc: i32, out: &mut [u8], stride: usize) {
-    let value = sample(dc.wrapping_shl(PASS_BITS).wrapping_add(16) >> (PASS_BITS + 3));
+    let value = level(dc.wrapping_shl(PASS_BITS).wrapping_add(16) >> (PASS_BITS + 3));
     out.chunks_mut(stride).take(8).for_each(|row| row[..8].fill(value));
 }
 
@@ -19,19 +19,21 @@ vectorised! {
             turned[i] = columns[i % 8 * 8 + i / 8];
         }
         pass::<{ CONST_BITS + PASS_BITS + 3 }>(&turned, &mut rows);
-        let samples = rows.map(sample);
-        for (y, out) in out.chunks_mut(stride).take(8).enumerate() {
-            let mut row = [0; 8];
-            for (x, out) in row.iter_mut().enumerate() {
-                *out = samples[x * 8 + y];
+        for i in 0..64 {
+            turned[i] = rows[i % 8 * 8 + i / 8];
+        }
+        for (row, out) in turned.as_chunks::<8>().0.iter().zip(out.chunks_mut(stride)) {
+            let mut samples = [0; 8];
+            for (sample, &value) in samples.iter_mut().zip(row) {
+                *sample = level(value);
             }
-            out[..8].copy_from_slice(&row);
+            out[..8].copy_from_slice(&samples);
         }
     }
 }
 
 #[inline(always)]
-fn sample(value: i32) -> u8 {
+fn level(value: i32) -> u8 {
     value.saturating_add(128).clamp(0, 255) as u8
 }
 

@@ -34,7 +34,10 @@ pub enum Segment<'a> {
         at: usize,
         header: &'a [u8],
     },
-    End,
+    /// The end marker, or without it the file's end or the next picture's begin.
+    End {
+        marked: bool,
+    },
 }
 
 /// The next marker from `at`, and where the bytes behind it begin. Whatever stands before it is passed over.
@@ -67,7 +70,8 @@ impl<'a> Reader<'a> {
     pub fn next(&mut self) -> Result<Segment<'a>> {
         let (marker, at) = loop {
             match find(self.data, self.at) {
-                None | Some((0xd8 | 0xd9, _)) => return Ok(Segment::End),
+                None | Some((0xd8, _)) => return Ok(Segment::End { marked: false }),
+                Some((0xd9, _)) => return Ok(Segment::End { marked: true }),
                 // These stand alone: restarts behind the last block, and TEM.
                 Some((0x01 | 0xd0..=0xd7, behind)) => self.at = behind,
                 Some(found) => break found,
@@ -91,11 +95,13 @@ impl<'a> Reader<'a> {
             0xc9..=0xcb => {
                 return Err(bad("arithmetic coding, which is not read; save it with Huffman codes (jpegtran does)"));
             }
-            0xc3 | 0xc5..=0xc7 | 0xcd..=0xcf => {
-                return Err(bad(format!("ff {marker:02x}, a lossless or hierarchical frame, which is not read")));
+            0xc3 => return Err(bad("a lossless frame, which is not read; save it as baseline or PNG")),
+            0xc5..=0xc7 | 0xcd..=0xcf => {
+                return Err(bad("a hierarchical frame, which is not read; save it as baseline"));
             }
+            0xf7 => return Err(bad("JPEG-LS, which is not read; save it as baseline or PNG")),
             0xda => return Ok(Segment::Scan { at: self.at, header: body }),
-            0xe0 if body.len() >= 12 && body.starts_with(b"JFIF\0") => self.jfif = true,
+            0xe0 if body.len() >= 14 && body.starts_with(b"JFIF\0") => self.jfif = true,
             0xe1 if self.orientation.is_none() => {
                 self.orientation = body.strip_prefix(b"Exif\0\0").and_then(Orientation::from_exif_chunk);
             }

@@ -3,7 +3,7 @@
 use super::bad;
 use super::bits::Bits;
 use super::blocks::{Band, Progressive, sequential};
-use super::frame::Frame;
+use super::frame::{Frame, SofComponent};
 use super::huffman::{Table, standard};
 use super::markers::Tables;
 use crate::error::Result;
@@ -13,58 +13,90 @@ struct Part {
     component: usize,
     dc: usize,
     ac: usize,
+    /// Its blocks in an MCU.
+    h: usize,
+    v: usize,
 }
 
-/// Decodes the scan whose bits begin at `at`; gives where it ends.
-pub fn decode(data: &[u8], at: usize, header: &[u8], tables: &mut Tables, frame: &mut Frame) -> Result<usize> {
-    let (parts, band) = parse(header, frame)?;
-    for part in &parts {
-        let component = &mut frame.components[part.component];
-        if component.quant.is_none() {
-            let table = tables.quant.get(component.sof.quant).copied().flatten();
-            component.quant = Some(table.ok_or_else(|| bad("a component without its quantisation table"))?);
-        }
-        need(&mut tables.dc, part.dc, true, band.wants_dc(), frame.progressive)?;
-        need(&mut tables.ac, part.ac, false, band.wants_ac(), frame.progressive)?;
+pub struct Scan<'a> {
+    data: &'a [u8],
+    at: usize,
+    parts: Vec<Part>,
+    band: Band,
+}
+
+impl<'a> Scan<'a> {
+    /// A scan whose bits begin at `at`.
+    pub fn new(data: &'a [u8], at: usize, header: &[u8], frame: &Frame) -> Result<Self> {
+        let (parts, band) = parse(header, frame)?;
+        Ok(Self { data, at, parts, band })
     }
-    let mut bits = Bits::new(data, at);
-    let mut state = Progressive::default();
-    let mut predicted = [0i32; 4];
-    let (columns, rows) = grid(frame, &parts);
-    let mut until_restart = tables.restart;
-    let mut due = 0;
-    for (row, column) in (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column))) {
-        if tables.restart > 0 {
-            if until_restart == 0 {
-                bits.restart(due)?;
-                due = (due + 1) % 8;
-                until_restart = tables.restart;
-                predicted = [0; 4];
-                state = Progressive::default();
-            }
-            until_restart -= 1;
-        }
-        for (part, predicted) in parts.iter().zip(&mut predicted) {
+
+    /// Decodes it, and calls `ready` behind each row of MCUs whose samples have been made. Gives where it ends.
+    pub fn decode(self, tables: &mut Tables, frame: &mut Frame, mut ready: impl FnMut(&Frame)) -> Result<usize> {
+        let Self { parts, band, .. } = &self;
+        for part in parts {
             let component = &mut frame.components[part.component];
-            let (h, v) = if parts.len() > 1 { (component.sof.h, component.sof.v) } else { (1, 1) };
-            let (dc, ac) = (tables.dc[part.dc].as_ref(), tables.ac[part.ac].as_ref());
-            for (y, x) in (0..v).flat_map(|y| (0..h).map(move |x| (row * v + y, column * h + x))) {
-                if frame.progressive {
-                    let coefficients = component.coefficients.as_chunks_mut::<64>().0;
-                    let block = &mut coefficients[y * component.block_columns + x];
-                    state.decode(&mut bits, block, dc, ac, predicted, &band)?;
-                } else if let (Some(dc), Some(ac), Some(quant)) = (dc, ac, &component.quant) {
-                    let mut block = [0; 64];
-                    let has_ac = sequential(&mut bits, (dc, ac), quant, predicted, &mut block)?;
-                    component.put(x * 8, y * 8, &block, has_ac);
+            if component.quant.is_none() {
+                let table = tables.quant.get(component.sof.quant).copied().flatten();
+                component.quant = Some(table.ok_or_else(|| bad("a component without its quantisation table"))?);
+            }
+            need(&mut tables.dc, part.dc, true, band.wants_dc(), frame.progressive)?;
+            need(&mut tables.ac, part.ac, false, band.wants_ac(), frame.progressive)?;
+        }
+        let mut bits = Bits::new(self.data, self.at);
+        let mut state = Progressive::default();
+        let mut predicted = [0i32; 4];
+        let (columns, rows) = grid(frame, parts);
+        let mut until_restart = tables.restart;
+        let mut due = 0;
+        for row in 0..rows {
+            if !frame.kept {
+                frame.go_to(row);
+            }
+            for column in 0..columns {
+                if tables.restart > 0 {
+                    if until_restart == 0 {
+                        bits.restart(due)?;
+                        due = (due + 1) % 8;
+                        until_restart = tables.restart;
+                        predicted = [0; 4];
+                        state = Progressive::default();
+                    }
+                    until_restart -= 1;
+                }
+                for (part, predicted) in parts.iter().zip(&mut predicted) {
+                    let component = &mut frame.components[part.component];
+                    let (dc, ac) = (tables.dc[part.dc].as_ref(), tables.ac[part.ac].as_ref());
+                    for (y, x) in (0..part.v).flat_map(|y| (0..part.h).map(move |x| (y, column * part.h + x))) {
+                        if frame.progressive {
+                            let block = component.kept(x, row * part.v + y);
+                            state.decode(&mut bits, block, dc, ac, predicted, band)?;
+                            continue;
+                        }
+                        let (Some(dc), Some(ac), Some(quant)) = (dc, ac, &component.quant) else { continue };
+                        if frame.kept {
+                            let block = component.kept(x, row * part.v + y);
+                            sequential(&mut bits, (dc, ac), predicted, |k, value| block[k] = value)?;
+                        } else {
+                            let mut block = [0; 64];
+                            let has_ac = sequential(&mut bits, (dc, ac), predicted, |k, value| {
+                                block[k] = i32::from(value).wrapping_mul(quant[k].into());
+                            })?;
+                            component.put(x, y, &block, has_ac);
+                        }
+                    }
                 }
             }
+            if !frame.kept {
+                ready(frame);
+            }
         }
+        for part in parts {
+            frame.components[part.component].come[band.first..=band.last].fill(Some(band.low));
+        }
+        Ok(bits.end())
     }
-    for part in &parts {
-        frame.components[part.component].come[band.first..=band.last].fill(Some(band.low));
-    }
-    Ok(bits.end())
 }
 
 /// MCUs side by side and one above the other; a component alone comes without the blocks that fill up.
@@ -91,16 +123,17 @@ fn parse(header: &[u8], frame: &Frame) -> Result<(Vec<Part>, Band)> {
         if dc > 3 || ac > 3 || parts.iter().any(|p: &Part| p.component == component) {
             return Err(bad(format!("component {} of a scan", pair[0])));
         }
-        parts.push(Part { component, dc, ac });
+        let SofComponent { h, v, .. } = frame.components[component].sof;
+        let (h, v) = if count > 1 { (h, v) } else { (1, 1) };
+        parts.push(Part { component, dc, ac, h, v });
     }
     let band = if frame.progressive {
         Band { first: first.into(), last: last.into(), high: bits >> 4, low: bits & 15 }
     } else {
         Band { first: 0, last: 63, high: 0, low: 0 }
     };
-    let blocks = |p: &Part| frame.components[p.component].sof.h * frame.components[p.component].sof.v;
     let wrong = parts.is_empty()
-        || parts.len() > 1 && parts.iter().map(blocks).sum::<usize>() > 10
+        || parts.len() > 1 && parts.iter().map(|p| p.h * p.v).sum::<usize>() > 10
         || band.last > 63
         || band.first > band.last
         || frame.progressive && (band.first == 0) != (band.last == 0)

@@ -3,8 +3,7 @@
 use super::frame::{Component, Frame};
 
 /// How a component's rows become the picture's.
-pub struct Upsampler<'a> {
-    component: &'a Component,
+pub struct Upsampler {
     h: usize,
     v: usize,
     smooth: bool,
@@ -13,33 +12,28 @@ pub struct Upsampler<'a> {
     row: Vec<u8>,
 }
 
-impl<'a> Upsampler<'a> {
-    pub fn new(frame: &Frame, component: &'a Component) -> Self {
+impl Upsampler {
+    pub fn new(frame: &Frame, component: &Component) -> Self {
         let (h, v) = (frame.h / component.sof.h, frame.v / component.sof.v);
         let smooth = match (h, v) {
             (1, 2) => true,
             (2, 1 | 2) => component.width > 2,
             _ => false,
         };
-        Self { component, h, v, smooth, sums: vec![0; component.width], row: vec![0; component.width * h] }
-    }
-
-    #[inline(always)]
-    fn source(&self, y: usize) -> &'a [u8] {
-        let start = y.min(self.component.height - 1) * self.component.block_columns * 8;
-        &self.component.plane[start..start + self.component.width]
+        Self { h, v, smooth, sums: vec![0; component.width], row: vec![0; component.width * h] }
     }
 
     /// The picture's row `y`, which may be longer than the picture is wide.
     #[inline(always)]
-    pub fn row(&mut self, y: usize) -> &[u8] {
-        let near = self.source(y / self.v);
+    pub fn row<'a>(&'a mut self, frame: &'a Frame, component: &'a Component, y: usize) -> &'a [u8] {
+        let near = frame.row(component, y / self.v);
+        // The next row on the other side; the first and the last have none but themselves.
+        let far = || frame.row(component, if y % 2 == 0 { (y / 2).saturating_sub(1) } else { y / 2 + 1 });
         match (self.smooth, self.h, self.v) {
             (_, 1, 1) => return near,
             (true, 1, _) => {
-                let far = self.far(y);
                 let bias = if y % 2 == 0 { 1 } else { 2 };
-                for ((out, &a), &b) in self.row.iter_mut().zip(near).zip(far) {
+                for ((out, &a), &b) in self.row.iter_mut().zip(near).zip(far()) {
                     *out = ((u16::from(a) * 3 + u16::from(b) + bias) >> 2) as u8;
                 }
             }
@@ -48,8 +42,7 @@ impl<'a> Upsampler<'a> {
                 spread::<2>(&self.sums, &mut self.row, 1, 2);
             }
             (true, ..) => {
-                let far = self.far(y);
-                for ((sum, &a), &b) in self.sums.iter_mut().zip(near).zip(far) {
+                for ((sum, &a), &b) in self.sums.iter_mut().zip(near).zip(far()) {
                     *sum = u16::from(a) * 3 + u16::from(b);
                 }
                 spread::<4>(&self.sums, &mut self.row, 8, 7);
@@ -57,12 +50,6 @@ impl<'a> Upsampler<'a> {
             (false, h, _) => self.row.chunks_exact_mut(h).zip(near).for_each(|(out, &a)| out.fill(a)),
         }
         &self.row
-    }
-
-    /// The next row on the other side; the first and the last have none but themselves.
-    #[inline(always)]
-    fn far(&self, y: usize) -> &'a [u8] {
-        self.source(if y % 2 == 0 { (y / 2).saturating_sub(1) } else { y / 2 + 1 })
     }
 }
 

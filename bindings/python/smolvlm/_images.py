@@ -20,6 +20,13 @@ class ArrayLike(Protocol):
     def __array_interface__(self) -> dict[str, Any]: ...
 
 
+class Message(Protocol):
+    """A `sensor_msgs/Image` with its fields of a `Frame`, or a `sensor_msgs/CompressedImage` with `format`."""
+
+    @property
+    def data(self) -> Any: ...
+
+
 #: The bytes of a file. An `array.array("B")`, an `mmap`, a one-dimensional array of uint8 and any other row of single bytes do as well.
 Bytes = Union[bytes, bytearray, memoryview]
 Channels = Literal["rgb", "bgr"]
@@ -43,7 +50,7 @@ class Frame:
 
 #: What may stand before the question: a path, the bytes of a file, an array of pixels, a Pillow image, a `Frame`, and messages that
 #: have the fields of `sensor_msgs/Image` or `sensor_msgs/CompressedImage`.
-Image = Union[str, "os.PathLike[str]", Bytes, ArrayLike, Frame]
+Image = Union[str, "os.PathLike[str]", Bytes, ArrayLike, Frame, Message]
 
 _ENCODINGS = {
     **{name: _abi.FORMATS[name] for name in ("rgb8", "bgr8", "rgba8", "bgra8")},
@@ -78,11 +85,12 @@ def lend(image: Image, channels: Channels, name: str, exif: bool = True) -> Lent
     if interface is not None and not _is_file(interface):
         return _array(image, channels, name)
     # Messages of ROS, which are recognised by their fields: there are many libraries that make such classes.
-    if hasattr(image, "data") and isinstance(getattr(image, "encoding", None), str):
-        big = getattr(image, "is_bigendian", False)
-        return _frame(Frame(image.data, image.width, image.height, image.encoding, getattr(image, "step", 0), big), name)
-    if hasattr(image, "data") and isinstance(getattr(image, "format", None), str):
-        return _compressed(image.data, image.format, name)
+    message: Any = image
+    if hasattr(message, "data") and isinstance(getattr(message, "encoding", None), str):
+        step, big = getattr(message, "step", 0), getattr(message, "is_bigendian", False)
+        return _frame(Frame(message.data, message.width, message.height, message.encoding, step, big), name)
+    if hasattr(message, "data") and isinstance(getattr(message, "format", None), str):
+        return _compressed(message.data, message.format, name)
     try:
         memoryview(image)  # type: ignore[arg-type]
     except TypeError:
@@ -125,8 +133,8 @@ def _memory(view: memoryview, name: str) -> tuple[int, int, object]:
     if view.nbytes == 0:
         raise InvalidArgumentError(f"{name}: 0 bytes given")
     if view.readonly or not view.c_contiguous:
-        whole = isinstance(view.obj, bytes) and view.c_contiguous and view.nbytes == len(view.obj)
-        data = view.obj if whole else view.tobytes()
+        whole = view.obj
+        data = whole if isinstance(whole, bytes) and view.c_contiguous and view.nbytes == len(whole) else view.tobytes()
         return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0, len(data), data
     lent = (ctypes.c_char * view.nbytes).from_buffer(view)
     return ctypes.addressof(lent), view.nbytes, lent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import sys
 from typing import Any, Tuple
 
@@ -41,9 +42,21 @@ def pixels(image: Any, name: str, exif: bool) -> Pixels:
             raise InvalidArgumentError(f"{name}: mode I with values {lowest} to {highest}, 0 to 65535 needed; scale them")
         image = image.convert("I;16")
     if image.mode in _DEEP:
+        key = image.info.get("transparency")
+        if image.mode == "I;16" and isinstance(key, int):
+            return _keyed(image, key), image.width, image.height, "16UC1", 0, sys.byteorder == "big"
         return image.tobytes(), image.width, image.height, "16UC1", 0, _DEEP[image.mode]
     image = _flat(image, pillow, name)
     return image.tobytes(), image.width, image.height, "mono8" if image.mode == "L" else "rgb8", 0, False
+
+
+def _keyed(image: Any, key: int) -> bytes:
+    """Values in the byte order of this machine, the transparent one as white, which is what the largest becomes."""
+    values = array.array("H", image.tobytes())
+    if sys.byteorder == "big":
+        values.byteswap()
+    white = max(values) or 65535
+    return array.array("H", [white if value == key else value for value in values]).tobytes()
 
 
 def _orientation(image: Any, pillow: Any) -> int:

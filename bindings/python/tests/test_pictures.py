@@ -280,6 +280,19 @@ def test_the_files_that_other_doors_are_asked_about(model, name):
         assert sampled(model, picture) == wanted, type(picture)
 
 
+@pytest.mark.parametrize("key", [0, 1800, 5000])
+def test_a_transparent_depth_is_white(model, depth, key):
+    """As programs for maps mark where they have no data."""
+    data = saved(Image.fromarray(depth), "PNG", transparency=key)
+    opened = Image.open(io.BytesIO(data))
+    opened.load()
+    assert (opened.mode, opened.info["transparency"]) == ("I;16", key)
+    wanted = sampled(model, np.where(depth == key, 255, scaled(depth)).astype(np.uint8))
+    assert sampled(model, data) == sampled(model, opened) == wanted
+    black = saved(Image.fromarray(depth * 0), "PNG", transparency=0)
+    assert sampled(model, black) == sampled(model, Image.open(io.BytesIO(black)))
+
+
 def transparent(mode, small):
     image = Image.fromarray(small)
     if mode in ("L", "RGB", "1", "P"):

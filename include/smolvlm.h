@@ -204,11 +204,15 @@ typedef enum smolvlm_dtype {
 } smolvlm_dtype;
 
 /**
- * How the bytes of an image are to be read. A raw channel has 8 bits; the top row comes first.
+ * How the bytes of an image are to be read. The top row comes first. Raw pixels are used as they lie; only a
+ * file says how it is to be turned.
  */
 typedef enum smolvlm_format {
   /**
-   * The bytes of a JPEG, PNG, WebP or BMP file.
+   * The bytes of a JPEG, PNG, WebP, BMP, GIF, TIFF or PBM/PGM/PPM/PAM file; of several pictures the first. It is
+   * turned upright as its EXIF orientation says, unless `ignore_exif` is set, and its transparency becomes white.
+   * Of 16 bits, gray is scaled as with `SMOLVLM_FORMAT_GRAY16`; colours keep their high byte. HEIC, AVIF and
+   * others are named in the error.
    */
   SMOLVLM_FORMAT_ENCODED = 0,
   /**
@@ -231,6 +235,13 @@ typedef enum smolvlm_format {
    * Luminance; `mono8` in ROS.
    */
   SMOLVLM_FORMAT_GRAY8 = 5,
+  /**
+   * Depth or luminance of 16 bits in the byte order of this machine, at any address; `mono16` and `16UC1` in
+   * ROS. It is scaled so that the picture's largest value becomes white, and 0, where a depth camera saw
+   * nothing, stays black: a sensor that marks that with 65535 needs it replaced by 0. Libraries before this
+   * value answer `SMOLVLM_STATUS_INVALID_ARGUMENT`.
+   */
+  SMOLVLM_FORMAT_GRAY16 = 6,
 } smolvlm_format;
 
 /**
@@ -423,7 +434,7 @@ typedef struct smolvlm_request {
    */
   int32_t no_split;
   /**
-   * Non-zero: encoded pictures are used as stored, whatever their EXIF orientation says.
+   * Non-zero: encoded pictures are used as stored, whatever their EXIF orientation says; so does the reference.
    */
   int32_t ignore_exif;
   /**

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use image::RgbImage;
 use smolvlm::ImageView;
+use smolvlm::image::encoded_size;
 
 /// The most that a pixel may differ from libjpeg-turbo's, in levels of 255.
 const NEAR: u8 = 3;
@@ -118,6 +119,20 @@ fn a_bomb_is_an_error() {
     assert!(ImageView::encoded(&file).to_rgb().unwrap_err().message().contains("65535 pixels"));
     file[sof + 5..sof + 9].copy_from_slice(&[0, 0, 0, 9]);
     assert!(ImageView::encoded(&file).to_rgb().unwrap_err().message().contains("height: 0 pixels"));
+}
+
+/// The size is read without a pixel; a file that ends before its scan has none.
+#[test]
+fn a_header_says_the_size_or_is_cut() {
+    let file = fs::read(golden().join("sampling-420.jpg")).unwrap();
+    assert_eq!(encoded_size(&file).unwrap(), (23, 18));
+    let scan = file.windows(2).position(|two| two == [0xff, 0xda]).unwrap();
+    for len in 2..scan {
+        let refused = encoded_size(&file[..len]).unwrap_err();
+        assert!(refused.message().contains("ends before its picture does"), "{len}: {refused}");
+    }
+    let ended = [&file[..scan], b"\xff\xd9"].concat();
+    assert!(encoded_size(&ended).unwrap_err().message().contains("ends before its picture does"));
 }
 
 /// The orientation stands before or behind other segments, and is switched off where that is asked for.

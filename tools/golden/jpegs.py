@@ -49,7 +49,7 @@ MODES = {
     "arithmetic-progressive-rows": ["-arithmetic", "-progressive", "-restart", "1"],
 }
 
-SIZES = [(1, 1), (2, 3), (7, 9), (8, 8), (15, 17), (16, 16), (17, 15), (33, 31), (70, 70), (64, 48), (1, 70), (70, 1), (41, 5), (24, 40)]
+SIZES = [(1, 1), (2, 3), (7, 9), (8, 8), (15, 17), (16, 16), (17, 15), (33, 31), (70, 70), (64, 48), (1, 70), (70, 1), (41, 5), (24, 40), (4, 4), (6, 5), (5, 11)]
 
 
 def picture(width, height, seed=0):
@@ -239,6 +239,7 @@ def specials():
         yield f"progressive-no-tables-{sampling}", without(progressive, 0xC4), None
         at = second_scan(progressive)
         yield f"stray-between-scans-{sampling}", progressive[:at] + b"\x31\x41\0" + progressive[at:], progressive
+        yield f"cut-between-scans-{sampling}", progressive[:at] + pillow(picture(9, 9)), None
         yield f"scan-twice-{sampling}", progressive[:at] + progressive[progressive.index(b"\xff\xda") :], None
     rgb = cjpeg(some, "-rgb")
     yield "ids-rgb", *twice(without(rgb, 0xEE))
@@ -288,7 +289,7 @@ def committed():
         yield f"mode-{mode}", *twice(cjpeg(small, *options))
     for script, text in SCRIPTS.items():
         yield f"script-{script}", *twice(cjpeg(small, script=text))
-    for width, height in [(1, 1), (2, 3), (8, 8), (17, 1)]:
+    for width, height in [(1, 1), (2, 3), (4, 4), (6, 5), (8, 8), (17, 1)]:
         yield f"size-{width}x{height}", *twice(cjpeg(picture(width, height)))
 
 
@@ -301,7 +302,7 @@ SPECIALS = {
     "progressive-cut-2x2", "progressive-cut-with-an-end-2x2", "progressive-no-tables-2x1", "lossless", "hierarchical", "jpeg-ls", "12-bit",
     "fill-before-end-2x2", "stray-before-end-2x1", "restart-before-end-2x2", "no-end-of-restarts-2x1", "swapped-restarts-2x2",
     "exif-thumbnail-2x2", "icc-2x1", "two-pictures-2x2", "two-pictures-no-end-2x1", "cut-then-another-2x2", "extended-2x2",
-    "merged-tables-2x1", "comments-2x2", "dnl-2x2", "every-1B-2x1", "stray-between-scans-2x2", "scan-twice-2x1", "ids-rgb", "adobe-rgb",
+    "merged-tables-2x1", "comments-2x2", "dnl-2x2", "every-1B-1x1", "stray-between-scans-2x2", "scan-twice-2x1", "cut-between-scans-2x1", "ids-rgb", "adobe-rgb",
     "ids-rgb-of-jfif", "adobe-rgb-of-jfif", "mpo", "no-scan", "only-a-start",
 }  # fmt: skip
 

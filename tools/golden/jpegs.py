@@ -57,7 +57,7 @@ def picture(width, height, seed=0):
     y, x = np.indices((height, width))
     noise = np.random.default_rng(seed).integers(-3, 4, (height, width, 1))
     slopes = np.stack([x * 5 + y, y * 6 + x, 255 - x * 3 - y * 2], axis=-1) % 256
-    slopes[(x // 6 + y // 9) % 3 == 0] = [230, 40, 60]
+    slopes[(x // 6 + y // 9) % 3 == 1] = [230, 40, 60]
     return Image.fromarray(np.clip(slopes + noise, 0, 255).astype(np.uint8))
 
 

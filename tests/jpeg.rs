@@ -8,9 +8,6 @@ use image::RgbImage;
 use smolvlm::ImageView;
 use smolvlm::image::encoded_size;
 
-/// The most that a pixel may differ from libjpeg-turbo's, in levels of 255: the integers are the same.
-const NEAR: u8 = 0;
-
 struct Seen {
     /// How far it is from Pillow's pixels, 254 for another size; or the library's words where it refuses.
     levels: Result<u8, String>,
@@ -78,7 +75,7 @@ fn every_kind_is_pillows_picture_or_an_error_by_name() {
     for (name, Seen { levels, whole }) in found {
         let refused = REFUSED.iter().find(|(start, _)| name.starts_with(start)).map_or("", |(_, words)| words);
         match levels {
-            Ok(levels) => assert!(whole && refused.is_empty() && levels <= NEAR, "{name}: {levels} levels"),
+            Ok(levels) => assert!(whole && refused.is_empty() && levels == 0, "{name}: {levels} levels"),
             Err(message) => assert!(!refused.is_empty() && message.contains(refused), "{name}: {message}"),
         }
     }
@@ -208,7 +205,7 @@ fn histogram() {
             (Err(_), false) => "error as wanted".into(),
             (Err(message), true) => format!("error where Pillow reads: {message}"),
         };
-        if levels.as_ref().is_ok_and(|levels| *levels > NEAR) {
+        if levels.as_ref().is_ok_and(|levels| *levels > 0) {
             println!("{name}: {levels:?}");
             far += 1;
         }

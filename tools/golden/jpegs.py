@@ -49,7 +49,7 @@ MODES = {
     "arithmetic-progressive-rows": ["-arithmetic", "-progressive", "-restart", "1"],
 }
 
-SIZES = [(1, 1), (2, 3), (7, 9), (8, 8), (15, 17), (16, 16), (17, 15), (33, 31), (70, 70), (64, 48), (1, 70), (70, 1), (41, 5), (24, 40)]
+SIZES = [(1, 1), (2, 3), (7, 9), (8, 8), (15, 17), (16, 16), (17, 15), (33, 31), (70, 70), (64, 48), (1, 70), (70, 1), (41, 5), (24, 40), (4, 4), (6, 5), (5, 11)]
 
 
 def picture(width, height, seed=0):
@@ -57,7 +57,7 @@ def picture(width, height, seed=0):
     y, x = np.indices((height, width))
     noise = np.random.default_rng(seed).integers(-3, 4, (height, width, 1))
     slopes = np.stack([x * 5 + y, y * 6 + x, 255 - x * 3 - y * 2], axis=-1) % 256
-    slopes[(x // 6 + y // 9) % 3 == 0] = [230, 40, 60]
+    slopes[(x // 6 + y // 9) % 3 == 1] = [230, 40, 60]
     return Image.fromarray(np.clip(slopes + noise, 0, 255).astype(np.uint8))
 
 
@@ -232,6 +232,10 @@ def specials():
         yield f"dnl-{sampling}", with_dnl(file), None
         for interval in ("1B", "5B", "7B", "2", "3"):
             yield f"every-{interval}-{sampling}", *twice(cjpeg(some, "-sample", sampling, "-restart", interval))
+        fine = cjpeg(some, "-sample", sampling, "-quality", "95")
+        scan = fine.index(b"\xff\xda")
+        assert fine.count(b"\xff\0", scan)
+        yield f"fill-in-data-fine{sampling}", fine[:scan] + fine[scan:].replace(b"\xff\0", b"\xff\xff\0"), fine
         progressive = cjpeg(some, "-progressive", "-sample", sampling)
         yield f"progressive-no-end-{sampling}", progressive[:-2], progressive
         yield f"progressive-cut-{sampling}", progressive[: len(progressive) // 2], None
@@ -239,6 +243,9 @@ def specials():
         yield f"progressive-no-tables-{sampling}", without(progressive, 0xC4), None
         at = second_scan(progressive)
         yield f"stray-between-scans-{sampling}", progressive[:at] + b"\x31\x41\0" + progressive[at:], progressive
+        later = segment(0xDB, b"\0" + bytes([99] * 64))
+        yield f"later-table-{sampling}", *twice(progressive[:at] + later + progressive[at:])
+        yield f"cut-between-scans-{sampling}", progressive[:at] + pillow(picture(9, 9)), None
         yield f"scan-twice-{sampling}", progressive[:at] + progressive[progressive.index(b"\xff\xda") :], None
     rgb = cjpeg(some, "-rgb")
     yield "ids-rgb", *twice(without(rgb, 0xEE))
@@ -288,12 +295,12 @@ def committed():
         yield f"mode-{mode}", *twice(cjpeg(small, *options))
     for script, text in SCRIPTS.items():
         yield f"script-{script}", *twice(cjpeg(small, script=text))
-    for width, height in [(1, 1), (2, 3), (8, 8), (17, 1)]:
+    for width, height in [(1, 1), (2, 3), (4, 4), (6, 5), (8, 8), (17, 1)]:
         yield f"size-{width}x{height}", *twice(cjpeg(picture(width, height)))
 
 
 SPECIALS = {
-    "gray-baseline", "rgb-baseline", "gray-2x2-progressive", "rgb-420-baseline", "cmyk-17x15", "ycck-17x15", "cmyk-no-adobe-17x15",
+    "gray-baseline", "rgb-baseline", "gray-2x2-progressive", "gray-2x2-baseline", "rgb-420-baseline", "cmyk-17x15", "ycck-17x15", "cmyk-no-adobe-17x15",
     "cmyk-420-17x15", "quality-1-2x2", "quality-100-1x1", "adobe-ycc", "no-app0", "mjpeg-2x1", "mjpeg-no-app0-2x2", "mjpeg-avi1-2x1",
     "mjpeg-no-end-2x1", "no-end-2x2", "half-an-end-2x2", "zeros-for-an-end-2x2", "stray-between-2x2", "fill-between-2x1",
     "garbage-behind-2x2", "garbage-in-front-2x2", "stray-before-restart-2x2", "fill-before-restart-2x2", "zero-before-restart-2x1",
@@ -301,7 +308,7 @@ SPECIALS = {
     "progressive-cut-2x2", "progressive-cut-with-an-end-2x2", "progressive-no-tables-2x1", "lossless", "hierarchical", "jpeg-ls", "12-bit",
     "fill-before-end-2x2", "stray-before-end-2x1", "restart-before-end-2x2", "no-end-of-restarts-2x1", "swapped-restarts-2x2",
     "exif-thumbnail-2x2", "icc-2x1", "two-pictures-2x2", "two-pictures-no-end-2x1", "cut-then-another-2x2", "extended-2x2",
-    "merged-tables-2x1", "comments-2x2", "dnl-2x2", "every-1B-2x1", "stray-between-scans-2x2", "scan-twice-2x1", "ids-rgb", "adobe-rgb",
+    "merged-tables-2x1", "comments-2x2", "dnl-2x2", "every-1B-1x1", "stray-between-scans-2x2", "scan-twice-2x1", "later-table-2x1", "fill-in-data-fine2x2", "cut-between-scans-2x1", "ids-rgb", "adobe-rgb",
     "ids-rgb-of-jfif", "adobe-rgb-of-jfif", "mpo", "no-scan", "only-a-start",
 }  # fmt: skip
 

@@ -119,7 +119,11 @@ impl<'a> Bits<'a> {
 
     #[inline(never)]
     fn long_symbol(&mut self, table: &Table) -> Result<u8> {
-        let (length, symbol) = table.long((self.buffer >> 48) as u32).ok_or_else(|| self.damaged())?;
+        let Some((length, symbol)) = table.long((self.buffer >> 48) as u32) else {
+            // A code that zeros behind the end have completed is none.
+            let cut = self.ended && self.count < 16;
+            return Err(if cut { super::cut(self.data) } else { self.damaged() });
+        };
         self.skip(length);
         Ok(symbol)
     }
@@ -132,8 +136,7 @@ impl<'a> Bits<'a> {
     }
 
     pub fn damaged(&self) -> Error {
-        // A code that zeros behind the end have completed is none.
-        if self.ended && self.count < 16 {
+        if self.count < 0 {
             return super::cut(self.data);
         }
         super::bad(format!("damaged at byte {} of {}", self.at, self.data.len()))

@@ -28,11 +28,11 @@ impl Upsampler {
     pub fn row<'a>(&'a mut self, frame: &'a Frame, component: &'a Component, y: usize) -> &'a [u8] {
         let near = frame.row(component, y / self.v);
         // The next row on the other side; the first and the last have none but themselves.
-        let far = || frame.row(component, if y % 2 == 0 { (y / 2).saturating_sub(1) } else { y / 2 + 1 });
+        let far = || frame.row(component, if y.is_multiple_of(2) { (y / 2).saturating_sub(1) } else { y / 2 + 1 });
         match (self.smooth, self.h, self.v) {
             (_, 1, 1) => return near,
             (true, 1, _) => {
-                let bias = if y % 2 == 0 { 1 } else { 2 };
+                let bias = if y.is_multiple_of(2) { 1 } else { 2 };
                 for ((out, &a), &b) in self.row.iter_mut().zip(near).zip(far()) {
                     *out = ((u16::from(a) * 3 + u16::from(b) + bias) >> 2) as u8;
                 }

@@ -2,7 +2,7 @@
 //!
 //! zune-jpeg 0.5, the one crate that was tried, is up to 12 levels off on some samplings, refuses kinds that libjpeg-turbo
 //! reads, and does not tell a file that is cut from one that only lacks its end marker. Here a picture is whole when
-//! every block of every component was decoded.
+//! every block of every component was decoded; finer progressive scans may be left out where the end is marked.
 
 /// Defines a function, and once more for AVX2 where the processor has it: loops over arrays become its instructions.
 macro_rules! vectorised {

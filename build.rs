@@ -17,7 +17,8 @@ fn main() {
             major => major.to_owned(),
         };
         println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,libsmolvlm.so.{abi}");
-        // A program may close the library while its threads, or what a thread keeps for itself, still need its code.
+        // A program may close the library while its threads, or what a thread keeps for itself,
+        // still need its code.
         println!("cargo::rustc-cdylib-link-arg=-Wl,-z,nodelete");
     }
 }

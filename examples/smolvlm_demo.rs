@@ -17,13 +17,15 @@ use smolvlm::{
 #[derive(Parser)]
 #[command(name = "smolvlm_demo", version, after_help = EXAMPLES)]
 struct Args {
-    /// Checkpoint directory, or a hub id in the hub's local cache [default: models/demo, or that of --model-size]
+    /// Checkpoint directory, or a hub id in the hub's local cache [default: models/demo, or that of
+    /// --model-size]
     #[arg(long, value_name = "DIR|ID")]
     model: Option<PathBuf>,
     /// A published size below models/: small (256M), medium (500M) or large (2.2B)
     #[arg(long, value_name = "SIZE", conflicts_with = "model")]
     model_size: Option<ModelSize>,
-    /// JPEG, PNG, WebP, BMP, GIF, TIFF or PBM/PGM/PPM/PAM file; several make a question about several pictures
+    /// JPEG, PNG, WebP, BMP, GIF, TIFF or PBM/PGM/PPM/PAM file; several make a question about
+    /// several pictures
     #[arg(short, long, value_name = "FILE", num_args = 1..)]
     image: Vec<PathBuf>,
     /// The question; an empty one about a picture asks for a caption
@@ -41,7 +43,8 @@ struct Args {
     /// cpu, cuda, metal, tensorrt or auto (the CPU)
     #[arg(long, value_name = "NAME", default_value = "auto")]
     device: DeviceKind,
-    /// f32, bf16, int8, int4; with onnx f32, f16, int8, uint8, quantized, q4, q4f16 or bnb4; or auto
+    /// f32, bf16, int8, int4; with onnx f32, f16, int8, uint8, quantized, q4, q4f16 or bnb4; or
+    /// auto
     #[arg(long, value_name = "NAME", default_value = "auto")]
     dtype: DTypeKind,
     /// Keep packed weights in this directory, for the next start
@@ -83,7 +86,8 @@ struct Args {
     /// Show the answer's special tokens, but for its end
     #[arg(long)]
     keep_special_tokens: bool,
-    /// Tile budget: longest edge of a picture before it is split, in pixels; the largest latency lever
+    /// Tile budget: longest edge of a picture before it is split, in pixels; the largest latency
+    /// lever
     #[arg(long, value_name = "N", conflicts_with = "no_split")]
     longest_edge: Option<usize>,
     /// One tile a picture, no splitting

@@ -1,4 +1,5 @@
-//! What a checkpoint's JSON files say, with the published defaults filled in and every number checked.
+//! What a checkpoint's JSON files say, with the published defaults filled in and every number
+//! checked.
 
 pub(crate) mod foreign;
 mod image;
@@ -28,7 +29,8 @@ pub struct ModelConfig {
     pub scale_factor: usize,
     /// The id whose embeddings are replaced by image rows.
     pub image_token_id: u32,
-    /// The head's weights are the token embedding's, says the flag at top level: the one that transformers 5 reads.
+    /// The head's weights are the token embedding's, says the flag at top level: the one that
+    /// transformers 5 reads.
     pub tie_word_embeddings: bool,
     /// The same of `text_config`'s flag, which transformers 4 reads.
     pub text_tie_word_embeddings: bool,

@@ -1,4 +1,5 @@
-//! A loaded checkpoint: weights, tokenizer, prompt and image settings; immutable, shared by every session.
+//! A loaded checkpoint: weights, tokenizer, prompt and image settings; immutable, shared by every
+//! session.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -24,7 +25,8 @@ pub struct EngineOptions {
     /// Which of several accelerators.
     pub device_index: usize,
     pub dtype: DTypeKind,
-    /// Threads that compute, 0: one per core at hand. The engine never takes more: calls that run at once share them.
+    /// Threads that compute, 0: one per core at hand. The engine never takes more: calls that run
+    /// at once share them.
     pub num_threads: usize,
     /// Refuse to load if weights and one full KV cache need more, 0: no limit.
     pub max_memory_bytes: u64,
@@ -32,11 +34,13 @@ pub struct EngineOptions {
     pub context_tokens: usize,
     /// The ONNX Runtime library.
     pub onnxruntime_path: Option<PathBuf>,
-    /// A directory in which Candle keeps weights as the kernels want them, in bf16, int8 and int4: a load that finds them there reads no
-    /// others, but what a `SHA256SUMS` lists. It is made if it is missing, and must be trusted as the checkpoint is; its files are checked
-    /// against their digests. `None`: nothing is kept.
+    /// A directory in which Candle keeps weights as the kernels want them, in bf16, int8 and int4:
+    /// a load that finds them there reads no others, but what a `SHA256SUMS` lists. It is made if
+    /// it is missing, and must be trusted as the checkpoint is; its files are checked against their
+    /// digests. `None`: nothing is kept.
     pub packed_cache_dir: Option<PathBuf>,
-    /// Most bytes of encoded pictures that the engine keeps, for the next question about the same file. 0: none.
+    /// Most bytes of encoded pictures that the engine keeps, for the next question about the same
+    /// file. 0: none.
     pub image_cache_bytes: usize,
 }
 
@@ -59,8 +63,8 @@ pub(crate) struct Inner {
 }
 
 impl Engine {
-    /// Loads the checkpoint in `model_dir`: a directory, or a hub id (`owner/name`, `owner/name@revision`) that the hub's
-    /// local cache holds. Errors name the file at fault.
+    /// Loads the checkpoint in `model_dir`: a directory, or a hub id (`owner/name`,
+    /// `owner/name@revision`) that the hub's local cache holds. Errors name the file at fault.
     pub fn load(model_dir: &Path, options: &EngineOptions) -> Result<Self> {
         Self::assemble(model_dir, options, backend::open)
     }

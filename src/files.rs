@@ -1,4 +1,5 @@
-//! A checkpoint directory: bounded reads, memory maps, and the optional `SHA256SUMS` that proves it whole.
+//! A checkpoint directory: bounded reads, memory maps, and the optional `SHA256SUMS` that proves it
+//! whole.
 
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
@@ -23,8 +24,10 @@ pub struct ModelFiles {
 }
 
 impl ModelFiles {
-    /// Opens the directory `model`, or the snapshot of the hub id `model` in the hub's cache. If it holds a
-    /// `SHA256SUMS`, every file named there must be present and match, and only files named there are used.
+    /// Opens the directory `model`, or the snapshot of the hub id `model` in the hub's cache. If it
+    /// holds a
+    /// `SHA256SUMS`, every file named there must be present and match, and only files named there
+    /// are used.
     pub fn open(model: &Path) -> Result<Self> {
         let cache = hub::cache_dir(|name| std::env::var_os(name));
         let mut files = Self { dir: hub::resolve(model, cache.as_deref())?, listed: None };
@@ -97,7 +100,8 @@ impl ModelFiles {
         Ok(self.open_listed(name)?.metadata().map_err(|e| io_error(&path, e))?.len())
     }
 
-    /// Refuses a folder with a file that `SHA256SUMS`, if there is one, does not list: another library may open what is there.
+    /// Refuses a folder with a file that `SHA256SUMS`, if there is one, does not list: another
+    /// library may open what is there.
     pub fn check_folder(&self, folder: &str) -> Result<()> {
         let path = self.path(folder);
         let (Some(listed), true) = (&self.listed, path.is_dir()) else { return Ok(()) };

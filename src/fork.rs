@@ -1,4 +1,5 @@
-//! What `fork` does to a library with threads: a child must be told from its parent, and must find no lock held by a thread that it lacks.
+//! What `fork` does to a library with threads: a child must be told from its parent, and must find
+//! no lock held by a thread that it lacks.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -12,7 +13,8 @@ use std::time::Duration;
 pub(crate) struct Process {
     /// Not enough: parent and child are both number 1 where each is the first of a PID namespace.
     pub(crate) id: u32,
-    /// Forks between the process that began to count and this one. Not enough: a bare `clone` or `_Fork` calls no handler.
+    /// Forks between the process that began to count and this one. Not enough: a bare `clone` or
+    /// `_Fork` calls no handler.
     pub(crate) forks: u32,
 }
 
@@ -36,14 +38,16 @@ thread_local! {
 
 /// How often the two look for each other.
 const PAUSE: Duration = Duration::from_micros(100);
-/// No `NoFork` is meant to last so long. A fork that has waited goes on: if it waits for a thread that waits for it, that is better.
+/// No `NoFork` is meant to last so long. A fork that has waited goes on: if it waits for a thread
+/// that waits for it, that is better.
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
 /// Forks on other threads wait until it is dropped.
 ///
-/// It belongs around what a child would find half done for ever: the start of something that a process has one of, and short locks
-/// that do not belong to a model. The log's listener is not called inside, where it might need what the forking thread holds (in Python: the
-/// GIL); it hears everything when the last one of the thread ends.
+/// It belongs around what a child would find half done for ever: the start of something that a
+/// process has one of, and short locks that do not belong to a model. The log's listener is not
+/// called inside, where it might need what the forking thread holds (in Python: the GIL); it hears
+/// everything when the last one of the thread ends.
 pub(crate) struct NoFork(PhantomData<*const ()>);
 
 /// Begins a moment without forks.
@@ -84,8 +88,9 @@ fn watch() {
     static WATCHING: AtomicBool = AtomicBool::new(false);
     // A `Once` would itself be something that a child can find half done.
     if !WATCHING.load(Ordering::Relaxed) && !WATCHING.swap(true, Ordering::Relaxed) {
-        // SAFETY: the three functions live as long as the code: a library that is closed is forgotten by the C library, and ours stays. Where
-        // there is no memory for them, the numbers of processes still differ.
+        // SAFETY: the three functions live as long as the code: a library that is closed is
+        // forgotten by the C library, and ours stays. Where there is no memory for them, the
+        // numbers of processes still differ.
         unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
     }
 }

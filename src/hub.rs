@@ -1,4 +1,5 @@
-//! What a model's name means: a directory, or the id of a repository that the hub's own cache holds. Nothing is fetched here.
+//! What a model's name means: a directory, or the id of a repository that the hub's own cache
+//! holds. Nothing is fetched here.
 
 use std::ffi::OsString;
 use std::io::Read;
@@ -23,7 +24,8 @@ const COMMIT_DIGITS: usize = 40;
 /// Snapshots that a message names, at most.
 const SHOWN: usize = 5;
 
-/// The directory that `model` names; an existing one goes before the hub's `owner/name` and `owner/name@revision`.
+/// The directory that `model` names; an existing one goes before the hub's `owner/name` and
+/// `owner/name@revision`.
 pub(crate) fn resolve(model: &Path, cache: Option<&Path>) -> Result<PathBuf> {
     if model.is_dir() {
         return Ok(model.to_owned());
@@ -36,7 +38,8 @@ pub(crate) fn resolve(model: &Path, cache: Option<&Path>) -> Result<PathBuf> {
         if let Some(snapshot) = id.find(cache)? {
             return Ok(snapshot);
         }
-        // A mistyped path of two parts looks like an id, too; where its first part is there, it is a path.
+        // A mistyped path of two parts looks like an id, too; where its first part is there, it is
+        // a path.
         if !Path::new(id.owner).is_dir() {
             return Err(Error::not_found(format!(
                 "{missing}, and not in the hub's cache {}; \"{}\" fetches it if it is on the hub",
@@ -59,7 +62,8 @@ pub(crate) fn cache_dir(variable: impl Fn(&str) -> Option<OsString>) -> Option<P
     named.map(|named| expand(named, &variable)).or_else(hub)
 }
 
-/// `~`, `$NAME` and `${NAME}` as Python's `expanduser` and `expandvars` read them: a shell leaves them where they are quoted, and an
+/// `~`, `$NAME` and `${NAME}` as Python's `expanduser` and `expandvars` read them: a shell leaves
+/// them where they are quoted, and an
 /// `.env` file, a container's settings or a service's never had a shell. What has no value stays.
 fn expand(path: PathBuf, variable: &impl Fn(&str) -> Option<OsString>) -> PathBuf {
     let Some(text) = path.to_str() else { return path };
@@ -100,7 +104,8 @@ struct Id<'a> {
 }
 
 impl<'a> Id<'a> {
-    /// `owner/name` or `owner/name@revision` by the hub's and git's rules, which leave no room for a path that leads elsewhere.
+    /// `owner/name` or `owner/name@revision` by the hub's and git's rules, which leave no room for
+    /// a path that leads elsewhere.
     fn parse(text: &'a str) -> Option<Self> {
         let is_part = |part: &str| {
             let edge = |c: char| c.is_ascii_alphanumeric() || c == '_';
@@ -135,7 +140,8 @@ impl<'a> Id<'a> {
         format!("hf download {}/{}{revision}", self.owner, self.name)
     }
 
-    /// The revision's snapshot, else that of the branch `main`: what was fetched last. Its files are links into `blobs`.
+    /// The revision's snapshot, else that of the branch `main`: what was fetched last. Its files
+    /// are links into `blobs`.
     fn find(&self, cache: &Path) -> Result<Option<PathBuf>> {
         let repository = cache.join(format!("models--{}--{}", self.owner, self.name));
         let snapshots = repository.join("snapshots");
@@ -171,7 +177,8 @@ impl<'a> Id<'a> {
         Ok(Some(snapshot))
     }
 
-    /// The one snapshot that is there, where no branch `main` is; which of several is meant cannot be known.
+    /// The one snapshot that is there, where no branch `main` is; which of several is meant cannot
+    /// be known.
     fn only(&self, snapshots: &Path) -> Result<Option<PathBuf>> {
         let entries = snapshots.read_dir().into_iter().flatten();
         let commits = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());

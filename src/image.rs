@@ -1,4 +1,5 @@
-//! Pictures as callers have them: borrowed camera pixels with a stride, or the bytes of an image file.
+//! Pictures as callers have them: borrowed camera pixels with a stride, or the bytes of an image
+//! file.
 //!
 //! Bounds are checked once, in the constructors; everything below may index without fear.
 
@@ -18,7 +19,8 @@ pub const MAX_EDGE: u32 = 32_768;
 /// Most pixels accepted in one picture: 100 megapixels decode to at most 800 MB (16-bit RGBA).
 pub const MAX_PIXELS: u64 = 100_000_000;
 
-/// Most memory for what a file holds besides its pixels: a compressed colour profile of a megabyte may unpack to a gigabyte.
+/// Most memory for what a file holds besides its pixels: a compressed colour profile of a megabyte
+/// may unpack to a gigabyte.
 pub const METADATA_BYTES: u64 = 16 << 20;
 
 /// The memory layout of one raw pixel: 8 bits per channel, but for [`PixelFormat::Gray16`].
@@ -34,8 +36,8 @@ pub enum PixelFormat {
     Bgra8,
     /// One luminance byte; `mono8` in ROS.
     Gray8,
-    /// Luminance or depth of 16 bits in the byte order of this machine, at any address; `mono16` and `16UC1` in ROS.
-    /// Scaled as [`ImageView::encoded`] says.
+    /// Luminance or depth of 16 bits in the byte order of this machine, at any address; `mono16`
+    /// and `16UC1` in ROS. Scaled as [`ImageView::encoded`] says.
     Gray16,
 }
 
@@ -85,13 +87,15 @@ impl<'a> ImageView<'a> {
         Ok(Self(Source::Raw { data, stride, width, height, format }))
     }
 
-    /// The bytes of a JPEG, PNG, WebP, BMP, GIF, TIFF or PBM/PGM/PPM/PAM file; of several pictures the first. It is
-    /// turned upright as its EXIF orientation says; a TIFF's own tag counts as that.
+    /// The bytes of a JPEG, PNG, WebP, BMP, GIF, TIFF or PBM/PGM/PPM/PAM file; of several pictures
+    /// the first. It is turned upright as its EXIF orientation says; a TIFF's own tag counts as
+    /// that.
     ///
-    /// Of 16 bits, a gray picture is scaled so that its largest value becomes white: depth cameras and thermal ones
-    /// fill a small part of the range, and the reference's way, which cuts at 255, would leave white alone of it. 0
-    /// stays black, which is where depth cameras saw nothing; a sensor that marks that with 65535 needs it replaced
-    /// by 0. Colours of 16 bits keep their high byte, as in the reference.
+    /// Of 16 bits, a gray picture is scaled so that its largest value becomes white: depth cameras
+    /// and thermal ones fill a small part of the range, and the reference's way, which cuts at 255,
+    /// would leave white alone of it. 0 stays black, which is where depth cameras saw nothing; a
+    /// sensor that marks that with 65535 needs it replaced by 0. Colours of 16 bits keep their high
+    /// byte, as in the reference.
     ///
     /// The bytes are looked at when the picture is used, not here.
     pub fn encoded(data: &'a [u8]) -> Self {
@@ -104,9 +108,9 @@ impl<'a> ImageView<'a> {
         Self(Source::Encoded { data, orient: false })
     }
 
-    /// A picture that the `image` crate holds, as it lies there: `image::open` does not turn it, so where a file may
-    /// have an EXIF orientation, [`ImageView::encoded`] is the way, or `DynamicImage::apply_orientation`. 16 bits are
-    /// as with [`ImageView::encoded`].
+    /// A picture that the `image` crate holds, as it lies there: `image::open` does not turn it, so
+    /// where a file may have an EXIF orientation, [`ImageView::encoded`] is the way, or
+    /// `DynamicImage::apply_orientation`. 16 bits are as with [`ImageView::encoded`].
     pub fn decoded(image: &'a DynamicImage) -> Self {
         Self(Source::Decoded(image))
     }
@@ -173,8 +177,8 @@ fn raw_to_rgb(data: &[u8], stride: usize, width: u32, height: u32, format: Pixel
     out
 }
 
-/// Eight bits a channel, on white. Colours of 16 bits keep their high byte; a gray of 16 bits does not: see
-/// [`ImageView::encoded`].
+/// Eight bits a channel, on white. Colours of 16 bits keep their high byte; a gray of 16 bits does
+/// not: see [`ImageView::encoded`].
 fn flatten(image: DynamicImage) -> Result<RgbImage> {
     let image = match image {
         DynamicImage::ImageLuma16(gray) => {

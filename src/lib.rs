@@ -3,15 +3,16 @@
 //! ```no_run
 //! use smolvlm::{SmolVLM, SmolVLMConfig};
 //!
-//! let model = SmolVLM::new(SmolVLMConfig { model_path: Some("models/demo".into()), ..Default::default() })?;
-//! let image = image::open("models/demo/test_image.jpg")?;
-//! println!("{}", model.process_image(&image, "What objects are in this image?")?);
+//! let model = SmolVLM::new(SmolVLMConfig { model_path: Some("models/demo".into()),
+//! ..Default::default() })?; let image = image::open("models/demo/test_image.jpg")?; println!("{}",
+//! model.process_image(&image, "What objects are in this image?")?);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! Data flows one way: [`image`] -> [`preprocess`] -> [`backend`] (vision encoder, connector) ->
 //! [`prompt`] and [`tokenizer`] -> [`backend`] (decoder) -> [`sampler`] -> text. [`session`] is the
-//! whole pipeline on one screen. The C library in `ffi` is a thin layer over [`engine`] and [`session`].
+//! whole pipeline on one screen. The C library in `ffi` is a thin layer over [`engine`] and
+//! [`session`].
 
 #![deny(unsafe_op_in_unsafe_fn)]
 // A build without a backend has the shell of everything, and nobody who uses it.

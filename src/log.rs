@@ -24,7 +24,8 @@ pub type Sink = dyn Fn(Level, &str) + Send + Sync;
 
 struct Listener {
     sink: Arc<Sink>,
-    /// Read during each call. Written to only once it is nobody's to call any more, by who waits for the calls that run.
+    /// Read during each call. Written to only once it is nobody's to call any more, by who waits
+    /// for the calls that run.
     calls: RwLock<()>,
     /// Whose threads make the calls.
     process: Process,
@@ -53,7 +54,8 @@ thread_local! {
     static LATER: RefCell<Vec<(Level, String)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Sets who listens, once the former listener is done. False, and nothing is set, from inside a sink.
+/// Sets who listens, once the former listener is done. False, and nothing is set, from inside a
+/// sink.
 pub fn set(sink: Option<Box<Sink>>) -> bool {
     if LISTENING.get() {
         return false;

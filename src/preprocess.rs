@@ -42,7 +42,8 @@ impl Tiles {
 pub struct TileOptions {
     /// Width and height of a tile: `max_image_size.longest_edge` of the checkpoint.
     pub tile_size: usize,
-    /// The image's longest edge is resized to this first: `size.longest_edge` of the checkpoint, or less.
+    /// The image's longest edge is resized to this first: `size.longest_edge` of the checkpoint, or
+    /// less.
     pub longest_edge: usize,
     /// Whether the image is cut at all; if not, it becomes one tile.
     pub split: bool,
@@ -50,7 +51,8 @@ pub struct TileOptions {
     pub threads: usize,
 }
 
-/// Cuts `image` into tiles. `stop` is asked before every pass and every row of tiles; `None` means that it said so.
+/// Cuts `image` into tiles. `stop` is asked before every pass and every row of tiles; `None` means
+/// that it said so.
 pub fn tiles(image: &RgbImage, options: &TileOptions, stop: &mut dyn FnMut() -> bool) -> Result<Option<Tiles>> {
     let (width, height) = (image.width() as usize, image.height() as usize);
     let size = options.tile_size;
@@ -106,9 +108,11 @@ fn single(frame: Frame, size: usize) -> Tiles {
     Tiles { pixels: frame.pixels, size, rows: 0, cols: 0 }
 }
 
-/// The size with its longest edge at `longest_edge`, the other made even, then both capped at [`MAX_EDGE`].
+/// The size with its longest edge at `longest_edge`, the other made even, then both capped at
+/// [`MAX_EDGE`].
 fn scaled_size(width: usize, height: usize, longest_edge: usize) -> (usize, usize) {
-    // The reference divides and multiplies by the aspect ratio in f64 and truncates: the order of operations shows.
+    // The reference divides and multiplies by the aspect ratio in f64 and truncates: the order of
+    // operations shows.
     let aspect = width as f64 / height as f64;
     let even = |edge: f64| (edge as usize).next_multiple_of(2).max(1);
     let (width, height) = if width >= height {
@@ -160,7 +164,8 @@ impl Normalise {
         &self.table[channel]
     }
 
-    /// Writes `tile`, `[size, size, 3]`, to `out`, `[3, size, size]`; what does not fit is left out.
+    /// Writes `tile`, `[size, size, 3]`, to `out`, `[3, size, size]`; what does not fit is left
+    /// out.
     pub fn to_chw(&self, tile: &[u8], size: usize, out: &mut [f32]) {
         for ((channel, plane), table) in out.chunks_exact_mut((size * size).max(1)).enumerate().zip(&self.table) {
             for (value, pixel) in plane.iter_mut().zip(tile.chunks_exact(3)) {
@@ -172,7 +177,8 @@ impl Normalise {
 
 /// Lays a picture with transparency on white, with the rounding of Pillow's `alpha_composite`.
 pub fn composite_on_white(rgba: &RgbaImage) -> RgbImage {
-    // Pillow's formula for an opaque background: weights of 15 bits, then a division by 255 that rounds.
+    // Pillow's formula for an opaque background: weights of 15 bits, then a division by 255 that
+    // rounds.
     const BITS: u32 = 7;
     let blend = |value: u8, alpha: u32| {
         let foreground = alpha << BITS;

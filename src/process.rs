@@ -1,4 +1,5 @@
-//! What belongs to the process that made it: `fork` copies memory, and none of the threads that work on it.
+//! What belongs to the process that made it: `fork` copies memory, and none of the threads that
+//! work on it.
 
 use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
@@ -6,8 +7,8 @@ use std::ops::{Deref, DerefMut};
 use crate::error::{Error, Result};
 use crate::fork::Process;
 
-/// A value whose use needs threads of its process. In a child of that process it is never dropped: its threads, which a drop may
-/// wait for, are not there, and its memory goes with the child.
+/// A value whose use needs threads of its process. In a child of that process it is never dropped:
+/// its threads, which a drop may wait for, are not there, and its memory goes with the child.
 pub(crate) struct OfProcess<T> {
     value: ManuallyDrop<T>,
     process: Process,
@@ -82,7 +83,8 @@ mod tests {
         assert!(here.check().is_ok());
         drop(here);
         assert_eq!(drops.get(), 1);
-        // Its number alone is another where no handler of fork was called; it is the same in a namespace of its own.
+        // Its number alone is another where no handler of fork was called; it is the same in a
+        // namespace of its own.
         let here = Process::current();
         for other in [Process { id: here.id + 1, ..here }, Process { forks: here.forks + 1, ..here }] {
             let mut elsewhere = OfProcess::new(Counted(&drops));

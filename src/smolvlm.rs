@@ -23,7 +23,8 @@ pub enum ModelSize {
 }
 
 impl ModelSize {
-    /// The checkpoint's name on the hub, below `HuggingFaceTB/`; also its directory below `models/`.
+    /// The checkpoint's name on the hub, below `HuggingFaceTB/`; also its directory below
+    /// `models/`.
     pub fn checkpoint(self) -> &'static str {
         match self {
             Self::Small => "SmolVLM-256M-Instruct",
@@ -54,7 +55,8 @@ pub struct SmolVLMConfig {
     pub backend: BackendKind,
     pub device: DeviceKind,
     pub dtype: DTypeKind,
-    /// A checkpoint directory, or a hub id in the hub's local cache. `None`: `models/` and the name of the published checkpoint.
+    /// A checkpoint directory, or a hub id in the hub's local cache. `None`: `models/` and the name
+    /// of the published checkpoint.
     pub model_path: Option<PathBuf>,
     /// 0: one per core.
     pub num_threads: usize,
@@ -88,7 +90,8 @@ impl SmolVLM {
         Ok(Self { engine: Engine::load(&path, &options)?, max_new_tokens: config.max_new_tokens })
     }
 
-    /// Answers `prompt` about `image`, greedily. The image is used as it lies, see [`ImageView::decoded`].
+    /// Answers `prompt` about `image`, greedily. The image is used as it lies, see
+    /// [`ImageView::decoded`].
     pub fn process_image(&self, image: &DynamicImage, prompt: &str) -> Result<String> {
         let images = [ImageView::decoded(image)];
         let request = Request { max_new_tokens: self.max_new_tokens, ..Request::new(prompt, &images) };

@@ -66,7 +66,8 @@ impl Tokenizer {
         special_starts.dedup();
         let special_ids: Vec<u32> = added.iter().map(|(id, _)| *id).collect();
         let bytes = token_bytes(&inner, &special_ids)?;
-        // The first text has its expressions compiled, once in a process; a load is where forks wait for that.
+        // The first text has its expressions compiled, once in a process; a load is where forks
+        // wait for that.
         let _ = inner.encode_fast("a", false);
         let lengths = bytes.iter().flatten().map(|b| b.len()).chain(added.iter().map(|(_, t)| t.content.len()));
         Ok(Self {

@@ -1,4 +1,5 @@
-//! Whole conversations through the library: told elsewhere, told again, continued, and with other pictures.
+//! Whole conversations through the library: told elsewhere, told again, continued, and with other
+//! pictures.
 #![cfg(feature = "candle")]
 
 use std::ops::ControlFlow;

@@ -1,4 +1,5 @@
-//! The demo's answers with every set of CPU kernels, each in a process of its own: a process chooses once.
+//! The demo's answers with every set of CPU kernels, each in a process of its own: a process
+//! chooses once.
 #![cfg(feature = "candle")]
 
 use std::path::Path;

@@ -1,7 +1,9 @@
-//! Damaged checkpoints: every file of the demo model truncated, with flipped bits, replaced, missing, or saying nonsense.
+//! Damaged checkpoints: every file of the demo model truncated, with flipped bits, replaced,
+//! missing, or saying nonsense.
 //!
-//! With `SHA256SUMS` each damage is an error that names the file. Without it some cannot be told from another model; even
-//! then nothing panics, and no allocation is made because a damaged number asks for it.
+//! With `SHA256SUMS` each damage is an error that names the file. Without it some cannot be told
+//! from another model; even then nothing panics, and no allocation is made because a damaged number
+//! asks for it.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -99,7 +101,8 @@ impl Copy {
         std::fs::copy(demo().join(name), self.dir.join(name)).unwrap();
     }
 
-    /// Loads with `name` holding `bytes` (`None`: missing), and asks if it loads; the file is restored.
+    /// Loads with `name` holding `bytes` (`None`: missing), and asks if it loads; the file is
+    /// restored.
     fn load_with(&self, name: &str, bytes: Option<&[u8]>, what: &str) -> Result<(), Error> {
         let path = self.dir.join(name);
         match bytes {

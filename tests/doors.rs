@@ -1,5 +1,5 @@
-//! The same file is the same picture through the library, the command line and the web server. tests/c/doors.c and
-//! bindings/python/tests/test_pictures.py ask about the same files.
+//! The same file is the same picture through the library, the command line and the web server.
+//! tests/c/doors.c and bindings/python/tests/test_pictures.py ask about the same files.
 #![cfg(all(feature = "candle", feature = "onnx"))]
 
 #[path = "support/web.rs"]

@@ -1,5 +1,5 @@
-//! Picture files of every kind but JPEG as Pillow sees them, or an error that names the cause: tests/golden/files, by
-//! tools/golden/files.py.
+//! Picture files of every kind but JPEG as Pillow sees them, or an error that names the cause:
+//! tests/golden/files, by tools/golden/files.py.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::BTreeMap;
@@ -47,9 +47,9 @@ const REFUSED: &[(&str, &str)] = &[
 const NEAR: &[(&str, u8)] =
     &[("gray-jpeg.tif", 1), ("rgb-jpeg.tif", 1), ("rgba-premultiplied.tif", 1), ("p5-100.pgm", 1), ("p6-1023.ppm", 1)];
 
-/// Where Pillow is not followed. In `background` a first frame leaves a part of the picture free: white here and in
-/// browsers, in Pillow of the palette's first colour. `white-is-zero-16` says that its large values are dark, which
-/// Pillow hears of 8 bits alone.
+/// Where Pillow is not followed. In `background` a first frame leaves a part of the picture free:
+/// white here and in browsers, in Pillow of the palette's first colour. `white-is-zero-16` says
+/// that its large values are dark, which Pillow hears of 8 bits alone.
 const OTHERWISE: [&str; 2] = ["background.gif", "white-is-zero-16.tif"];
 
 #[test]
@@ -179,7 +179,8 @@ fn a_size_that_a_header_claims_is_not_allocated() {
     }
 }
 
-/// Cut at each byte, or with one byte changed: an error, or a picture of the size that the header says; no panic.
+/// Cut at each byte, or with one byte changed: an error, or a picture of the size that the header
+/// says; no panic.
 #[test]
 fn damage_is_no_panic() {
     for (name, file) in files() {

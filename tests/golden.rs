@@ -153,7 +153,8 @@ fn check_vision(subject: &Subject<'_>, backend: &CandleBackend, model: &ModelCon
 fn the_whole_pipeline_says_what_the_reference_says() {
     let load = |dir: &std::path::Path| Engine::load(dir, &f32()).unwrap();
     let equal: usize = checkpoints().iter().map(|dir| count_equal_answers(dir, &load(dir))).sum();
-    // Forks by rounding alone are judged above, position by position; here most must agree to the end.
+    // Forks by rounding alone are judged above, position by position; here most must agree to the
+    // end.
     assert!(equal >= 8, "only {equal} of the answers are the reference's");
 }
 
@@ -179,7 +180,8 @@ fn a_lower_precision_is_f32_but_for_its_rounding() {
             .prompt
             .build(&[Message::question(1, &case.question)], &[Grid::from(&tiles)], &parts.tokenizer)
             .unwrap();
-        // After the prompt, a token more, and rewound; and teacher-forced, those of the whole answer.
+        // After the prompt, a token more, and rewound; and teacher-forced, those of the whole
+        // answer.
         let logits = |backend: &CandleBackend| {
             let rows = backend.encode_images(&tiles, &Stop::default()).unwrap();
             let mut decoder = backend.decoder().unwrap();

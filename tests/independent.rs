@@ -1,4 +1,5 @@
-//! The engine against candle-transformers: its Llama, its SigLIP and its sampling were written by others.
+//! The engine against candle-transformers: its Llama, its SigLIP and its sampling were written by
+//! others.
 //!
 //! The golden arrays hold a few chosen questions; here any numbers will do.
 #![cfg(feature = "candle")]
@@ -194,7 +195,8 @@ fn sampling_draws_as_candle_transformers_draws() {
         for (id, (a, b)) in ours.iter().zip(&theirs).enumerate() {
             // Five standard deviations of the difference of two counts.
             assert!((a - b).abs() <= 5.0 * (a + b).sqrt(), "{name}: id {id} drawn {a} and {b} times");
-            // At the edge of top-p, one rounds its sum before the border and the other after it: not here.
+            // At the edge of top-p, one rounds its sum before the border and the other after it:
+            // not here.
             assert_eq!(*a > 20.0, *b > 20.0, "{name}: id {id} drawn {a} and {b} times");
         }
     }

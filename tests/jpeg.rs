@@ -9,7 +9,8 @@ use smolvlm::ImageView;
 use smolvlm::image::encoded_size;
 
 struct Seen {
-    /// How far it is from Pillow's pixels, 254 for another size; or the library's words where it refuses.
+    /// How far it is from Pillow's pixels, 254 for another size; or the library's words where it
+    /// refuses.
     levels: Result<u8, String>,
     /// Whether the file is a whole picture, which Pillow reads.
     whole: bool,
@@ -50,7 +51,8 @@ fn golden() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/jpeg")
 }
 
-/// What the errors name, by the beginning of the file's name; the first that fits. Pillow reads those above the line.
+/// What the errors name, by the beginning of the file's name; the first that fits. Pillow reads
+/// those above the line.
 const REFUSED: &[(&str, &str)] = &[
     ("mode-arithmetic", "arithmetic coding"),
     ("script-dc-only", "leave out bits of coefficient 1 of component 1"),
@@ -81,7 +83,8 @@ fn every_kind_is_pillows_picture_or_an_error_by_name() {
     }
 }
 
-/// Cut at each byte, or with one byte changed: pixels as before, an error, or for a changed byte another picture; no panic.
+/// Cut at each byte, or with one byte changed: pixels as before, an error, or for a changed byte
+/// another picture; no panic.
 #[test]
 fn damage_is_no_panic_and_a_cut_no_picture() {
     for name in ["sampling-420", "mode-mcus", "script-successive", "ycck-17x15", "mjpeg-2x1", "gray-2x2-progressive"] {
@@ -105,7 +108,8 @@ fn damage_is_no_panic_and_a_cut_no_picture() {
     }
 }
 
-/// A header of 100 megapixels and a few bytes of scans: an error at once, and memory that is never touched.
+/// A header of 100 megapixels and a few bytes of scans: an error at once, and memory that is never
+/// touched.
 #[test]
 fn a_bomb_is_an_error() {
     let mut file = fs::read(golden().join("gray-2x2-progressive.jpg")).unwrap();
@@ -132,7 +136,8 @@ fn a_header_says_the_size_or_is_cut() {
     assert!(encoded_size(&ended).unwrap_err().message().contains("ends before its picture does"));
 }
 
-/// The orientation stands before or behind other segments, and is switched off where that is asked for.
+/// The orientation stands before or behind other segments, and is switched off where that is asked
+/// for.
 #[test]
 fn exif_turns_a_jpeg() {
     let file = fs::read(golden().join("sampling-420.jpg")).unwrap();
@@ -143,7 +148,8 @@ fn exif_turns_a_jpeg() {
     assert_eq!(ImageView::encoded_unoriented(&turned).to_rgb().unwrap(), upright);
 }
 
-/// A progressive picture of one block, all zeros, whose coefficients come bit by bit, one to a scan.
+/// A progressive picture of one block, all zeros, whose coefficients come bit by bit, one to a
+/// scan.
 fn of_scans(bits: u8) -> Vec<u8> {
     let mut file = b"\xff\xd8\xff\xdb\0\x43\0".to_vec();
     file.extend([1; 64]);
@@ -163,14 +169,15 @@ fn of_scans(bits: u8) -> Vec<u8> {
     file
 }
 
-/// Four runs of fifteen zeros and a value do not fit behind a block's first coefficient. libjpeg puts the last value into
-/// the last place; no writer means that.
+/// Four runs of fifteen zeros and a value do not fit behind a block's first coefficient. libjpeg
+/// puts the last value into the last place; no writer means that.
 #[test]
 fn a_run_out_of_its_block_is_damage() {
     let tables = [&b"\xff\xd8\xff\xdb\0\x43\0"[..], &[1; 64]].concat();
     let codes = |table, symbol| [&[0xff, 0xc4, 0, 20, table, 1][..], &[0; 15], &[symbol]].concat();
     let frame = |kind| [&[0xff, kind], &b"\0\x0b\x08\0\x08\0\x08\x01\x01\x11\0"[..]].concat();
-    // Baseline: a zero for the first coefficient, and (0, 1) for each run and its value. Progressive: in two scans.
+    // Baseline: a zero for the first coefficient, and (0, 1) for each run and its value.
+    // Progressive: in two scans.
     let whole = b"\xff\xda\0\x08\x01\x01\0\0\x3f\0\x2a\xab\xff\xd9";
     let parts = b"\xff\xda\0\x08\x01\x01\0\0\0\0\x7f\xff\xda\0\x08\x01\x01\0\x01\x3f\0\x55\x57\xff\xd9";
     for (kind, scans) in [(0xc0, &whole[..]), (0xc2, &parts[..])] {

@@ -1,4 +1,5 @@
-//! Checkpoints in every layout that tools write: a golden one with some of its files said otherwise, and the same answer.
+//! Checkpoints in every layout that tools write: a golden one with some of its files said
+//! otherwise, and the same answer.
 #![cfg(feature = "candle")]
 
 #[path = "layouts/copy.rs"]

@@ -1,4 +1,5 @@
-//! Checkpoints that only look like the family's, and folders that are something else: refused by name, never answered from.
+//! Checkpoints that only look like the family's, and folders that are something else: refused by
+//! name, never answered from.
 #![cfg(feature = "candle")]
 
 use std::borrow::Cow;
@@ -326,8 +327,9 @@ fn biases_and_scaled_rotations_change_what_is_said() {
     }
 }
 
-/// The first six logits after 100 tokens, made by transformers 5.23: `Idefics3ForConditionalGeneration` in float32 with eager attention on
-/// this checkpoint, `rope_scaling` replaced.
+/// The first six logits after 100 tokens, made by transformers 5.23:
+/// `Idefics3ForConditionalGeneration` in float32 with eager attention on this checkpoint,
+/// `rope_scaling` replaced.
 #[test]
 fn every_kind_of_rotation_is_the_references() {
     let copy = Copy::of(BIASES, "kinds");

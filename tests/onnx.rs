@@ -1,4 +1,5 @@
-//! ONNX Runtime against the reference, with the arrays that Candle is held to, and what it says of graphs that do not fit.
+//! ONNX Runtime against the reference, with the arrays that Candle is held to, and what it says of
+//! graphs that do not fit.
 #![cfg(feature = "onnx")]
 
 #[path = "support/golden.rs"]
@@ -38,7 +39,8 @@ fn workspace(test: &str, from: &Path) -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("onnx-{test}")).join(from.file_name().unwrap());
     let _ = std::fs::remove_dir_all(&dir);
     copy(from, &dir);
-    // Graphs made with `export_onnx.py --link` have their weights in the checkpoint's files, beside them.
+    // Graphs made with `export_onnx.py --link` have their weights in the checkpoint's files, beside
+    // them.
     copy(&from.join("onnx"), &dir.join("onnx"));
     dir
 }
@@ -113,7 +115,8 @@ fn a_rewound_cache_is_the_cache_it_was() {
             decoder.truncate(kept);
             assert_eq!(decoder.len(), kept);
             let again = decoder.prefill(&ids[kept..], &[], &stop).unwrap();
-            // Activations are quantised a matrix at a time, so that int8 depends on what comes together.
+            // Activations are quantised a matrix at a time, so that int8 depends on what comes
+            // together.
             let tolerance = if dtype == DTypeKind::F16 { 5e-3 } else { 0.1 };
             let difference = difference(again, &whole);
             println!("{} from {kept}: {difference:.1e}", dtype.name());
@@ -122,7 +125,8 @@ fn a_rewound_cache_is_the_cache_it_was() {
     }
 }
 
-/// The hub's name of every precision; 8 and 4 bits are, to the engine, what the graph says they are.
+/// The hub's name of every precision; 8 and 4 bits are, to the engine, what the graph says they
+/// are.
 #[test]
 fn every_variant_answers_and_says_what_it_is() {
     let dir = workspace("variants", &Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo"));
@@ -197,7 +201,8 @@ fn a_memory_limit_counts_the_cache_twice_and_the_graphs_once() {
     assert_eq!(load(enough - 1).unwrap_err().kind(), ErrorKind::OutOfMemory);
 }
 
-/// Numbers of config.json that the graphs do not confirm are errors, and nothing is taken for them before.
+/// Numbers of config.json that the graphs do not confirm are errors, and nothing is taken for them
+/// before.
 #[test]
 fn nonsense_in_the_settings_is_an_error() {
     let dir = workspace("settings", &Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo"));

@@ -1,4 +1,5 @@
-//! Graphs as other exporters write them (`tools/make_onnx_exports.py`): fed rightly, or refused by the name of what is not known.
+//! Graphs as other exporters write them (`tools/make_onnx_exports.py`): fed rightly, or refused by
+//! the name of what is not known.
 #![cfg(feature = "onnx")]
 
 #[allow(dead_code, reason = "the other tests look at more")]
@@ -49,7 +50,8 @@ fn refusal(dir: &Path, options: &EngineOptions) -> Error {
     Engine::load(dir, options).err().unwrap_or_else(|| panic!("{}: loaded", dir.display()))
 }
 
-/// The golden arrays and answers, to the same tolerance; and every graph here is in one of the tests.
+/// The golden arrays and answers, to the same tolerance; and every graph here is in one of the
+/// tests.
 #[test]
 fn what_can_be_fed_is_fed_rightly() {
     // Those of the other tests.

@@ -1,4 +1,5 @@
-//! ONNX Runtime's threads are as many as the caller says, and rest between two calls. One test, in a process of its own.
+//! ONNX Runtime's threads are as many as the caller says, and rest between two calls. One test, in
+//! a process of its own.
 #![cfg(all(feature = "onnx", target_os = "linux"))]
 
 #[path = "support/onnxruntime.rs"]
@@ -45,7 +46,8 @@ fn threads_are_counted_and_rest() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
     let file = std::fs::read(dir.join("test_image.jpg")).unwrap();
     let images = [ImageView::encoded(&file)];
-    // Unless it is told not to, ONNX Runtime 1.29 and newer report home, on a thread that stays to the process's end.
+    // Unless it is told not to, ONNX Runtime 1.29 and newer report home, on a thread that stays to
+    // the process's end.
     let before = settled();
     drop(Engine::load(&dir, &EngineOptions { num_threads: 1, ..options(DTypeKind::Int8) }).unwrap());
     assert_eq!(settled(), before, "a thread that is nobody's");
@@ -59,8 +61,8 @@ fn threads_are_counted_and_rest() {
             engine.ask(&Request { max_new_tokens: 3, ..Request::new("What is this?", &images) }).unwrap();
         }
         let busy = processor_seconds() - start;
-        // The caller is one of them; the vision encoder and the decoder, which never run at the same time in a call, have
-        // theirs each.
+        // The caller is one of them; the vision encoder and the decoder, which never run at the
+        // same time in a call, have theirs each.
         assert_eq!(settled() - before, 2 * (num_threads - 1), "{num_threads} threads");
 
         let start = processor_seconds();

@@ -1,4 +1,5 @@
-//! Packed weights that are kept on disk: used where they are whole, and packed anew where not one byte of them can be believed.
+//! Packed weights that are kept on disk: used where they are whole, and packed anew where not one
+//! byte of them can be believed.
 #![cfg(feature = "candle")]
 
 use std::fs;
@@ -106,7 +107,8 @@ fn whatever_is_wrong_with_a_file_it_is_made_anew() {
     let (path, whole) = (folder.packed(), fs::read(folder.packed()).unwrap());
     let mut wrong: Vec<Vec<u8>> =
         [0, 1, 63, 64, 100, 128, 1000, whole.len() / 2, whole.len() - 1].map(|size| whole[..size].to_vec()).into();
-    // One bit: of the header, of the first array's size, of its digest, of itself; in the middle, and in the last array.
+    // One bit: of the header, of the first array's size, of its digest, of itself; in the middle,
+    // and in the last array.
     for byte in [3, 64, 64 + 20, 128, whole.len() / 2, whole.len() - 64] {
         let mut damaged = whole.clone();
         damaged[byte] ^= 16;
@@ -221,7 +223,8 @@ fn several_may_write_at_once_and_leftovers_are_left_alone() {
     let (right, _) = folder.load(Path::new(DEMO), DTypeKind::Int8);
     let name = folder.packed().file_stem().unwrap().to_str().unwrap().to_owned();
     fs::remove_file(folder.packed()).unwrap();
-    // What a process of the same number has left behind, for as many files as this one has written and will write.
+    // What a process of the same number has left behind, for as many files as this one has written
+    // and will write.
     let leftovers: Vec<_> = (0..200).map(|i| folder.0.join(format!("{name}.{}-{i}.tmp", std::process::id()))).collect();
     leftovers.iter().for_each(|path| fs::write(path, "theirs").unwrap());
     std::thread::scope(|scope| {

@@ -1,4 +1,5 @@
-//! Tiles, normalised values and transparency equal the reference's to the byte: tests/golden/preprocess.
+//! Tiles, normalised values and transparency equal the reference's to the byte:
+//! tests/golden/preprocess.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -69,7 +69,8 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// The checkpoint with its special tokens under other names, and another padding token if `padding` says so.
+/// The checkpoint with its special tokens under other names, and another padding token if `padding`
+/// says so.
 fn renamed(name: &str, of: &Golden, padding: Option<&str>) -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("requests").join(name);
     let _ = fs::remove_dir_all(&dir);
@@ -170,7 +171,8 @@ fn stop_strings_reach_over_special_tokens_and_padding_stays_out() {
     assert_eq!(answer.text, kept.replace("<otsl>", ""));
 
     let at = kept.find("<doctag>").unwrap();
-    // From the last character of the text before into the token, and from within it into the text after.
+    // From the last character of the text before into the token, and from within it into the text
+    // after.
     let before = kept[..at].chars().next_back().unwrap();
     let after = kept[at + "<doctag>".len()..].chars().next().unwrap();
     for (stop, end) in [
@@ -206,7 +208,8 @@ fn the_end_stays_out_where_special_tokens_are_kept() {
     assert!(!answer.token_ids.iter().any(|id| end["id"] == *id));
 }
 
-/// The next turn's prompt has the answer's tokens, not their letters; a picture's marker that the model wrote is no picture.
+/// The next turn's prompt has the answer's tokens, not their letters; a picture's marker that the
+/// model wrote is no picture.
 #[test]
 #[cfg(feature = "candle")]
 fn a_kept_token_is_a_token_again_in_the_next_turn() {

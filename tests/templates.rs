@@ -1,4 +1,5 @@
-//! Chat templates in the manner of the published ones, against the reference's own rendering (tools/golden/templates.py).
+//! Chat templates in the manner of the published ones, against the reference's own rendering
+//! (tools/golden/templates.py).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -171,7 +172,8 @@ fn no_template_makes_a_token_of_a_users_text() {
     assert!(seen >= 12);
 }
 
-/// The reference renders content of a picture alone, and of a picture and an empty text; ours is the former.
+/// The reference renders content of a picture alone, and of a picture and an empty text; ours is
+/// the former.
 #[test]
 fn a_picture_alone_is_the_references_prompt() {
     let tokenizer = tokenizer();
@@ -194,7 +196,8 @@ fn a_picture_alone_is_the_references_prompt() {
     assert!(seen >= 12);
 }
 
-/// `measured` cuts a text at a think tag; two parts must not join to a marker there, where fewer guards stand.
+/// `measured` cuts a text at a think tag; two parts must not join to a marker there, where fewer
+/// guards stand.
 #[test]
 fn markers_do_not_arise_where_texts_meet() {
     let template = "{% for m in messages %}{% for p in m.content %}{% if p.type == 'image' %}<image>{% else %}\

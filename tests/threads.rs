@@ -1,4 +1,5 @@
-//! The library takes as many threads as the caller says. One test, in a process of its own: threads are counted.
+//! The library takes as many threads as the caller says. One test, in a process of its own: threads
+//! are counted.
 #![cfg(feature = "candle")]
 #![cfg(target_os = "linux")]
 
@@ -28,7 +29,8 @@ fn no_more_threads_than_asked_for() {
         engine.ask(&Request { max_new_tokens: 3, ..Request::new("What is this?", &images) }).unwrap();
         assert_eq!(threads().len() - before, num_threads, "{:?}", threads());
 
-        // Calls that run at once share them: pools of the engine's size and of smaller shares, none beside those.
+        // Calls that run at once share them: pools of the engine's size and of smaller shares, none
+        // beside those.
         let alone = engine.ask(&request(&images)).unwrap();
         let most = std::thread::scope(|scope| {
             let callers: Vec<_> = (0..8)

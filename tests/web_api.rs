@@ -127,9 +127,9 @@ fn a_response_is_as_openai_s() {
     assert_eq!(message, "input[0].content[0].image_url: missing");
 }
 
-/// The history that a client sends becomes what a session would have remembered: drawn at a high temperature, an
-/// answer of more than twenty tokens is the same only if all logits are. In f32: elsewhere they may differ a little by how
-/// many tokens come at once.
+/// The history that a client sends becomes what a session would have remembered: drawn at a high
+/// temperature, an answer of more than twenty tokens is the same only if all logits are. In f32:
+/// elsewhere they may differ a little by how many tokens come at once.
 #[test]
 fn a_conversation_goes_on_as_in_a_session() {
     let server = Server::start(&["--workers", "1", "--dtype", "f32"]);

@@ -1,4 +1,5 @@
-//! What clients send to the web server in the wild: fields, roles and orders that OpenAI's and the local servers accept.
+//! What clients send to the web server in the wild: fields, roles and orders that OpenAI's and the
+//! local servers accept.
 #![cfg(all(feature = "candle", feature = "onnx"))]
 
 #[path = "support/web.rs"]
@@ -146,7 +147,8 @@ fn roles_come_in_any_order() {
     assert_eq!(alone.status, 200, "{}", alone.body);
 }
 
-/// As the library has them in the same places: drawn at a high temperature, two answers are the same where all logits are.
+/// As the library has them in the same places: drawn at a high temperature, two answers are the
+/// same where all logits are.
 #[test]
 fn pictures_keep_their_places_between_texts() {
     let server = Server::start(&["--workers", "1", "--dtype", "f32"]);

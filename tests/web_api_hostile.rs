@@ -1,4 +1,5 @@
-//! Hostile requests to the web server: none takes more memory than its share, and each is told what is wrong.
+//! Hostile requests to the web server: none takes more memory than its share, and each is told what
+//! is wrong.
 #![cfg(all(feature = "candle", feature = "onnx"))]
 #![cfg(target_os = "linux")]
 
@@ -56,7 +57,8 @@ fn crc32(bytes: &[u8]) -> u32 {
 
 /// `mebibytes` of zeros as zlib packs them, in less than a hundredth of that.
 fn packed_zeros(mebibytes: usize) -> Vec<u8> {
-    // A deflate stream by hand: a literal 0, then matches of 258 bytes at distance 1, in the fixed code.
+    // A deflate stream by hand: a literal 0, then matches of 258 bytes at distance 1, in the fixed
+    // code.
     let mut bits = Bits::default();
     bits.push(1, 1);
     bits.push(0b01, 2);
@@ -116,7 +118,8 @@ fn pictures_that_would_fill_the_memory_do_not() {
         assert_eq!(message, "image[0]: 65535x65535 is 4294836225 pixels, at most 25000000 accepted");
     }
 
-    // A few MiB that unpack to 1 GiB: in the pixels, where 64 x 64 are announced; in a colour profile, and in a text.
+    // A few MiB that unpack to 1 GiB: in the pixels, where 64 x 64 are announced; in a colour
+    // profile, and in a text.
     let zeros = packed_zeros(1024);
     assert!((1 << 20..8 << 20).contains(&zeros.len()), "{}", zeros.len());
     let profile = [b"profile\0\0", &zeros[..]].concat();

@@ -1,4 +1,5 @@
-//! The web server's clocks and counts: who leaves, waits, or does nothing takes no more than their share.
+//! The web server's clocks and counts: who leaves, waits, or does nothing takes no more than their
+//! share.
 #![cfg(all(feature = "candle", feature = "onnx"))]
 
 #[path = "support/web.rs"]

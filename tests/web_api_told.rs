@@ -1,4 +1,5 @@
-//! What a request says to the web server, held against the library: places, penalties, lengths, turns.
+//! What a request says to the web server, held against the library: places, penalties, lengths,
+//! turns.
 #![cfg(all(feature = "candle", feature = "onnx"))]
 
 #[path = "support/web.rs"]

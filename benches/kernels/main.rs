@@ -1,4 +1,5 @@
-//! Each CPU kernel at the shapes of SmolVLM-256M, beside what this machine's two cores reach with the same instructions, or read.
+//! Each CPU kernel at the shapes of SmolVLM-256M, beside what this machine's two cores reach with
+//! the same instructions, or read.
 //!
 //! `make bench-kernels`; the environment variable `SMOLVLM_CPU` chooses the kernels.
 
@@ -29,7 +30,8 @@ fn measure(criterion: &mut Criterion, name: &str, work: Work, mut run: impl FnMu
     let best = Cell::new(f64::INFINITY);
     criterion.bench_function(name, |bencher| {
         bencher.iter_custom(|times| {
-            // As in a forward pass: the threads are there before the work, and gone when the roofs are measured.
+            // As in a forward pass: the threads are there before the work, and gone when the roofs
+            // are measured.
             let elapsed = pool.install(|| {
                 kernels::gather(|| {
                     let start = Instant::now();
@@ -108,7 +110,8 @@ fn products(criterion: &mut Criterion) {
 /// Layers of the decoder.
 const LAYERS: usize = 30;
 
-/// All matrices of a decode step, one after another: what each reads comes from as far away as it does there.
+/// All matrices of a decode step, one after another: what each reads comes from as far away as it
+/// does there.
 fn step(criterion: &mut Criterion) {
     for (precision, of_head) in
         [(Precision::Bf16, Precision::Bf16), (Precision::Int8, Precision::Int8), (Precision::Int4, Precision::Int8)]

@@ -54,7 +54,8 @@ pub fn products(_: Cpu, _: Precision, _: usize) -> (f64, &'static str) {
     (f64::NAN, "not measured on this processor")
 }
 
-/// Billions of bytes a second that threads read, each its part of a memory of `bytes`, again and again.
+/// Billions of bytes a second that threads read, each its part of a memory of `bytes`, again and
+/// again.
 pub fn reading(bytes: usize, threads: usize) -> f64 {
     let part = (bytes / threads).next_multiple_of(BLOCK);
     let memory = vec![1u8; part * threads];
@@ -83,8 +84,8 @@ mod x86 {
 
     use super::{BLOCK, LOOPS};
 
-    /// A function that runs `$instructions` LOOPS times for every register number of a list, `\\i`. Its caller knows that the processor
-    /// has them.
+    /// A function that runs `$instructions` LOOPS times for every register number of a list, `\\i`.
+    /// Its caller knows that the processor has them.
     macro_rules! registers {
         ($name:ident, [$($number:literal),*], $clear:literal, $($instruction:literal),*) => {
             pub fn $name() {
@@ -145,8 +146,8 @@ mod x86 {
         "vpaddd ymm\\i, ymm\\i, ymm12"
     );
 
-    /// A function that multiplies tiles of 16 rows of 64 bytes, four at a time, LOOPS times. Its caller knows that the processor has them,
-    /// and that the process may use them.
+    /// A function that multiplies tiles of 16 rows of 64 bytes, four at a time, LOOPS times. Its
+    /// caller knows that the processor has them, and that the process may use them.
     macro_rules! tiles {
         ($name:ident, $instruction:literal) => {
             pub fn $name() {
@@ -156,7 +157,8 @@ mod x86 {
                 shapes.0[0] = 1;
                 shapes.0[16..32].iter_mut().step_by(2).for_each(|bytes| *bytes = 64);
                 shapes.0[48..56].fill(16);
-                // SAFETY: registers alone, all of which are given as changed, and the shapes of the one palette.
+                // SAFETY: registers alone, all of which are given as changed, and the shapes of the
+                // one palette.
                 unsafe {
                     asm!(
                         "ldtilecfg [rdx]",

@@ -54,7 +54,8 @@ pub fn router(shared: Shared) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(shared.options.max_body_bytes()))
         .layer(from_fn_with_state(shared.clone(), count));
-    // Outermost: errors have its headers too, or no page could read them; and browsers ask for leave without a key.
+    // Outermost: errors have its headers too, or no page could read them; and browsers ask for
+    // leave without a key.
     let app = if shared.options.cors_origin.is_empty() { app } else { app.layer(cors(&shared.options.cors_origin)) };
     app.with_state(shared)
 }

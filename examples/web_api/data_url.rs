@@ -7,7 +7,8 @@ use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use percent_encoding::percent_decode_str;
 
-/// How many clients leave the padding out, and some leave bits in the last letter, as other decoders let them.
+/// How many clients leave the padding out, and some leave bits in the last letter, as other
+/// decoders let them.
 const FORGIVING: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new()
@@ -18,7 +19,8 @@ const FORGIVING: GeneralPurpose = GeneralPurpose::new(
 const MAX_HEAD_BYTES: usize = 1024;
 const MARKER: &str = ";base64,";
 
-/// The bytes in a `data:` URL, or in base64 without one. What they are is for others to see: a media type is not believed.
+/// The bytes in a `data:` URL, or in base64 without one. What they are is for others to see: a
+/// media type is not believed.
 pub fn decode(text: &str) -> Result<Vec<u8>, String> {
     let text = text.trim_ascii();
     let is_url = text.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"));
@@ -31,7 +33,8 @@ pub fn decode(text: &str) -> Result<Vec<u8>, String> {
     }
 }
 
-/// What stands before and after the comma of a data URL. Parameters, such as a file's name, may have commas of their own.
+/// What stands before and after the comma of a data URL. Parameters, such as a file's name, may
+/// have commas of their own.
 fn split(text: &str) -> Option<(&str, &str)> {
     let head = &text.as_bytes()[..text.len().min(MAX_HEAD_BYTES)];
     let marker = head.windows(MARKER.len()).position(|part| part.eq_ignore_ascii_case(MARKER.as_bytes()));

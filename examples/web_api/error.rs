@@ -1,4 +1,5 @@
-//! Errors as clients see them: a status and OpenAI's error object, one line that names the value at fault.
+//! Errors as clients see them: a status and OpenAI's error object, one line that names the value at
+//! fault.
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};

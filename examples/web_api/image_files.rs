@@ -1,4 +1,5 @@
-//! Pictures named by `file://` URLs: regular files within the directories that the server was started with.
+//! Pictures named by `file://` URLs: regular files within the directories that the server was
+//! started with.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -64,7 +65,8 @@ fn path(rest: &str) -> Result<PathBuf, String> {
     Ok(PathBuf::from(OsStr::from_bytes(&bytes)))
 }
 
-/// Follows no link on its way: whoever exchanges a part of the path after it was looked at gets an error, and no file.
+/// Follows no link on its way: whoever exchanges a part of the path after it was looked at gets an
+/// error, and no file.
 fn open(dir: &Path, inside: &Path) -> Result<File, String> {
     let directory = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let mut at = openat(CWD, dir, directory, Mode::empty()).map_err(|e| e.to_string())?;
@@ -72,7 +74,8 @@ fn open(dir: &Path, inside: &Path) -> Result<File, String> {
     for part in inside.parent().into_iter().flat_map(Path::components) {
         at = openat(&at, part.as_os_str(), directory | OFlags::NOFOLLOW, Mode::empty()).map_err(|e| e.to_string())?;
     }
-    // Before it is opened, since opening alone makes some devices act; and again, as what is open now.
+    // Before it is opened, since opening alone makes some devices act; and again, as what is open
+    // now.
     let kind = statat(&at, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|e| e.to_string())?.st_mode;
     if FileType::from_raw_mode(kind) != FileType::RegularFile {
         return Err("not a regular file".into());

@@ -1,6 +1,7 @@
 //! A web server around the library: a page to try it, a form to post to, and OpenAI's protocol.
 //!
-//! A request passes [`server`] -> [`app`] -> [`analyze`], [`chat`] or [`responses`] -> [`queue`] -> [`worker`], and its answer goes back.
+//! A request passes [`server`] -> [`app`] -> [`analyze`], [`chat`] or [`responses`] -> [`queue`] ->
+//! [`worker`], and its answer goes back.
 
 mod analyze;
 mod app;

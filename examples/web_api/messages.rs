@@ -10,7 +10,8 @@ use crate::images;
 use crate::options::Options;
 use crate::worker::{Conversation, Picture};
 
-/// Fields that say nothing to a model without names and tools are ignored: `name`, `tool_calls`, `audio`.
+/// Fields that say nothing to a model without names and tools are ignored: `name`, `tool_calls`,
+/// `audio`.
 #[derive(Deserialize)]
 pub struct Message {
     role: Option<String>,
@@ -54,7 +55,8 @@ enum ImageUrl {
 /// Items of a response's input that an earlier answer with tools left there.
 const READ_PAST: [&str; 4] = ["function_call", "function_call_output", "reasoning", "item_reference"];
 
-/// `name` is the field that the messages came in; `split` overrides what the pictures' `detail` says.
+/// `name` is the field that the messages came in; `split` overrides what the pictures' `detail`
+/// says.
 pub fn conversation(name: &str, messages: &[Message], split: Option<bool>, limits: &Options) -> Result<Conversation> {
     let mut conversation = Conversation::default();
     for (i, message) in messages.iter().enumerate() {
@@ -77,7 +79,8 @@ pub fn conversation(name: &str, messages: &[Message], split: Option<bool>, limit
     Ok(conversation)
 }
 
-/// `None` for what is read past: the model calls no tools, so what they said is nothing that it asked for.
+/// `None` for what is read past: the model calls no tools, so what they said is nothing that it
+/// asked for.
 fn role(at: &str, message: &Message) -> Result<Option<Role>> {
     let shown = |text: &str| text.chars().take(40).collect::<String>();
     match message.role.as_deref() {
@@ -99,8 +102,9 @@ fn role(at: &str, message: &Message) -> Result<Option<Role>> {
     }
 }
 
-/// The family was trained to see pictures before the text. Many clients put the question first, as OpenAI's own examples do:
-/// where all pictures of a turn stand behind its text, they go before it. Between texts they have a place of their own.
+/// The family was trained to see pictures before the text. Many clients put the question first, as
+/// OpenAI's own examples do: where all pictures of a turn stand behind its text, they go before it.
+/// Between texts they have a place of their own.
 fn pictures_first(turn: &mut Turn) {
     let is_picture = |piece: &Piece| *piece == Piece::Image;
     let texts = turn.content.iter().take_while(|piece| !is_picture(piece)).count();

@@ -18,13 +18,16 @@ pub struct Options {
     /// Port to listen on, 0: any free one
     #[arg(long, value_name = "N", default_value_t = 3000)]
     pub port: u16,
-    /// Ask clients for this key, as `Authorization: Bearer KEY`; better given by the environment, since others see arguments
+    /// Ask clients for this key, as `Authorization: Bearer KEY`; better given by the environment,
+    /// since others see arguments
     #[arg(long, value_name = "KEY", env = "SMOLVLM_API_KEY", hide_env_values = true, value_parser = key)]
     pub api_key: Option<String>,
-    /// Let pages of this origin ask, such as http://localhost:5173, `null` for pages opened as files, or `*` for all; repeatable
+    /// Let pages of this origin ask, such as http://localhost:5173, `null` for pages opened as
+    /// files, or `*` for all; repeatable
     #[arg(long, value_name = "ORIGIN", value_parser = origin)]
     pub cors_origin: Vec<HeaderValue>,
-    /// Let requests name pictures in this directory, as file:///PATH: regular files, no links out of it; repeatable
+    /// Let requests name pictures in this directory, as file:///PATH: regular files, no links out
+    /// of it; repeatable
     #[arg(long, value_name = "DIR", value_parser = directory)]
     pub allow_image_dir: Vec<PathBuf>,
 
@@ -40,7 +43,8 @@ pub struct Options {
     /// cpu, cuda, metal, tensorrt or auto (the CPU)
     #[arg(long, value_name = "NAME", default_value = "auto", help_heading = "Model")]
     pub device: DeviceKind,
-    /// f32, bf16, int8, int4; with onnx f32, f16, int8, uint8, quantized, q4, q4f16 or bnb4; or auto
+    /// f32, bf16, int8, int4; with onnx f32, f16, int8, uint8, quantized, q4, q4f16 or bnb4; or
+    /// auto
     #[arg(long, value_name = "NAME", default_value = "auto", help_heading = "Model")]
     pub dtype: DTypeKind,
     /// Keep packed weights in this directory, for the next start
@@ -68,7 +72,8 @@ pub struct Options {
     /// Most pixels of one picture, as its header gives them
     #[arg(long, value_name = "N", default_value_t = 25_000_000, value_parser = clap::value_parser!(u64).range(1..=MAX_PIXELS), help_heading = "Limits")]
     pub max_pixels: u64,
-    /// Memory for encoded pictures, in MiB, so that the next question about the same file encodes nothing; 0: none are kept
+    /// Memory for encoded pictures, in MiB, so that the next question about the same file encodes
+    /// nothing; 0: none are kept
     #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(..=1 << 20), help_heading = "Limits")]
     pub image_cache_mb: u64,
     /// Longest answer of a request, in tokens; one that asks for more gets so many

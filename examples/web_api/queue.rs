@@ -14,7 +14,8 @@ use crate::error::{ApiError, Result};
 use crate::metrics::Metrics;
 use crate::worker::{Control, Conversation, Event, Finished, Job, Settings, Shared, lock};
 
-/// A claim on a worker or on a place in the queue: taken before a body is read, given back when the answer is complete.
+/// A claim on a worker or on a place in the queue: taken before a body is read, given back when the
+/// answer is complete.
 pub struct Place(#[expect(dead_code, reason = "it is dropped, not read")] OwnedSemaphorePermit);
 
 pub struct Queue {
@@ -24,7 +25,8 @@ pub struct Queue {
     shared: Arc<Shared>,
 }
 
-/// The handler's end of a job; dropping it, as hyper does when a client disconnects, ends the generation.
+/// The handler's end of a job; dropping it, as hyper does when a client disconnects, ends the
+/// generation.
 pub struct Reply {
     events: UnboundedReceiver<Event>,
     control: Arc<Control>,

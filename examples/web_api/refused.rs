@@ -1,11 +1,12 @@
-//! Fields that would change the answer, and that no SmolVLM honours: refused by name, but for what means nothing.
+//! Fields that would change the answer, and that no SmolVLM honours: refused by name, but for what
+//! means nothing.
 
 use serde_json::{Map, Value};
 
 use crate::error::{ApiError, Result};
 
-/// Clients send a list of tools with every question, and leave the choice to the model: that may be answered in words.
-/// A demand for a call may not.
+/// Clients send a list of tools with every question, and leave the choice to the model: that may be
+/// answered in words. A demand for a call may not.
 pub fn check(fields: &Map<String, Value>) -> Result<()> {
     const NONE: &Value = &Value::Null;
     let field = |name: &str| fields.get(name).unwrap_or(NONE);

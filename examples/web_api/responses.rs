@@ -1,4 +1,5 @@
-//! `POST /v1/responses`: the smaller part of OpenAI's newer protocol, for pictures and texts, whole answers only.
+//! `POST /v1/responses`: the smaller part of OpenAI's newer protocol, for pictures and texts, whole
+//! answers only.
 
 use axum::Extension;
 use axum::extract::{Request, State};

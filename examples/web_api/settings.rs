@@ -38,7 +38,8 @@ enum Given<'a> {
 }
 
 impl Parameters {
-    /// Those among the fields of a request; `null` is the default. Fields that are no parameters are left alone.
+    /// Those among the fields of a request; `null` is the default. Fields that are no parameters
+    /// are left alone.
     pub fn from_json(fields: &Map<String, Value>) -> Result<Self> {
         let mut parameters = Self::default();
         for (name, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
@@ -85,8 +86,8 @@ impl Parameters {
 
     pub fn settings(self, limits: &Options) -> Result<Settings> {
         let given = self.longest.into_iter().flatten().next();
-        // OpenAI's server refuses more than the model has; those that run on one's own machine shorten it, and their
-        // clients send any large number.
+        // OpenAI's server refuses more than the model has; those that run on one's own machine
+        // shorten it, and their clients send any large number.
         let max_new_tokens = given.unwrap_or(smolvlm::session::DEFAULT_MAX_NEW_TOKENS).min(limits.max_new_tokens);
         if self.stop.len() > MAX_STOPS {
             let given = self.stop.len();

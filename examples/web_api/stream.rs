@@ -18,7 +18,8 @@ use crate::json::openai_finish_reason;
 use crate::queue::Reply;
 use crate::worker::{Event, Finished};
 
-/// Within this time an error has a status of its own; then the head goes out, and an error is an event.
+/// Within this time an error has a status of its own; then the head goes out, and an error is an
+/// event.
 const STATUS_TIME: Duration = Duration::from_secs(1);
 /// Proxies and clients close connections that say nothing for long, the shortest after 30 s or so.
 const COMMENT_INTERVAL: Duration = Duration::from_secs(5);

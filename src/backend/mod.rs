@@ -41,13 +41,14 @@ pub enum DeviceKind {
     TensorRt,
 }
 
-/// The precision of weights and activations. Candle knows `F32`, `Bf16` and on the CPU `Int8` and `Int4`; these but for `Int4` and
-/// the others are the variants in which the hub publishes ONNX graphs.
+/// The precision of weights and activations. Candle knows `F32`, `Bf16` and on the CPU `Int8` and
+/// `Int4`; these but for `Int4` and the others are the variants in which the hub publishes ONNX
+/// graphs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum DTypeKind {
-    /// Candle: on the CPU `Int8` where the kernels have the processor's instructions (AVX2 or better), else `F32`; `Bf16` on an
-    /// accelerator. ONNX: the most precise variant that is there on the CPU, `F16`
-    /// before `F32` on an accelerator.
+    /// Candle: on the CPU `Int8` where the kernels have the processor's instructions (AVX2 or
+    /// better), else `F32`; `Bf16` on an accelerator. ONNX: the most precise variant that is there
+    /// on the CPU, `F16` before `F32` on an accelerator.
     #[default]
     Auto,
     F32,
@@ -121,8 +122,8 @@ pub trait Backend: Send + Sync {
 
 /// One sequence and its KV cache.
 pub trait Decoder: Send {
-    /// Appends `ids`, whose image tokens take `image_rows` ([rows, width]) in order; the logits after the
-    /// last one. What was appended before a halt stays.
+    /// Appends `ids`, whose image tokens take `image_rows` ([rows, width]) in order; the logits
+    /// after the last one. What was appended before a halt stays.
     fn prefill(&mut self, ids: &[u32], image_rows: &[f32], stop: &Stop) -> Run<&[f32]>;
     /// Appends one id; the logits after it. After a halt the cache is as it was.
     fn step(&mut self, id: u32, stop: &Stop) -> Run<&[f32]>;
@@ -209,7 +210,8 @@ const RUNNING: u8 = 1;
 const CANCELLED: u8 = 2;
 
 impl Canceller {
-    /// One atomic operation: from any thread, from a signal handler. Nothing happens to an idle session.
+    /// One atomic operation: from any thread, from a signal handler. Nothing happens to an idle
+    /// session.
     pub fn cancel(&self) {
         let _ = self.0.compare_exchange(RUNNING, CANCELLED, Ordering::Relaxed, Ordering::Relaxed);
     }
@@ -227,8 +229,8 @@ impl Canceller {
     }
 }
 
-/// Prompt tokens that run through the decoder at once: enough for full matrix products, few enough for
-/// a small score matrix and a prompt answer to a stop.
+/// Prompt tokens that run through the decoder at once: enough for full matrix products, few enough
+/// for a small score matrix and a prompt answer to a stop.
 const PREFILL_CHUNK: usize = 384;
 
 /// Patches that run through the vision encoder at once; at least one tile.

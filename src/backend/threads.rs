@@ -1,7 +1,8 @@
 //! The threads of an engine, shared out between the calls that run at once.
 //!
-//! A call takes threads for a pass (a tile, a piece of a prompt, a decode step) and gives them back after it. While there are fewer
-//! passes than threads, each takes its share of them; when none is left, passes wait for their turn, first come, first served.
+//! A call takes threads for a pass (a tile, a piece of a prompt, a decode step) and gives them back
+//! after it. While there are fewer passes than threads, each takes its share of them; when none is
+//! left, passes wait for their turn, first come, first served.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -53,7 +54,8 @@ impl Threads {
         Call(self)
     }
 
-    /// Threads for a pass, until the lease is dropped. Waits for its turn, or until `stop` ends the wait.
+    /// Threads for a pass, until the lease is dropped. Waits for its turn, or until `stop` ends the
+    /// wait.
     pub(crate) fn take(&self, stop: &Stop) -> Result<Lease<'_>, StopReason> {
         let mut state = self.state();
         if state.waiting.is_empty()

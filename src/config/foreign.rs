@@ -1,4 +1,5 @@
-//! Directories that hold something else than a checkpoint: what it is, and what makes a checkpoint of it.
+//! Directories that hold something else than a checkpoint: what it is, and what makes a checkpoint
+//! of it.
 
 use serde_json::Value;
 
@@ -7,7 +8,8 @@ use crate::files::ModelFiles;
 
 const ADAPTER: &str = "adapter_config.json";
 
-/// Refuses a folder whose weights are an adapter's, or that has no `config.json` and is known by what it has instead.
+/// Refuses a folder whose weights are an adapter's, or that has no `config.json` and is known by
+/// what it has instead.
 pub(crate) fn check(files: &ModelFiles) -> Result<()> {
     let adapter = ["adapter_model.safetensors", "adapter_model.bin"].into_iter().any(|name| files.has(name));
     // Beside a checkpoint its settings alone are a leftover of a merge.

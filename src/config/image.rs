@@ -1,4 +1,5 @@
-//! The image processor's settings: in `preprocessor_config.json`, or as transformers 5 saves them in `processor_config.json`.
+//! The image processor's settings: in `preprocessor_config.json`, or as transformers 5 saves them
+//! in `processor_config.json`.
 
 use serde::Deserialize;
 
@@ -24,7 +25,8 @@ pub struct ImageConfig {
     pub std: [f64; 3],
 }
 
-/// What is absent or null has the default of the reference's `Idefics3ImageProcessor`: its fast kind writes nulls.
+/// What is absent or null has the default of the reference's `Idefics3ImageProcessor`: its fast
+/// kind writes nulls.
 #[derive(Deserialize)]
 struct RawImageConfig {
     size: Option<LongestEdge>,
@@ -74,7 +76,8 @@ impl ImageConfig {
 }
 
 impl RawImageConfig {
-    /// Where the reference finds them, in its order: what is nested in `processor_config.json` wins.
+    /// Where the reference finds them, in its order: what is nested in `processor_config.json`
+    /// wins.
     fn find(files: &ModelFiles) -> Result<(Self, String)> {
         const NESTED: &str = "processor_config.json";
         const FLAT: &str = "preprocessor_config.json";

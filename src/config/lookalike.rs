@@ -1,4 +1,5 @@
-//! Settings under which a model only looks like the family: a key that changes arithmetic, and the values that leave it as it is.
+//! Settings under which a model only looks like the family: a key that changes arithmetic, and the
+//! values that leave it as it is.
 
 use serde_json::{Map, Value};
 
@@ -19,8 +20,8 @@ enum Off {
     Text(&'static str),
 }
 
-/// In `text_config`: of Granite, Cohere, Gemma, MiniCPM, SmolLM3, Qwen, Phi, OLMo, Llama 4 and mixtures of experts, which share names and
-/// shapes of tensors with Llama.
+/// In `text_config`: of Granite, Cohere, Gemma, MiniCPM, SmolLM3, Qwen, Phi, OLMo, Llama 4 and
+/// mixtures of experts, which share names and shapes of tensors with Llama.
 const TEXT: [(&str, Off); 57] = [
     ("logits_scaling", Off::One),
     ("logit_scale", Off::One),
@@ -95,7 +96,8 @@ const VISION: [(&str, Off); 10] = [
     ("rope_theta", Off::Absent),
 ];
 
-/// Refuses the keys of `text_config` that no other check reads. `window`: that of a sliding attention counts.
+/// Refuses the keys of `text_config` that no other check reads. `window`: that of a sliding
+/// attention counts.
 pub(super) fn check_text(others: &Map<String, Value>, head_dim: usize) -> Result<()> {
     check_quantised("text_config.", others)?;
     check("text_config.", others, &TEXT)?;

@@ -40,7 +40,8 @@ pub enum Rope {
         original: f64,
         truncate: bool,
     },
-    /// Each has its own factor. Those for contexts over the original length are never needed: none gets that long here.
+    /// Each has its own factor. Those for contexts over the original length are never needed: none
+    /// gets that long here.
     LongRope {
         factors: Vec<f64>,
         scale: f64,
@@ -112,14 +113,16 @@ pub(super) struct Around {
     pub original: Option<usize>,
 }
 
-/// What rope's settings say: kind, theta if it is among them, and the context that this kind is computed for.
+/// What rope's settings say: kind, theta if it is among them, and the context that this kind is
+/// computed for.
 pub(super) struct Read {
     pub rope: Rope,
     pub theta: Option<f64>,
     pub max_position_embeddings: usize,
 }
 
-/// Reads `rope_scaling` or `rope_parameters`; as in the reference, the former wins where it says something.
+/// Reads `rope_scaling` or `rope_parameters`; as in the reference, the former wins where it says
+/// something.
 pub(super) fn read(
     scaling: Option<&Map<String, Value>>,
     parameters: Option<&Map<String, Value>>,

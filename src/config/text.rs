@@ -61,8 +61,8 @@ pub(super) struct RawTextConfig {
 }
 
 impl Default for RawTextConfig {
-    // `LlamaConfig` of transformers 5. Idefics3's own epsilon, 1e-5, holds only where there is no text_config at
-    // all, and such a file has no rope_theta either.
+    // `LlamaConfig` of transformers 5. Idefics3's own epsilon, 1e-5, holds only where there is no
+    // text_config at all, and such a file has no rope_theta either.
     fn default() -> Self {
         Self {
             model_type: None,

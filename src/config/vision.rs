@@ -45,7 +45,8 @@ impl Default for VisionConfig {
 }
 
 impl VisionConfig {
-    /// Patches along one side of a tile; the pixels of a started patch at the right and bottom fall away.
+    /// Patches along one side of a tile; the pixels of a started patch at the right and bottom fall
+    /// away.
     pub fn patches_per_side(&self) -> usize {
         self.image_size / self.patch_size
     }

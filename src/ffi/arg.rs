@@ -1,4 +1,5 @@
-//! What comes from C, checked: pointers, strings, codes and versioned structs, each named in its error.
+//! What comes from C, checked: pointers, strings, codes and versioned structs, each named in its
+//! error.
 
 use std::ffi::{CStr, c_char, c_void};
 use std::fmt::Display;
@@ -45,7 +46,8 @@ fn checked<T>(pointer: *const T, name: impl Display) -> Result<*const T> {
     Ok(pointer)
 }
 
-/// A handle that the library made, held for as long as the call lasts, even if the caller frees it meanwhile.
+/// A handle that the library made, held for as long as the call lasts, even if the caller frees it
+/// meanwhile.
 ///
 /// # Safety
 /// `handle` is NULL, or [`give`] made it and [`release`] did not take it yet.
@@ -69,7 +71,8 @@ pub(super) fn give<T>(value: T) -> *mut T {
 /// `handle` is NULL, or [`give`] made it and this is the only time that it is freed.
 pub(super) unsafe fn release<T>(handle: *mut T) {
     if !handle.is_null() {
-        // SAFETY: the caller of this function promises a live handle, which is an `Arc`'s raw pointer.
+        // SAFETY: the caller of this function promises a live handle, which is an `Arc`'s raw
+        // pointer.
         drop(unsafe { Arc::from_raw(handle.cast_const()) });
     }
 }
@@ -80,8 +83,9 @@ pub(super) unsafe fn release<T>(handle: *mut T) {
 /// `out` is NULL or valid for a write during `'a`.
 pub(super) unsafe fn out<'a, T>(out: *mut *mut T, name: &str) -> Result<&'a mut *mut T> {
     checked(out, name)?;
-    // SAFETY: not NULL and aligned by `checked`; the caller of this function promises that it can be
-    // written. What C left in there may be uninitialised, so it is overwritten before it is borrowed.
+    // SAFETY: not NULL and aligned by `checked`; the caller of this function promises that it can
+    // be written. What C left in there may be uninitialised, so it is overwritten before it is
+    // borrowed.
     unsafe {
         out.write(std::ptr::null_mut());
         Ok(&mut *out)
@@ -126,8 +130,8 @@ pub(super) unsafe fn array<'a, T>(data: *const T, count: usize, name: &str, coun
         return Err(Error::invalid_argument(format!("{count_name}: {count} given, at most {MAX_ELEMENTS} accepted")));
     }
     let data = checked(data, name)?;
-    // SAFETY: not NULL, aligned and not longer than an allocation can be; the caller of this function
-    // promises the rest.
+    // SAFETY: not NULL, aligned and not longer than an allocation can be; the caller of this
+    // function promises the rest.
     Ok(unsafe { std::slice::from_raw_parts(data, count) })
 }
 
@@ -142,8 +146,8 @@ pub(super) unsafe fn bytes<'a>(data: *const c_void, size: usize) -> Result<&'a [
     if size > isize::MAX as usize {
         return Err(Error::invalid_argument(format!("data_size: {size} bytes given, more than memory can hold")));
     }
-    // SAFETY: not NULL and not longer than an allocation can be; the caller of this function promises
-    // the rest.
+    // SAFETY: not NULL and not longer than an allocation can be; the caller of this function
+    // promises the rest.
     Ok(unsafe { std::slice::from_raw_parts(data.cast(), size) })
 }
 
@@ -178,8 +182,8 @@ pub(super) unsafe fn versioned<T: Versioned>(pointer: *const T, name: &str) -> R
         )));
     }
     let mut value = MaybeUninit::<T>::zeroed();
-    // SAFETY: `known` bytes can be read as above, and `value` has room for them; a `Versioned` type is
-    // valid with its remaining bytes zero.
+    // SAFETY: `known` bytes can be read as above, and `value` has room for them; a `Versioned` type
+    // is valid with its remaining bytes zero.
     unsafe {
         std::ptr::copy_nonoverlapping(pointer.cast::<u8>(), value.as_mut_ptr().cast::<u8>(), known);
         Ok(value.assume_init())
@@ -209,8 +213,8 @@ pub(super) unsafe fn fill<T: Versioned>(out: *mut T, value: &T, name: &str) -> R
 /// `pointer` is NULL or its first field can be read.
 unsafe fn struct_size<T: Versioned>(pointer: *const T, name: &str) -> Result<usize> {
     let pointer = checked(pointer, name)?;
-    // SAFETY: not NULL and aligned; a `Versioned` type begins with its size, which the caller of this
-    // function promises to be readable.
+    // SAFETY: not NULL and aligned; a `Versioned` type begins with its size, which the caller of
+    // this function promises to be readable.
     let size = unsafe { pointer.cast::<usize>().read() };
     // The size of a C struct is a multiple of its alignment: another number was never a `sizeof`.
     if !(size_of::<usize>()..=MAX_STRUCT_BYTES).contains(&size) || !size.is_multiple_of(align_of::<T>()) {

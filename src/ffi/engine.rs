@@ -1,4 +1,5 @@
-//! `smolvlm_create`, `smolvlm_process`, `smolvlm_free`, and what a request and a callback become in Rust.
+//! `smolvlm_create`, `smolvlm_process`, `smolvlm_free`, and what a request and a callback become in
+//! Rust.
 
 use std::ffi::{c_char, c_void};
 use std::ops::ControlFlow;
@@ -19,29 +20,30 @@ use crate::sampler::Sampling;
 use crate::session::{OnText, Request};
 
 /// A loaded model: weights, tokenizer, configuration. It never changes; any thread may use it, and
-/// several at once, of the process that made it: a child of `fork` that asks it, or a session of it, is
-/// told so at once (`SMOLVLM_STATUS_UNSUPPORTED`, "fork: ..."), may free both, and may load the model itself, whatever the parent's
-/// threads were doing. A fork waits, two seconds at most, while another thread reads a tokenizer or opens a graph
-/// of ONNX Runtime.
-/// Made by `smolvlm_create`, freed by `smolvlm_free`.
+/// several at once, of the process that made it: a child of `fork` that asks it, or a session of
+/// it, is told so at once (`SMOLVLM_STATUS_UNSUPPORTED`, "fork: ..."), may free both, and may load
+/// the model itself, whatever the parent's threads were doing. A fork waits, two seconds at most,
+/// while another thread reads a tokenizer or opens a graph of ONNX Runtime. Made by
+/// `smolvlm_create`, freed by `smolvlm_free`.
 pub struct smolvlm_engine {
     pub(super) engine: Engine,
 }
 
 /// Loads a model.
 ///
-/// `model_dir` is the path, in UTF-8, of a directory as the Hugging Face hub publishes it: config.json,
-/// tokenizer.json, model.safetensors or its shards for Candle, `onnx/` for ONNX Runtime. Where there is no such directory, it may
-/// be a hub id, `owner/name` or `owner/name@revision`, that the hub's local cache holds (`HF_HUB_CACHE`, else
+/// `model_dir` is the path, in UTF-8, of a directory as the Hugging Face hub publishes it:
+/// config.json, tokenizer.json, model.safetensors or its shards for Candle, `onnx/` for ONNX
+/// Runtime. Where there is no such directory, it may be a hub id, `owner/name` or
+/// `owner/name@revision`, that the hub's local cache holds (`HF_HUB_CACHE`, else
 /// `HUGGINGFACE_HUB_CACHE`, else `HF_HOME`, else `~/.cache/huggingface`); nothing is
-/// fetched, and the message says what would fetch it. `options` may be NULL: all defaults. `*out` is the
-/// engine, to be freed with `smolvlm_free`, or NULL on failure. The directory must not change while
-/// the engine lives: a backend may keep its weights mapped.
+/// fetched, and the message says what would fetch it. `options` may be NULL: all defaults. `*out`
+/// is the engine, to be freed with `smolvlm_free`, or NULL on failure. The directory must not
+/// change while the engine lives: a backend may keep its weights mapped.
 ///
-/// Any thread. INVALID_ARGUMENT: an argument, named in the message. NOT_FOUND: the directory, one of its
-/// files, or ONNX Runtime. INVALID_MODEL: a file, named. UNSUPPORTED: a kind of model, backend, device or
-/// precision, or a library that is no ONNX Runtime or too old.
-/// OUT_OF_MEMORY: over `max_memory_bytes`. BACKEND: the inference engine's own error.
+/// Any thread. INVALID_ARGUMENT: an argument, named in the message. NOT_FOUND: the directory, one
+/// of its files, or ONNX Runtime. INVALID_MODEL: a file, named. UNSUPPORTED: a kind of model,
+/// backend, device or precision, or a library that is no ONNX Runtime or too old. OUT_OF_MEMORY:
+/// over `max_memory_bytes`. BACKEND: the inference engine's own error.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn smolvlm_create(
     model_dir: *const c_char,
@@ -61,16 +63,17 @@ pub unsafe extern "C" fn smolvlm_create(
     })
 }
 
-/// Answers one question. Nothing is kept: the next question starts anew. See `smolvlm_session_process`
-/// for conversations.
+/// Answers one question. Nothing is kept: the next question starts anew. See
+/// `smolvlm_session_process` for conversations.
 ///
 /// `request` is read during the call only. `*out` is the answer, to be freed with
-/// `smolvlm_result_free`, or NULL on failure. A deadline that passed and a callback that stopped are
-/// no failures: the result says so and has the text so far.
+/// `smolvlm_result_free`, or NULL on failure. A deadline that passed and a callback that stopped
+/// are no failures: the result says so and has the text so far.
 ///
 /// Any thread, and several at once with one engine. INVALID_ARGUMENT: an argument, named in the
-/// message. CONTEXT_OVERFLOW: the prompt with its pictures is longer than the context. OUT_OF_MEMORY,
-/// UNSUPPORTED, BACKEND: see the message. INTERNAL: a defect; the engine stays usable.
+/// message. CONTEXT_OVERFLOW: the prompt with its pictures is longer than the context.
+/// OUT_OF_MEMORY, UNSUPPORTED, BACKEND: see the message. INTERNAL: a defect; the engine stays
+/// usable.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn smolvlm_process(
     engine: *mut smolvlm_engine,
@@ -160,7 +163,8 @@ unsafe fn engine_options(options: *const smolvlm_options) -> Result<EngineOption
 /// Calls `body` with what a C request says.
 ///
 /// # Safety
-/// `request` is NULL or a struct of `struct_size` bytes; all that it points to is valid during the call.
+/// `request` is NULL or a struct of `struct_size` bytes; all that it points to is valid during the
+/// call.
 pub(super) unsafe fn with_request<T>(
     request: *const smolvlm_request,
     body: impl FnOnce(&Request<'_>, &mut OnText<'_>) -> Result<T>,
@@ -214,7 +218,8 @@ pub(super) unsafe fn with_request<T>(
     converted.timeout = (request.timeout_ms != 0).then(|| Duration::from_millis(request.timeout_ms.into()));
     let mut piece = Vec::new();
     let answer = body(&converted, &mut |text| {
-        // SAFETY: the caller of this function promises that the callback may be called with its data.
+        // SAFETY: the caller of this function promises that the callback may be called with its
+        // data.
         unsafe { call_back(request.on_text, request.user_data, text, &mut piece) }
     });
     arg::within("request", answer)
@@ -266,7 +271,8 @@ unsafe fn call_back(
     buffer.clear();
     buffer.extend_from_slice(text.as_bytes());
     buffer.push(0);
-    // SAFETY: `buffer` holds `text.len()` bytes and a NUL; the caller of this function promises the rest.
+    // SAFETY: `buffer` holds `text.len()` bytes and a NUL; the caller of this function promises the
+    // rest.
     match unsafe { callback(user_data, buffer.as_ptr().cast(), text.len()) } {
         0 => ControlFlow::Continue(()),
         _ => ControlFlow::Break(()),

@@ -1,4 +1,5 @@
-//! The wall between Rust and C: catches panics, turns errors into status codes, keeps the last message.
+//! The wall between Rust and C: catches panics, turns errors into status codes, keeps the last
+//! message.
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -14,7 +15,8 @@ thread_local! {
 
 /// Runs the body of a fallible C function. This is the only place that writes the last error.
 pub(super) fn run(body: impl FnOnce() -> Result<()>) -> smolvlm_status {
-    // What a panic can leave half-done is behind a mutex, which it poisons, or is dropped with the body.
+    // What a panic can leave half-done is behind a mutex, which it poisons, or is dropped with the
+    // body.
     let outcome = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| Err(panicked(payload.as_ref())));
     let (status, message) = match &outcome {
         Ok(()) => (smolvlm_status::Ok, ""),
@@ -52,7 +54,8 @@ mod tests {
     use super::*;
 
     fn message() -> String {
-        // SAFETY: `last_error` returns a NUL-terminated string of this thread; nothing ran in between.
+        // SAFETY: `last_error` returns a NUL-terminated string of this thread; nothing ran in
+        // between.
         unsafe { CStr::from_ptr(last_error()) }.to_str().unwrap().to_owned()
     }
 

@@ -21,15 +21,15 @@ const VERSION: &CStr = c_str!(env!("CARGO_PKG_VERSION"));
 
 const BUILD_INFO: &CStr = c_str!(env!("CARGO_PKG_VERSION"), " ", env!("SMOLVLM_TARGET"), env!("SMOLVLM_BACKENDS"));
 
-/// The version of the library that is loaded, e.g. "0.1.0"; the header's is `SMOLVLM_VERSION_STRING`.
-/// A static string. Any thread.
+/// The version of the library that is loaded, e.g. "0.1.0"; the header's is
+/// `SMOLVLM_VERSION_STRING`. A static string. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn smolvlm_version() -> *const c_char {
     VERSION.as_ptr()
 }
 
-/// The version of the library that is loaded, as `SMOLVLM_VERSION_NUMBER` is made: 10000 times major,
-/// plus 100 times minor, plus patch. Any thread.
+/// The version of the library that is loaded, as `SMOLVLM_VERSION_NUMBER` is made: 10000 times
+/// major, plus 100 times minor, plus patch. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn smolvlm_version_number() -> u32 {
     const fn number(text: &str) -> u32 {
@@ -71,17 +71,18 @@ pub extern "C" fn smolvlm_status_name(status: i32) -> *const c_char {
     names.iter().find(|(known, _)| *known as i32 == status).map_or(c"UNKNOWN", |(_, name)| name).as_ptr()
 }
 
-/// What went wrong in the last call on this thread that returned a status: one line of UTF-8, "" after
-/// `SMOLVLM_STATUS_OK` and before the first such call, never NULL. Owned by the library, valid until
-/// this thread makes the next such call or ends.
+/// What went wrong in the last call on this thread that returned a status: one line of UTF-8, ""
+/// after
+/// `SMOLVLM_STATUS_OK` and before the first such call, never NULL. Owned by the library, valid
+/// until this thread makes the next such call or ends.
 #[unsafe(no_mangle)]
 pub extern "C" fn smolvlm_last_error() -> *const c_char {
     guard::last_error()
 }
 
-/// Sends what the library has to say to `callback`, for the whole process; NULL ends that, and is how
-/// it begins. When this returns, the callback that was set before is not running and will not be
-/// called again.
+/// Sends what the library has to say to `callback`, for the whole process; NULL ends that, and is
+/// how it begins. When this returns, the callback that was set before is not running and will not
+/// be called again.
 ///
 /// Any thread. BUSY: called from inside a log callback.
 #[unsafe(no_mangle)]

@@ -22,8 +22,9 @@ impl smolvlm_result {
     }
 }
 
-/// The text: UTF-8, NUL-terminated, without another NUL, owned by the result. `out_size` receives its
-/// bytes without the last NUL, and may be NULL. A result that is NULL has the text "". Any thread.
+/// The text: UTF-8, NUL-terminated, without another NUL, owned by the result. `out_size` receives
+/// its bytes without the last NUL, and may be NULL. A result that is NULL has the text "". Any
+/// thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn smolvlm_result_text(result: *const smolvlm_result, out_size: *mut usize) -> *const c_char {
     // SAFETY: the caller promises NULL or a result that is not freed yet.
@@ -44,19 +45,21 @@ pub unsafe extern "C" fn smolvlm_result_finish_reason(result: *const smolvlm_res
 /// result. `out_count` receives their number, and may be NULL. NULL has none. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn smolvlm_result_tokens(result: *const smolvlm_result, out_count: *mut usize) -> *const u32 {
-    // SAFETY: the caller promises NULL or a result that is not freed yet, and NULL or a place for a count.
+    // SAFETY: the caller promises NULL or a result that is not freed yet, and NULL or a place for a
+    // count.
     unsafe { slice(result, out_count, |answer| &answer.token_ids) }
 }
 
-/// The ids of the tokens that the model read, the conversation before and the places of the pictures
-/// included; owned by the result. `out_count` receives their number, and may be NULL. NULL has none.
-/// Any thread.
+/// The ids of the tokens that the model read, the conversation before and the places of the
+/// pictures included; owned by the result. `out_count` receives their number, and may be NULL. NULL
+/// has none. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn smolvlm_result_prompt_tokens(
     result: *const smolvlm_result,
     out_count: *mut usize,
 ) -> *const u32 {
-    // SAFETY: the caller promises NULL or a result that is not freed yet, and NULL or a place for a count.
+    // SAFETY: the caller promises NULL or a result that is not freed yet, and NULL or a place for a
+    // count.
     unsafe { slice(result, out_count, |answer| &answer.prompt_token_ids) }
 }
 

@@ -41,8 +41,8 @@ impl smolvlm_session {
 /// `engine` may be freed before the session. `*out` is the session, to be freed with
 /// `smolvlm_session_free`, or NULL on failure.
 ///
-/// Any thread. INVALID_ARGUMENT: an argument is NULL. OUT_OF_MEMORY: over `max_memory_bytes`. BACKEND:
-/// the inference engine's own error.
+/// Any thread. INVALID_ARGUMENT: an argument is NULL. OUT_OF_MEMORY: over `max_memory_bytes`.
+/// BACKEND: the inference engine's own error.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn smolvlm_session_new(
     engine: *mut smolvlm_engine,
@@ -63,9 +63,9 @@ pub unsafe extern "C" fn smolvlm_session_new(
 ///
 /// As `smolvlm_process`, and further: BUSY: a generation of this session is running, on another
 /// thread or around the callback that makes this call. INTERNAL: a defect; if it was a panic, the
-/// session answers so until it is freed. After a failure of another kind, and after a stop (deadline,
-/// cancel, callback) before the first token, the conversation is as it was before the call: question,
-/// pictures and system prompt are to be given again.
+/// session answers so until it is freed. After a failure of another kind, and after a stop
+/// (deadline, cancel, callback) before the first token, the conversation is as it was before the
+/// call: question, pictures and system prompt are to be given again.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn smolvlm_session_process(
     session: *mut smolvlm_session,
@@ -89,12 +89,12 @@ pub unsafe extern "C" fn smolvlm_session_process(
 /// `SMOLVLM_FINISH_REASON_CANCELLED`. An idle session is not affected, nor is its next generation.
 /// NULL is fine.
 ///
-/// Any thread, the text callback, and a signal handler: it stores one atomic value. The session must
-/// not be freed meanwhile.
+/// Any thread, the text callback, and a signal handler: it stores one atomic value. The session
+/// must not be freed meanwhile.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn smolvlm_session_cancel(session: *mut smolvlm_session) {
-    // SAFETY: the caller promises NULL or a handle that is not freed yet. Neither memory is allocated
-    // nor a lock taken here, for the sake of signal handlers.
+    // SAFETY: the caller promises NULL or a handle that is not freed yet. Neither memory is
+    // allocated nor a lock taken here, for the sake of signal handlers.
     if let Some(session) = unsafe { session.as_ref() } {
         session.canceller.cancel();
     }
@@ -102,7 +102,8 @@ pub unsafe extern "C" fn smolvlm_session_cancel(session: *mut smolvlm_session) {
 
 /// Forgets the conversation; the session is as new.
 ///
-/// Any thread. INVALID_ARGUMENT: `session` is NULL. BUSY, INTERNAL: as `smolvlm_session_process`. UNSUPPORTED: in a child of `fork`.
+/// Any thread. INVALID_ARGUMENT: `session` is NULL. BUSY, INTERNAL: as `smolvlm_session_process`.
+/// UNSUPPORTED: in a child of `fork`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn smolvlm_session_reset(session: *mut smolvlm_session) -> smolvlm_status {
     guard::run(|| {

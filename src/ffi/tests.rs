@@ -1,4 +1,5 @@
-//! What the C functions do when the engine breaks: no release has a backend that panics, so one is made here.
+//! What the C functions do when the engine breaks: no release has a backend that panics, so one is
+//! made here.
 
 use std::ffi::{CStr, c_char, c_void};
 use std::path::Path;
@@ -107,7 +108,8 @@ fn a_panic_breaks_its_session_and_nothing_else() {
     let request = request();
     let mut session: *mut smolvlm_session = null_mut();
     let mut result: *mut smolvlm_result = null_mut();
-    // SAFETY: the handles come from the functions that make them, and each is freed once, at the end.
+    // SAFETY: the handles come from the functions that make them, and each is freed once, at the
+    // end.
     unsafe {
         assert_eq!(smolvlm_session_new(engine, &mut session), smolvlm_status::Ok);
         assert_eq!(smolvlm_session_process(session, &request, &mut result), smolvlm_status::Internal);

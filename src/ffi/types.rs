@@ -138,8 +138,9 @@ impl From<DeviceKind> for smolvlm_device {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum smolvlm_dtype {
-    /// Candle: on the processor INT8 where it is fast (AVX2 or better), else F32; BF16 on an accelerator. ONNX: the first of F32, F16, INT8, UINT8, QUANTIZED, Q4,
-    /// Q4F16 and BNB4 that is there; on an accelerator F16 comes before F32.
+    /// Candle: on the processor INT8 where it is fast (AVX2 or better), else F32; BF16 on an
+    /// accelerator. ONNX: the first of F32, F16, INT8, UINT8, QUANTIZED, Q4, Q4F16 and BNB4 that is
+    /// there; on an accelerator F16 comes before F32.
     Auto = 0,
     /// 32-bit floats: the reference.
     F32 = 1,
@@ -147,8 +148,8 @@ pub enum smolvlm_dtype {
     Bf16 = 2,
     /// 16-bit floats.
     F16 = 3,
-    /// Signed 8-bit weights; on Candle quantised while loading, one scale per output, activations, keys and
-    /// values per token.
+    /// Signed 8-bit weights; on Candle quantised while loading, one scale per output, activations,
+    /// keys and values per token.
     Int8 = 4,
     /// Unsigned 8-bit weights.
     Uint8 = 5,
@@ -160,7 +161,8 @@ pub enum smolvlm_dtype {
     Q4f16 = 8,
     /// 4-bit weights as bitsandbytes has them.
     Bnb4 = 9,
-    /// Candle on the processor: the decoder's layers in 4 bits, in blocks of 32 weights, the rest as INT8.
+    /// Candle on the processor: the decoder's layers in 4 bits, in blocks of 32 weights, the rest
+    /// as INT8.
     Int4 = 10,
 }
 
@@ -182,15 +184,16 @@ impl From<DTypeKind> for smolvlm_dtype {
     }
 }
 
-/// How the bytes of an image are to be read. The top row comes first. Raw pixels are used as they lie; only a
-/// file says how it is to be turned.
+/// How the bytes of an image are to be read. The top row comes first. Raw pixels are used as they
+/// lie; only a file says how it is to be turned.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum smolvlm_format {
-    /// The bytes of a JPEG, PNG, WebP, BMP, GIF, TIFF or PBM/PGM/PPM/PAM file; of several pictures the first. It is
-    /// turned upright as its EXIF orientation says, unless `ignore_exif` is set, and its transparency becomes white.
-    /// Of 16 bits, gray is scaled as with `SMOLVLM_FORMAT_GRAY16`; colours keep their high byte. HEIC, AVIF and
-    /// others are named in the error.
+    /// The bytes of a JPEG, PNG, WebP, BMP, GIF, TIFF or PBM/PGM/PPM/PAM file; of several pictures
+    /// the first. It is turned upright as its EXIF orientation says, unless `ignore_exif` is set,
+    /// and its transparency becomes white. Of 16 bits, gray is scaled as with
+    /// `SMOLVLM_FORMAT_GRAY16`; colours keep their high byte. HEIC, AVIF and others are named in
+    /// the error.
     Encoded = 0,
     /// Red, green, blue; `rgb8` in ROS.
     Rgb8 = 1,
@@ -202,10 +205,10 @@ pub enum smolvlm_format {
     Bgra8 = 4,
     /// Luminance; `mono8` in ROS.
     Gray8 = 5,
-    /// Depth or luminance of 16 bits in the byte order of this machine, at any address; `mono16` and `16UC1` in
-    /// ROS. It is scaled so that the picture's largest value becomes white, and 0, where a depth camera saw
-    /// nothing, stays black: a sensor that marks that with 65535 needs it replaced by 0. Libraries before this
-    /// value answer `SMOLVLM_STATUS_INVALID_ARGUMENT`.
+    /// Depth or luminance of 16 bits in the byte order of this machine, at any address; `mono16`
+    /// and `16UC1` in ROS. It is scaled so that the picture's largest value becomes white, and 0,
+    /// where a depth camera saw nothing, stays black: a sensor that marks that with 65535 needs it
+    /// replaced by 0. Libraries before this value answer `SMOLVLM_STATUS_INVALID_ARGUMENT`.
     Gray16 = 6,
 }
 
@@ -228,16 +231,16 @@ pub enum smolvlm_log_level {
 ///
 /// `text` is UTF-8, holds whole code points, has `size` bytes and a NUL behind them, and is valid
 /// during the call only. The pieces put together are the text of the result. Return 0 to go on, any
-/// other value to stop: the result then has `SMOLVLM_FINISH_REASON_CANCELLED`. The callback must not
-/// throw or `longjmp`; it may call `smolvlm_session_cancel`, `smolvlm_session_free` and
+/// other value to stop: the result then has `SMOLVLM_FINISH_REASON_CANCELLED`. The callback must
+/// not throw or `longjmp`; it may call `smolvlm_session_cancel`, `smolvlm_session_free` and
 /// `smolvlm_free`; any other call for its own session answers `SMOLVLM_STATUS_BUSY`.
 pub type smolvlm_text_callback =
     Option<unsafe extern "C" fn(user_data: *mut c_void, text: *const c_char, size: usize) -> i32>;
 
 /// Receives log messages, on any thread, from several at once. `level` is a `smolvlm_log_level`;
 /// `message` is one line of UTF-8 without a line end, valid during the call only. The callback must
-/// not throw or `longjmp`, nor create engines or ask them anything, since it may be called from inside the
-/// engine. What the library would log during it is dropped.
+/// not throw or `longjmp`, nor create engines or ask them anything, since it may be called from
+/// inside the engine. What the library would log during it is dropped.
 pub type smolvlm_log_callback =
     Option<unsafe extern "C" fn(user_data: *mut c_void, level: i32, message: *const c_char)>;
 
@@ -261,27 +264,30 @@ pub struct smolvlm_options {
     pub device_index: u32,
     /// A `smolvlm_dtype`.
     pub dtype: i32,
-    /// Threads that compute at a time; 0: one for each core that the process may use. Calls that run at once
-    /// share them: each gets its part while there is one for each, and from then on they take turns, a tile, 384
-    /// prompt tokens or an answer's token at a time. With ONNX Runtime each of two graphs (the
-    /// vision encoder and the decoder) has as many, the calling thread among them, and answers in turn.
+    /// Threads that compute at a time; 0: one for each core that the process may use. Calls that
+    /// run at once share them: each gets its part while there is one for each, and from then on
+    /// they take turns, a tile, 384 prompt tokens or an answer's token at a time. With ONNX Runtime
+    /// each of two graphs (the vision encoder and the decoder) has as many, the calling thread
+    /// among them, and answers in turn.
     pub num_threads: u32,
     /// Longest conversation, in tokens; 0: as long as the model allows.
     pub context_tokens: u32,
-    /// Memory for the weights and the full KV cache of one session, in bytes: `smolvlm_create` answers
+    /// Memory for the weights and the full KV cache of one session, in bytes: `smolvlm_create`
+    /// answers
     /// `SMOLVLM_STATUS_OUT_OF_MEMORY` where they need more. Further sessions are not counted. 0:
     /// unlimited.
     pub max_memory_bytes: u64,
-    /// File of the ONNX Runtime library, 1.20 or newer; NULL: the environment variable `ORT_DYLIB_PATH`,
-    /// else the system's. Only the ONNX backend looks at it. A process has one: after the first engine,
-    /// another file is `SMOLVLM_STATUS_INVALID_ARGUMENT`.
+    /// File of the ONNX Runtime library, 1.20 or newer; NULL: the environment variable
+    /// `ORT_DYLIB_PATH`, else the system's. Only the ONNX backend looks at it. A process has one:
+    /// after the first engine, another file is `SMOLVLM_STATUS_INVALID_ARGUMENT`.
     pub onnxruntime_path: *const c_char,
-    /// Directory in which Candle keeps BF16, INT8 and INT4 weights as this processor wants them; NULL: nowhere.
-    /// The next load of the same model maps them, and reads and quantises no others; a SHA256SUMS is
-    /// verified all the same. It must be trusted as the model's directory is, and its files must not change
-    /// in place. One that cannot be made is `SMOLVLM_STATUS_INVALID_ARGUMENT`; a file in it that cannot be
-    /// written, or is damaged, is logged, and no error. `SMOLVLM_STATUS_UNSUPPORTED` where weights are not
-    /// packed: F32, an accelerator, ONNX Runtime.
+    /// Directory in which Candle keeps BF16, INT8 and INT4 weights as this processor wants them;
+    /// NULL: nowhere. The next load of the same model maps them, and reads and quantises no others;
+    /// a SHA256SUMS is verified all the same. It must be trusted as the model's directory is, and
+    /// its files must not change in place. One that cannot be made is
+    /// `SMOLVLM_STATUS_INVALID_ARGUMENT`; a file in it that cannot be written, or is damaged, is
+    /// logged, and no error. `SMOLVLM_STATUS_UNSUPPORTED` where weights are not packed: F32, an
+    /// accelerator, ONNX Runtime.
     pub packed_cache_dir: *const c_char,
 }
 
@@ -293,12 +299,14 @@ pub struct smolvlm_options {
 pub struct smolvlm_image {
     /// The pixels, or the bytes of a file.
     pub data: *const c_void,
-    /// Bytes that may be read at `data`. Too few for the picture is `SMOLVLM_STATUS_INVALID_ARGUMENT`.
+    /// Bytes that may be read at `data`. Too few for the picture is
+    /// `SMOLVLM_STATUS_INVALID_ARGUMENT`.
     pub data_size: usize,
     /// Bytes from the start of one row to the start of the next; 0: rows without padding. The last
     /// row needs no padding.
     pub stride: usize,
-    /// Pixels of a row, 1 to 32768. With `SMOLVLM_FORMAT_ENCODED`, this, `height` and `stride` are 0.
+    /// Pixels of a row, 1 to 32768. With `SMOLVLM_FORMAT_ENCODED`, this, `height` and `stride` are
+    /// 0.
     pub width: u32,
     /// Rows, 1 to 32768; at most 100 million pixels in all.
     pub height: u32,
@@ -307,8 +315,8 @@ pub struct smolvlm_image {
 }
 
 /// One question. Zero is the default of every field but `struct_size` and `prompt`; other versions
-/// of the struct are accepted as with `smolvlm_options`. Everything it points to is the caller's and
-/// is read during the call only.
+/// of the struct are accepted as with `smolvlm_options`. Everything it points to is the caller's
+/// and is read during the call only.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct smolvlm_request {
@@ -323,12 +331,13 @@ pub struct smolvlm_request {
     pub images: *const smolvlm_image,
     /// Number of `images`; 0: a question without a picture.
     pub image_count: usize,
-    /// Scales a picture so that its longer edge has this many pixels before it is cut into tiles: less
-    /// is faster and sees less. 0: the model's own value.
+    /// Scales a picture so that its longer edge has this many pixels before it is cut into tiles:
+    /// less is faster and sees less. 0: the model's own value.
     pub longest_edge: u32,
     /// Non-zero: each picture is one tile, the fastest and coarsest way.
     pub no_split: i32,
-    /// Non-zero: encoded pictures are used as stored, whatever their EXIF orientation says; so does the reference.
+    /// Non-zero: encoded pictures are used as stored, whatever their EXIF orientation says; so does
+    /// the reference.
     pub ignore_exif: i32,
     /// Longest answer, in tokens; 0: 256.
     pub max_new_tokens: u32,
@@ -338,13 +347,13 @@ pub struct smolvlm_request {
     pub top_k: u32,
     /// Chooses among the likeliest tokens that have this probability together, over 0 to 1; 0: off.
     pub top_p: f32,
-    /// Chooses among tokens that have at least this share of the likeliest one's probability, over 0
-    /// to 1; 0: off.
+    /// Chooses among tokens that have at least this share of the likeliest one's probability, over
+    /// 0 to 1; 0: off.
     pub min_p: f32,
     /// Divides the score of tokens that were there before; over 1 avoids repetition; 0: off.
     pub repetition_penalty: f32,
-    /// Deadline for the whole call in milliseconds: pictures, prompt and answer. When it passes, the
-    /// text so far is the answer, with `SMOLVLM_FINISH_REASON_TIMEOUT`. 0: none.
+    /// Deadline for the whole call in milliseconds: pictures, prompt and answer. When it passes,
+    /// the text so far is the answer, with `SMOLVLM_FINISH_REASON_TIMEOUT`. 0: none.
     pub timeout_ms: u32,
     /// Start of the random numbers: the same request with the same seed has the same answer.
     pub seed: u64,
@@ -356,8 +365,9 @@ pub struct smolvlm_request {
     pub on_text: smolvlm_text_callback,
     /// First argument of `on_text`.
     pub user_data: *mut c_void,
-    /// Non-zero: special tokens of the answer are in its text and in what `on_text` receives, but for
-    /// those that end it and padding. Models that write a document's layout in such tokens need it.
+    /// Non-zero: special tokens of the answer are in its text and in what `on_text` receives, but
+    /// for those that end it and padding. Models that write a document's layout in such tokens need
+    /// it.
     pub keep_special_tokens: i32,
     /// Zero.
     pub reserved: i32,

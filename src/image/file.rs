@@ -12,8 +12,8 @@ use crate::error::{Error, Result};
 /// Files that are read.
 pub const FORMATS: &str = "JPEG, PNG, WebP, BMP, GIF, TIFF or PBM/PGM/PPM/PAM";
 
-/// A multipart header or a part of the frame before: the most that may stand in front of a JPEG. Unknown containers
-/// have previews in them, farther behind, which are another picture.
+/// A multipart header or a part of the frame before: the most that may stand in front of a JPEG.
+/// Unknown containers have previews in them, farther behind, which are another picture.
 const GARBAGE: usize = 512;
 
 enum Kind<'a> {

@@ -1,10 +1,13 @@
-//! JPEG as libjpeg-turbo decodes it by default, to the level: its IDCT (`islow`), its smooth chroma, its colours.
+//! JPEG as libjpeg-turbo decodes it by default, to the level: its IDCT (`islow`), its smooth
+//! chroma, its colours.
 //!
-//! zune-jpeg 0.5, the one crate that was tried, is up to 12 levels off on some samplings, refuses kinds that libjpeg-turbo
-//! reads, and does not tell a file that is cut from one that only lacks its end marker. Here a picture is whole when
-//! every block of every component was decoded; finer progressive scans may be left out where the end is marked.
+//! zune-jpeg 0.5, the one crate that was tried, is up to 12 levels off on some samplings, refuses
+//! kinds that libjpeg-turbo reads, and does not tell a file that is cut from one that only lacks
+//! its end marker. Here a picture is whole when every block of every component was decoded; finer
+//! progressive scans may be left out where the end is marked.
 
-/// Defines a function, and once more for AVX2 where the processor has it: loops over arrays become its instructions.
+/// Defines a function, and once more for AVX2 where the processor has it: loops over arrays become
+/// its instructions.
 macro_rules! vectorised {
     ($(#[$doc:meta])* $vis:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $body:block) => {
         $(#[$doc])*
@@ -103,8 +106,8 @@ pub fn decode(data: &[u8]) -> Result<RgbImage> {
     Err(bad(format!("more than {MAX_SCANS} scans")))
 }
 
-/// As many as libjpeg-turbo's own fuzzers allow. No writer makes a tenth of them; each one of a hostile file may be of a
-/// few bytes and go over the whole picture.
+/// As many as libjpeg-turbo's own fuzzers allow. No writer makes a tenth of them; each one of a
+/// hostile file may be of a few bytes and go over the whole picture.
 const MAX_SCANS: usize = 500;
 
 fn finish(frame: &mut Frame, canvas: &mut Canvas) -> RgbImage {

@@ -7,7 +7,8 @@ use image::metadata::Orientation;
 use tiff::decoder::Decoder;
 use tiff::tags::Tag;
 
-/// The orientation in a PNG's EXIF, wherever that stands: the crate has only what comes before the pixels.
+/// The orientation in a PNG's EXIF, wherever that stands: the crate has only what comes before the
+/// pixels.
 pub fn png_orientation(mut data: &[u8]) -> Option<Orientation> {
     const SIGNATURE: usize = 8;
     const CRC: usize = 4;

@@ -1,4 +1,5 @@
-//! Numbers in memory that begins with a cache line, as the vectors of packed products do: loading one across two lines takes twice as long.
+//! Numbers in memory that begins with a cache line, as the vectors of packed products do: loading
+//! one across two lines takes twice as long.
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Range};

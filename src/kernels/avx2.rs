@@ -1,4 +1,5 @@
-//! AVX2 kernels: what one instruction of AVX-512 does, put together from several; a panel's vector is two registers.
+//! AVX2 kernels: what one instruction of AVX-512 does, put together from several; a panel's vector
+//! is two registers.
 
 use std::arch::x86_64::*;
 
@@ -13,7 +14,8 @@ const ON: usize = 4096;
 /// Lanes of a register.
 const HALF: usize = LANES / 2;
 
-/// Rows of a register tile: 6 rows by a panel are 12 accumulators of the 16 registers; two hold the weights, one an activation.
+/// Rows of a register tile: 6 rows by a panel are 12 accumulators of the 16 registers; two hold the
+/// weights, one an activation.
 const TILE_ROWS: usize = 6;
 
 /// The same where a product takes more registers on its way.
@@ -22,8 +24,9 @@ const SMALL_TILE_ROWS: usize = 4;
 /// What an exclusive or takes off the bytes of a word that is offset.
 const OFFSETS: u32 = u32::from_ne_bytes([OFFSET as u8; QUAD]);
 
-/// Calls `$kernel::<ROWS, PANELS>` for all tiles of a block, with a tile's activations as `$activations` makes them of its rows.
-/// The fewer rows a tile has, the more panels, so that enough accumulators are under way.
+/// Calls `$kernel::<ROWS, PANELS>` for all tiles of a block, with a tile's activations as
+/// `$activations` makes them of its rows. The fewer rows a tile has, the more panels, so that
+/// enough accumulators are under way.
 macro_rules! tiles {
     ($kernel:ident, $tile_rows:expr, $block:expr, $activations:expr, $($argument:expr),*) => {
         for row in (0..$block.row_count).step_by($tile_rows) {
@@ -68,7 +71,8 @@ unsafe fn store(out: &mut Out<'_>, row: usize, panel: usize, values: [__m256; 2]
     }
 }
 
-/// A panel's vector, of a tile of ROWS rows: few of them read faster than the processor fetches on its own.
+/// A panel's vector, of a tile of ROWS rows: few of them read faster than the processor fetches on
+/// its own.
 ///
 /// # Safety
 /// The processor has AVX2; 64 bytes can be read.
@@ -102,7 +106,8 @@ pub(super) unsafe fn bf16_block(values: &[bf16], block: &Block<'_>, out: &mut Ou
 }
 
 /// # Safety
-/// As [`bf16_block`]; the block has `ROWS` rows from `row` on, which `floats` holds, and `PANELS` panels from `panel` on.
+/// As [`bf16_block`]; the block has `ROWS` rows from `row` on, which `floats` holds, and `PANELS`
+/// panels from `panel` on.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn bf16_tile<const ROWS: usize, const PANELS: usize>(
     block: &Block<'_>,
@@ -139,12 +144,14 @@ unsafe fn bf16_tile<const ROWS: usize, const PANELS: usize>(
     }
 }
 
-/// An int8 block and its tiles, for the processors that have `$features`. `$step` adds the products of a word of activations and a
-/// panel's vector; `$offset` is what it wants to be added to the activations, OFFSET or 0.
+/// An int8 block and its tiles, for the processors that have `$features`. `$step` adds the products
+/// of a word of activations and a panel's vector; `$offset` is what it wants to be added to the
+/// activations, OFFSET or 0.
 macro_rules! int8 {
     ($block:ident, $tile:ident, $tile_rows:expr, $features:literal, $offset:expr, $step:ident) => {
         /// # Safety
-        /// The processor has these features. `values`, `scales` and `corrections` start at the block's first panel.
+        /// The processor has these features. `values`, `scales` and `corrections` start at the
+        /// block's first panel.
         #[target_feature(enable = $features)]
         pub(super) unsafe fn $block(
             values: &[i8],
@@ -158,7 +165,8 @@ macro_rules! int8 {
             assert!(corrections.is_none_or(|corrections| corrections.len() >= block.panel_count * LANES));
             assert!(block.rows.scales.len() >= block.first_row + block.row_count);
             let groups = block.rows.groups;
-            // A tile's activations, with the offset that `$step` wants, so that one instruction loads them into all lanes.
+            // A tile's activations, with the offset that `$step` wants, so that one instruction
+            // loads them into all lanes.
             let mut shifted = vec![0; if $offset == 0 { $tile_rows.min(block.row_count) * groups } else { 0 }];
             let mut words = |row: usize, rows: usize| {
                 let words = &block.rows.words[(block.first_row + row) * groups..][..rows * groups];
@@ -173,7 +181,8 @@ macro_rules! int8 {
         }
 
         /// # Safety
-        /// As the block's function; the block has `ROWS` rows from `row` on, which `words` holds, and `PANELS` panels from `panel` on.
+        /// As the block's function; the block has `ROWS` rows from `row` on, which `words` holds,
+        /// and `PANELS` panels from `panel` on.
         #[target_feature(enable = $features)]
         #[expect(clippy::too_many_arguments)]
         unsafe fn $tile<const ROWS: usize, const PANELS: usize>(
@@ -212,11 +221,13 @@ macro_rules! int8 {
                         *excess = unsafe { [_mm256_loadu_si256(halves), _mm256_loadu_si256(halves.add(1))] };
                     }
                     None if $offset == 0 => {
-                        // Activations without offset lack it here, where it has been taken off all: in two steps, for it is no signed byte.
+                        // Activations without offset lack it here, where it has been taken off all:
+                        // in two steps, for it is no signed byte.
                         let minus_half = _mm256_set1_epi8((-OFFSET / 2) as i8);
                         for group in (0..groups).chain(0..groups) {
                             let at = block.strides.at(panel + p, group) * LANES * QUAD;
-                            // SAFETY: the block's panels lie in the slice, as the caller has checked.
+                            // SAFETY: the block's panels lie in the slice, as the caller has
+                            // checked.
                             *excess = $step(*excess, minus_half, unsafe { load::<TILE_ROWS>(values.add(at).cast()) });
                         }
                     }
@@ -242,8 +253,8 @@ macro_rules! int8 {
 int8!(int8_block, int8_tile, SMALL_TILE_ROWS, "avx2", 0, step_in_pairs);
 int8!(int8_vnni_block, int8_vnni_tile, TILE_ROWS, "avx2,avxvnni", OFFSET, step_vnni);
 
-/// Products are added in 16 bits first, where two of 7 bits and sign fit, but not of 8 bits: so the activations come without
-/// offset, and give their sign to the weights.
+/// Products are added in 16 bits first, where two of 7 bits and sign fit, but not of 8 bits: so the
+/// activations come without offset, and give their sign to the weights.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn step_in_pairs(sums: [__m256i; 2], word: __m256i, weights: [__m256i; 2]) -> [__m256i; 2] {
@@ -262,7 +273,8 @@ fn step_vnni(sums: [__m256i; 2], word: __m256i, weights: [__m256i; 2]) -> [__m25
     [step(sums[0], weights[0]), step(sums[1], weights[1])]
 }
 
-/// Rows of a register tile in int4, whose sums are of 16 bits within a block of weights, and floats beyond it.
+/// Rows of a register tile in int4, whose sums are of 16 bits within a block of weights, and floats
+/// beyond it.
 const INT4_TILE_ROWS: usize = 2;
 
 /// # Safety
@@ -277,7 +289,8 @@ pub(super) unsafe fn int4_block(values: &[u8], scales: &[f16], block: &Block<'_>
 }
 
 /// # Safety
-/// As [`int4_block`]; the block has `ROWS` rows from `row` on, the first of them being `first` of all rows, and `PANELS` panels from
+/// As [`int4_block`]; the block has `ROWS` rows from `row` on, the first of them being `first` of
+/// all rows, and `PANELS` panels from
 /// `panel` on.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn int4_tile<const ROWS: usize, const PANELS: usize>(
@@ -340,7 +353,8 @@ mod tests {
     use super::super::block::tests::int8_product;
     use super::*;
 
-    // AVX-VNNI's instruction in the encoding of AVX-512: the tile of processors with AVX-VNNI, where there is none.
+    // AVX-VNNI's instruction in the encoding of AVX-512: the tile of processors with AVX-VNNI,
+    // where there is none.
     int8!(int8_evex_block, int8_evex_tile, TILE_ROWS, "avx2,avx512vnni,avx512vl", OFFSET, step_evex);
 
     #[inline]

@@ -1,8 +1,9 @@
 //! The packed product: rows of activations times panels of weights, some of each at a time.
 //!
-//! Outputs are grouped into panels of [`LANES`]. For each group of inputs (2 in bf16, 4 in int8) a panel holds a vector: the group's
-//! weights of all its outputs, 64 bytes, one load of the widest kernel; in int4, a vector holds two groups. A row of activations is
-//! a sequence of 32-bit words, one per group.
+//! Outputs are grouped into panels of [`LANES`]. For each group of inputs (2 in bf16, 4 in int8) a
+//! panel holds a vector: the group's weights of all its outputs, 64 bytes, one load of the widest
+//! kernel; in int4, a vector holds two groups. A row of activations is a sequence of 32-bit words,
+//! one per group.
 
 use half::{bf16, f16};
 
@@ -22,15 +23,16 @@ pub(super) const BLOCK: usize = 32;
 pub(super) const BLOCK_BYTES: usize = LANES * BLOCK / 2;
 /// What is added to a signed 4-bit weight to make it unsigned.
 pub(super) const INT4_OFFSET: i32 = 8;
-/// What is added to a signed 8-bit activation to make it unsigned, as the VNNI instructions want it.
+/// What is added to a signed 8-bit activation to make it unsigned, as the VNNI instructions want
+/// it.
 pub(super) const OFFSET: i32 = 128;
 
 /// Panels of weights.
 #[derive(Clone, Copy)]
 pub(super) enum Panels<'a> {
     Bf16(&'a [bf16]),
-    /// `scales` and `corrections` (the sum of an output's weights, times OFFSET) have LANES values a panel. There are no corrections where
-    /// activations have no offset.
+    /// `scales` and `corrections` (the sum of an output's weights, times OFFSET) have LANES values
+    /// a panel. There are no corrections where activations have no offset.
     Int8 {
         values: &'a [i8],
         scales: &'a [f32],
@@ -75,8 +77,8 @@ impl<'a> Panels<'a> {
     }
 }
 
-/// Where the vectors of [`Panels`] lie: from a panel's to the next one's, and from a group's to the next one's, in vectors. In int4 all
-/// lie one after the other.
+/// Where the vectors of [`Panels`] lie: from a panel's to the next one's, and from a group's to the
+/// next one's, in vectors. In int4 all lie one after the other.
 #[derive(Clone, Copy)]
 pub(super) struct Strides {
     pub(super) panel: usize,
@@ -105,8 +107,8 @@ pub(super) struct Block<'a> {
 
 /// A block's results: [row_count] rows of `columns` floats, `stride` apart.
 ///
-/// Tasks share out one matrix between them, which no slice can say; whoever makes one promises that its rows and columns are
-/// valid, and nobody else's while it lives.
+/// Tasks share out one matrix between them, which no slice can say; whoever makes one promises that
+/// its rows and columns are valid, and nobody else's while it lives.
 pub(super) struct Out<'a> {
     start: *mut f32,
     stride: usize,
@@ -187,7 +189,8 @@ impl Block<'_> {
         // A few rows fill no tile: they get what AVX-512 has for them.
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         if cpu == Cpu::Amx && self.row_count > x86::TILE_ROWS {
-            // SAFETY: a set exists only where the processor has its instructions; there are rows enough.
+            // SAFETY: a set exists only where the processor has its instructions; there are rows
+            // enough.
             match self.panels {
                 Panels::Bf16(values) => return unsafe { x86::amx::bf16_block(values, self, out) },
                 // SAFETY: as above.
@@ -326,7 +329,8 @@ impl Block<'_> {
 pub(super) mod tests {
     use super::*;
 
-    /// What `run` makes of `rows` rows and `panels` panels of bytes of all sizes, the largest ones among them, less some columns.
+    /// What `run` makes of `rows` rows and `panels` panels of bytes of all sizes, the largest ones
+    /// among them, less some columns.
     pub fn int8_product(rows: usize, panels: usize, run: impl Fn(&Block<'_>, &mut Out<'_>)) -> Vec<f32> {
         let groups = 37;
         // Activations from 1 to 255, weights from -127 to 127: half of them are at either end.

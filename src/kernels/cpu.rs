@@ -21,8 +21,8 @@ pub enum Cpu {
     AvxVnni,
     /// AVX-512 with VNNI: Cascade Lake, Ice Lake, Zen 4 and newer.
     Avx512,
-    /// The same, and bf16 in VDPBF16PS instead of f32: Zen 4 and newer. Cooper Lake, Sapphire Rapids and newer have it too, and [`Cpu::detect`]
-    /// passes it over there.
+    /// The same, and bf16 in VDPBF16PS instead of f32: Zen 4 and newer. Cooper Lake, Sapphire
+    /// Rapids and newer have it too, and [`Cpu::detect`] passes it over there.
     Avx512Bf16,
     /// The same as `Avx512`, and AMX for more than a few rows: Sapphire Rapids and newer, on Linux.
     Amx,
@@ -63,14 +63,15 @@ impl Cpu {
         best
     }
 
-    /// A set without the widest registers, for the densest of float arithmetic: on a Xeon of model 207, integer products that follow GELU in
-    /// 512 bits are slower by a twentieth than after GELU in 256, as if its clock were lower for a while.
+    /// A set without the widest registers, for the densest of float arithmetic: on a Xeon of model
+    /// 207, integer products that follow GELU in 512 bits are slower by a twentieth than after GELU
+    /// in 256, as if its clock were lower for a while.
     pub(super) fn narrow(self) -> Self {
         self.min(Cpu::Avx2)
     }
 
-    /// The sets that run here, and are not better than the one that [`VARIABLE`] names; the best last. In tests, AMX is emulated where it
-    /// is not to be had.
+    /// The sets that run here, and are not better than the one that [`VARIABLE`] names; the best
+    /// last. In tests, AMX is emulated where it is not to be had.
     pub fn available() -> Vec<Self> {
         let limit = limit(std::env::var(VARIABLE).ok().as_deref()).ok().flatten().unwrap_or(Cpu::Amx);
         Self::ALL.into_iter().filter(|&cpu| cpu <= limit && (cpu.runs_here() || cpu.is_emulated())).collect()
@@ -85,8 +86,9 @@ impl Cpu {
         false
     }
 
-    /// Whether the set is faster than the one before it. Intel's VDPBF16PS does 64 operations in two cycles, its VFMADD231PS twice 32 in
-    /// one (measured on a Xeon of model 207: 166 GFLOP/s of 342).
+    /// Whether the set is faster than the one before it. Intel's VDPBF16PS does 64 operations in
+    /// two cycles, its VFMADD231PS twice 32 in one (measured on a Xeon of model 207: 166 GFLOP/s of
+    /// 342).
     fn is_worth_it(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         if self == Cpu::Avx512Bf16 {
@@ -120,9 +122,10 @@ impl Cpu {
     }
 }
 
-/// Whether the processor has AMX in bf16 and 8 bits, and the system lets this process use it: it has to be asked, since tiles make what it
-/// saves of a thread larger by 8 KiB. From then on, and in all threads, it accepts no stack for signals that these would not fit on, and where
-/// one is in use already, it says no. See the Linux kernel's `Documentation/arch/x86/xstate.rst`.
+/// Whether the processor has AMX in bf16 and 8 bits, and the system lets this process use it: it
+/// has to be asked, since tiles make what it saves of a thread larger by 8 KiB. From then on, and
+/// in all threads, it accepts no stack for signals that these would not fit on, and where one is in
+/// use already, it says no. See the Linux kernel's `Documentation/arch/x86/xstate.rst`.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn amx_runs_here() -> bool {
     use std::arch::x86_64::__cpuid_count;

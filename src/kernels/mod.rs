@@ -1,7 +1,9 @@
-//! CPU kernels behind safe functions, chosen at run time by what the processor can do. The portable version of each is its reference.
+//! CPU kernels behind safe functions, chosen at run time by what the processor can do. The portable
+//! version of each is its reference.
 //!
-//! Everything is built on one thing, the packed product of [`block`]: linear layers multiply by packed weights, attention by
-//! packed keys and values. What can be shared out goes to the [`team`] of the caller's pass.
+//! Everything is built on one thing, the packed product of [`block`]: linear layers multiply by
+//! packed weights, attention by packed keys and values. What can be shared out goes to the [`team`]
+//! of the caller's pass.
 
 mod aligned;
 mod attention;

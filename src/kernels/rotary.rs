@@ -5,7 +5,8 @@ use super::team::{self, Split};
 /// Rows that one task turns.
 const TASK: usize = 16;
 
-/// Turns the first `heads` heads of every row of `stride`; `angles`: cosines and sines, each [rows, head_dim / 2].
+/// Turns the first `heads` heads of every row of `stride`; `angles`: cosines and sines, each [rows,
+/// head_dim / 2].
 pub fn rotate(data: &mut [f32], stride: usize, heads: usize, head_dim: usize, angles: (&[f32], &[f32])) {
     let (half, rows) = (head_dim / 2, data.len() / stride);
     assert!(heads * head_dim <= stride && [angles.0.len(), angles.1.len()] == [rows * half; 2]);

@@ -1,4 +1,5 @@
-//! Rows of activations in a product's precision, made from f32 in the same pass as what comes before the product.
+//! Rows of activations in a product's precision, made from f32 in the same pass as what comes
+//! before the product.
 
 use std::cell::Cell;
 
@@ -6,8 +7,8 @@ use super::block::{BLOCK, PAIR, QUAD};
 use super::team::{self, Split};
 use super::{Cpu, Precision, math};
 
-/// From as many rows on, they are made for 8-bit weights where weights have 4: those become such, for a moment, since that is done once for
-/// all rows.
+/// From as many rows on, they are made for 8-bit weights where weights have 4: those become such,
+/// for a moment, since that is done once for all rows.
 const MANY: usize = 16;
 
 /// Rows that one task makes.
@@ -21,7 +22,8 @@ pub struct Rows {
     pub(super) groups: usize,
     /// [rows], of no use in bf16. Like the others it may be longer than it is used.
     pub(super) scales: Vec<f32>,
-    /// [rows, blocks] for int4 weights, else empty: the sum of a block's 8-bit numbers, which are signed there.
+    /// [rows, blocks] for int4 weights, else empty: the sum of a block's 8-bit numbers, which are
+    /// signed there.
     pub(super) sums: Vec<i32>,
     pub(super) precision: Precision,
     pub(super) count: usize,
@@ -29,7 +31,8 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// Becomes `count` rows of `width` for weights of `precision`; `make` writes the numbers of the row that it is given.
+    /// Becomes `count` rows of `width` for weights of `precision`; `make` writes the numbers of the
+    /// row that it is given.
     pub fn set(
         &mut self,
         precision: Precision,
@@ -77,8 +80,8 @@ impl Rows {
         });
     }
 
-    /// Becomes `count` rows of `width` in bf16 or 8 bits without offset, whose words `make` writes; it says what 8-bit numbers have to be
-    /// multiplied by. On this thread.
+    /// Becomes `count` rows of `width` in bf16 or 8 bits without offset, whose words `make` writes;
+    /// it says what 8-bit numbers have to be multiplied by. On this thread.
     pub(super) fn set_words(
         &mut self,
         precision: Precision,
@@ -199,7 +202,8 @@ pub fn grow<T: Default + Clone>(memory: &mut Vec<T>, len: usize) -> &mut [T] {
     &mut memory[..len]
 }
 
-/// Calls `use_it` with `len` numbers of no particular value, out of memory that stays with the thread.
+/// Calls `use_it` with `len` numbers of no particular value, out of memory that stays with the
+/// thread.
 pub(super) fn scratch<R>(len: usize, use_it: impl FnOnce(&mut [f32]) -> R) -> R {
     thread_local! {
         static MEMORY: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };

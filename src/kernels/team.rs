@@ -1,7 +1,8 @@
 //! The threads of a pool, at one's call for as long as a forward pass takes.
 //!
-//! A decode step is some two hundred products of a few microseconds each: waking a sleeping thread for one costs more than the
-//! product. So the pool's threads are woken once a pass, wait busily for its products, and go back to sleep after it.
+//! A decode step is some two hundred products of a few microseconds each: waking a sleeping thread
+//! for one costs more than the product. So the pool's threads are woken once a pass, wait busily
+//! for its products, and go back to sleep after it.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -19,7 +20,8 @@ thread_local! {
     static CURRENT: Cell<*const Team> = const { Cell::new(ptr::null()) };
 }
 
-/// Runs `pass` with the other threads of the caller's rayon pool in attendance: [`share`] in it shares its work out to those that have come.
+/// Runs `pass` with the other threads of the caller's rayon pool in attendance: [`share`] in it
+/// shares its work out to those that have come.
 pub fn gather<R: Send>(pass: impl FnOnce() -> R + Send) -> R {
     // Outside a pool, asking for its size would start one.
     let helpers = rayon::current_thread_index().map_or(0, |_| rayon::current_num_threads() - 1);
@@ -37,8 +39,8 @@ pub fn gather<R: Send>(pass: impl FnOnce() -> R + Send) -> R {
     })
 }
 
-/// Calls `work` with every number below `tasks`, on all threads of the team that this thread's pass has, or else on this one. Work within
-/// work is done by whoever does the outer one.
+/// Calls `work` with every number below `tasks`, on all threads of the team that this thread's pass
+/// has, or else on this one. Work within work is done by whoever does the outer one.
 pub fn share(tasks: usize, work: impl Fn(usize) + Sync) {
     let team = CURRENT.get();
     if team.is_null() || tasks < 2 {
@@ -119,7 +121,8 @@ impl Drop for Pass<'_> {
 /// One work at a time, and who does it.
 #[derive(Default)]
 struct Team {
-    /// The work's number in the upper half, how many of its tasks are still to be taken in the lower one.
+    /// The work's number in the upper half, how many of its tasks are still to be taken in the
+    /// lower one.
     left: AtomicU64,
     /// The closure, and the function that calls it; they are the work's whose number `left` has.
     work: AtomicPtr<()>,
@@ -171,12 +174,14 @@ impl Team {
                 return false;
             }
             let (work, call) = (self.work.load(Ordering::Relaxed), self.call.load(Ordering::Relaxed));
-            // If nobody has changed it, both are this work's: a next one begins only when every task of this one is finished.
+            // If nobody has changed it, both are this work's: a next one begins only when every
+            // task of this one is finished.
             match self.left.compare_exchange_weak(left, left - 1, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => {
                     // SAFETY: `run` stored a `Call`, never null by then.
                     let call = unsafe { std::mem::transmute::<*mut (), Call>(call) };
-                    // SAFETY: the closure lives until `unfinished` is 0, which it is not before this task is done.
+                    // SAFETY: the closure lives until `unfinished` is 0, which it is not before
+                    // this task is done.
                     let done = catch_unwind(AssertUnwindSafe(|| unsafe { call(work, tasks as usize - 1) }));
                     if let (Err(cause), Ok(mut panic)) = (done, self.panic.lock()) {
                         panic.get_or_insert(cause);

@@ -1,4 +1,5 @@
-//! What a checkpoint's weights are known by: SHA-256, made once for as long as the files stay the same.
+//! What a checkpoint's weights are known by: SHA-256, made once for as long as the files stay the
+//! same.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Write};
@@ -10,7 +11,8 @@ use sha2::{Digest, Sha256};
 use crate::files::{self, hex};
 use crate::log;
 
-/// Changes that are as close to each other may leave the same time behind: a file that has just been changed is not known yet.
+/// Changes that are as close to each other may leave the same time behind: a file that has just
+/// been changed is not known yet.
 const SETTLED: Duration = Duration::from_secs(2);
 
 /// Places of a file that are looked at to tell it from another one, and how many bytes of each.
@@ -20,8 +22,9 @@ const SAMPLE: usize = 64;
 /// Hexadecimal digits of a digest.
 const DIGITS: usize = 64;
 
-/// The digest of a file's `bytes`, in hexadecimal digits; kept in `memory`, a directory, under what `data` says of the file and a few samples
-/// of it. `read` is to call its argument with all of the bytes.
+/// The digest of a file's `bytes`, in hexadecimal digits; kept in `memory`, a directory, under what
+/// `data` says of the file and a few samples of it. `read` is to call its argument with all of the
+/// bytes.
 pub fn of_file(bytes: &[u8], data: &Metadata, memory: &Path, read: impl FnOnce(&mut dyn FnMut(&[u8]))) -> String {
     let digest = || {
         let mut hasher = Sha256::new();
@@ -65,8 +68,9 @@ fn keep(path: &Path, digest: &str) -> io::Result<()> {
     File::create_new(path)?.write_all(digest.as_bytes())
 }
 
-/// What changes with every change of a file. Most systems set the last of its times, and let nobody else; those of an image that is only read
-/// come from its maker: samples of what is in it tell other weights, then.
+/// What changes with every change of a file. Most systems set the last of its times, and let nobody
+/// else; those of an image that is only read come from its maker: samples of what is in it tell
+/// other weights, then.
 #[cfg(unix)]
 fn identity(bytes: &[u8], data: &Metadata) -> Option<String> {
     use std::os::unix::fs::MetadataExt;

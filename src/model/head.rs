@@ -1,7 +1,8 @@
-//! Which tensors are the token embedding and the head: the stored ones decide, and the flags are held against them.
+//! Which tensors are the token embedding and the head: the stored ones decide, and the flags are
+//! held against them.
 //!
-//! transformers 4 ties by the flag of `text_config`, transformers 5 by the one at top level, and whoever saves a model need not agree
-//! with either.
+//! transformers 4 ties by the flag of `text_config`, transformers 5 by the one at top level, and
+//! whoever saves a model need not agree with either.
 
 use super::Loader;
 use crate::config::ModelConfig;
@@ -19,7 +20,8 @@ pub struct Ends {
 }
 
 impl Ends {
-    /// Chooses them; `root` stands at the root. A contradiction that would change logits is an error.
+    /// Chooses them; `root` stands at the root. A contradiction that would change logits is an
+    /// error.
     pub fn choose(root: &Loader<'_>, config: &ModelConfig) -> Result<Self> {
         let weights = root.weights;
         let stored = |layer: &str| weights.has(&format!("{layer}.weight"));

@@ -1,8 +1,9 @@
 //! What a checkpoint *is*: the Idefics3 family (published as SmolVLM and SmolVLM2).
 //!
-//! A SigLIP vision transformer, a pixel-shuffle connector, and a Llama decoder; see `modeling_idefics3.py` and
-//! `modeling_llama.py` of transformers 5 for the reference. In candle's tensors it runs in f32 and on accelerators, on the kernels
-//! in everything else; the same golden arrays judge both.
+//! A SigLIP vision transformer, a pixel-shuffle connector, and a Llama decoder; see
+//! `modeling_idefics3.py` and
+//! `modeling_llama.py` of transformers 5 for the reference. In candle's tensors it runs in f32 and
+//! on accelerators, on the kernels in everything else; the same golden arrays judge both.
 
 mod digest;
 mod head;
@@ -31,7 +32,8 @@ pub use weights::{Matrix, Weights};
 pub enum Arithmetic {
     /// Candle's products, everything in one type.
     Tensors(DType, Device),
-    /// The kernels': on the CPU, weights packed, f32 between the products. Packed weights are kept in the directory, if there is one.
+    /// The kernels': on the CPU, weights packed, f32 between the products. Packed weights are kept
+    /// in the directory, if there is one.
     Packed(Precision, Option<PathBuf>),
 }
 
@@ -101,7 +103,8 @@ impl Model {
         self.hidden_size
     }
 
-    /// Vision encoder and connector: appends the image rows of some tiles to `out`, [tiles * tokens per tile, text hidden].
+    /// Vision encoder and connector: appends the image rows of some tiles to `out`, [tiles * tokens
+    /// per tile, text hidden].
     ///
     /// `check` is asked before each layer, and its error ends the work.
     pub fn image_rows<E: From<candle_core::Error> + Send>(
@@ -256,7 +259,8 @@ impl<'a> Loader<'a> {
         self.weights.tensor(&format!("{}{name}", self.prefix), shape, self.dtype, self.device)
     }
 
-    /// The matrices `names` [outputs, inputs] of one input, their outputs side by side; with biases [outputs], if there are any.
+    /// The matrices `names` [outputs, inputs] of one input, their outputs side by side; with biases
+    /// [outputs], if there are any.
     fn linear_if(&self, bias: bool, names: &[&str], inputs: usize, outputs: &[usize]) -> Result<Linear> {
         if bias { self.linear_bias(names, inputs, outputs) } else { self.linear(names, inputs, outputs) }
     }
@@ -276,7 +280,8 @@ impl<'a> Loader<'a> {
         Ok(Linear { weight: Tensor::cat(&weights, 0)?, bias: None })
     }
 
-    /// A small tensor's numbers, as the store has them, or for it to have: they lie all over a checkpoint.
+    /// A small tensor's numbers, as the store has them, or for it to have: they lie all over a
+    /// checkpoint.
     fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let label = format!("{}{name} {shape:?}", self.prefix);
         if let Store::From(reader) = self.store {

@@ -25,7 +25,8 @@ use crate::kernels::{Cpu, PackedLinear, Precision};
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Ends of names of tensors that a model computes itself, and of a head that is tied: nothing is missed without them.
+/// Ends of names of tensors that a model computes itself, and of a head that is tied: nothing is
+/// missed without them.
 const HARMLESS: [&str; 3] = ["lm_head.weight", ".inv_freq", ".position_ids"];
 
 const MERGE: &str = "load it in peft, call merge_and_unload() and save_pretrained()";
@@ -115,7 +116,8 @@ impl Weights {
         Err(Error::unsupported(format!("{}: {name} is of {what} weights; {cure}", self.path_of(name))))
     }
 
-    /// Refuses a tensor of the model that nobody has asked for: another model's, whose answers would be others.
+    /// Refuses a tensor of the model that nobody has asked for: another model's, whose answers
+    /// would be others.
     pub fn refuse_unread(&self) -> Result<()> {
         let counts = |name: &str| {
             let of_model = name.starts_with("model.") || name.starts_with("lm_head.");
@@ -144,7 +146,8 @@ impl Weights {
         let path = files.path(name).display().to_string();
         let (map, data) = files.map(name)?;
         let invalid = |e: safetensors::SafeTensorError| Error::invalid_model(format!("{path}: {e}"));
-        // `deserialize` checks that the tensors cover the file exactly; offsets are relative to the header's end.
+        // `deserialize` checks that the tensors cover the file exactly; offsets are relative to the
+        // header's end.
         let tensors = SafeTensors::deserialize(&map).map_err(invalid)?;
         for (tensor, view) in tensors.iter() {
             let start = view.data().as_ptr() as usize - map.as_ptr() as usize;
@@ -290,7 +293,8 @@ impl Matrix {
         }
     }
 
-    /// For products on the kernels, as `store` has it, or for it to have; `bias` [outputs], or empty.
+    /// For products on the kernels, as `store` has it, or for it to have; `bias` [outputs], or
+    /// empty.
     pub fn pack(&self, bias: Vec<f32>, precision: Precision, store: &Store) -> Result<PackedLinear> {
         let (shape, cpu) = ((self.outputs(), self.inputs), Cpu::detect());
         let names: Vec<_> = self.parts.iter().map(|part| &*part.name).collect();
@@ -309,7 +313,8 @@ impl Matrix {
     }
 }
 
-/// Gives back the memory that some of a file takes. Whoever reads it again finds it in the system's cache, or on disk.
+/// Gives back the memory that some of a file takes. Whoever reads it again finds it in the system's
+/// cache, or on disk.
 fn release(map: &Mmap, bytes: Range<usize>) {
     #[cfg(unix)]
     {

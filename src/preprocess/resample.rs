@@ -1,4 +1,5 @@
-//! Lanczos resampling that equals Pillow 13's bit for bit: fixed-point weights, two passes, 8 bits between them.
+//! Lanczos resampling that equals Pillow 13's bit for bit: fixed-point weights, two passes, 8 bits
+//! between them.
 
 use std::f64::consts::PI;
 use std::sync::{Mutex, PoisonError};
@@ -7,9 +8,11 @@ use crate::error::{Error, Result};
 
 /// Lobes of the Lanczos window on each side.
 const LOBES: f64 = 3.0;
-/// Fraction bits of a weight; with 8-bit pixels and weights that add up to 1, sums stay inside an `i32`.
+/// Fraction bits of a weight; with 8-bit pixels and weights that add up to 1, sums stay inside an
+/// `i32`.
 const FRACTION_BITS: u32 = 22;
-/// Rows that the horizontal pass handles together, so that its inner loop runs over rows instead of over taps.
+/// Rows that the horizontal pass handles together, so that its inner loop runs over rows instead of
+/// over taps.
 const STRIP_ROWS: usize = 16;
 const STRIP_LANES: usize = STRIP_ROWS * 3;
 /// Bytes of a row that the vertical pass handles together.
@@ -42,7 +45,8 @@ impl<'a> FrameView<'a> {
     }
 }
 
-/// The weights of one pass: for every output position the first input position and its run of weights.
+/// The weights of one pass: for every output position the first input position and its run of
+/// weights.
 struct Weights {
     starts: Vec<usize>,
     ends: Vec<usize>,
@@ -51,7 +55,8 @@ struct Weights {
 }
 
 impl Weights {
-    /// Follows Pillow's `precompute_coeffs` and `normalize_coeffs_8bpc`, the order of its f64 operations included.
+    /// Follows Pillow's `precompute_coeffs` and `normalize_coeffs_8bpc`, the order of its f64
+    /// operations included.
     fn new(input: usize, output: usize) -> Self {
         let scale = input as f64 / output as f64;
         let filter_scale = scale.max(1.0);
@@ -224,7 +229,8 @@ impl Pass<'_> {
     }
 }
 
-/// Resizes to `width` x `height` on so many threads, or fewer. Both images' sizes are the caller's to bound; none may be zero.
+/// Resizes to `width` x `height` on so many threads, or fewer. Both images' sizes are the caller's
+/// to bound; none may be zero.
 pub(super) fn resize(input: FrameView<'_>, (width, height): (usize, usize), threads: usize) -> Result<Frame> {
     if [input.width, input.height, width, height].contains(&0) {
         let from = format!("{}x{}", input.width, input.height);
@@ -237,8 +243,8 @@ pub(super) fn resize(input: FrameView<'_>, (width, height): (usize, usize), thre
     Ok(run(input, (width, height), threads))
 }
 
-/// Since version 13 Pillow begins with the vertical pass where the height loses more than twice what the width does.
-/// Both orders round between the passes, so they differ in a few bytes.
+/// Since version 13 Pillow begins with the vertical pass where the height loses more than twice
+/// what the width does. Both orders round between the passes, so they differ in a few bytes.
 fn vertical_first(input: FrameView<'_>, width: usize, height: usize) -> bool {
     input.height > height && input.height - height > 2 * input.width.saturating_sub(width)
 }

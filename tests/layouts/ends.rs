@@ -8,7 +8,8 @@ use crate::copy::{Copy, SAVED};
 /// Its answers have many different tokens.
 const VARIED: &str = "saved-smolvlm2-bf16";
 
-/// An answer, and a token in it that is not there before place `n`: (the answer, n, the token's id, its text).
+/// An answer, and a token in it that is not there before place `n`: (the answer, n, the token's id,
+/// its text).
 fn subject(test: &str) -> (Vec<u32>, usize, u32, String) {
     let copy = Copy::new(test, VARIED);
     let ids = copy.ask().ids;
@@ -55,7 +56,8 @@ fn an_end_that_any_file_names_ends_an_answer() {
     }
 }
 
-/// Ours, the reference's `generate` of 5.23, which reads generation_config.json alone, would go on after `<|done|>`.
+/// Ours, the reference's `generate` of 5.23, which reads generation_config.json alone, would go on
+/// after `<|done|>`.
 #[test]
 fn a_renamed_end_token_is_an_end() {
     let copy = Copy::new("renamed", SAVED);

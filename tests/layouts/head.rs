@@ -1,4 +1,5 @@
-//! What the head is: the stored tensors decide, and a flag that contradicts them is an error or changes nothing.
+//! What the head is: the stored tensors decide, and a flag that contradicts them is an error or
+//! changes nothing.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,5 @@
-//! Where the image processor's settings and the chat template stand, and under which names the rest is.
+//! Where the image processor's settings and the chat template stand, and under which names the rest
+//! is.
 
 use serde_json::{Value, json};
 use smolvlm::ErrorKind;

@@ -51,7 +51,8 @@ fn a_token_without_a_row_is_an_error_where_a_prompt_needs_it() {
         assert_eq!(error.kind(), ErrorKind::InvalidModel);
         let message = "prompt: needs the token \"zebra\", id 449, and the embedding has 448 rows";
         assert!(error.message().starts_with(message), "{error}");
-        // The conversation goes on as if it had not been asked; the special token's words are no token.
+        // The conversation goes on as if it had not been asked; the special token's words are no
+        // token.
         let second = ask("Is it a <|pad|>?").unwrap();
         assert!(second.prompt_token_ids.starts_with(&first.prompt_token_ids));
     }

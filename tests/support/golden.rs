@@ -1,4 +1,5 @@
-//! What `tools/make_golden.py` wrote, and how an engine is compared with it; its documentation says what each array is.
+//! What `tools/make_golden.py` wrote, and how an engine is compared with it; its documentation says
+//! what each array is.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,8 @@ use smolvlm::prompt::{ChatTemplate, Grid, Message, PromptBuilder};
 use smolvlm::tokenizer::Tokenizer;
 use smolvlm::{Engine, FinishReason, ImageView, Request};
 
-/// At a fork of greedy text, the two candidates' logits may differ by this share of the spread of all logits.
+/// At a fork of greedy text, the two candidates' logits may differ by this share of the spread of
+/// all logits.
 const FORK_GAP: f32 = 1e-3;
 
 #[derive(Deserialize)]
@@ -124,7 +126,8 @@ pub struct Subject<'a> {
     pub tiles: Tiles,
 }
 
-/// Preprocessing, prompt, connector and logits of every case of a checkpoint; `extra` sees each case too.
+/// Preprocessing, prompt, connector and logits of every case of a checkpoint; `extra` sees each
+/// case too.
 pub fn check_stages(dir: &Path, backend: &dyn Backend, tolerance: f32, extra: &mut dyn FnMut(&Subject<'_>)) {
     let parts = open(dir);
     let bytes = std::fs::read(dir.join("golden.safetensors")).unwrap();
@@ -162,7 +165,8 @@ fn check_rows(subject: &Subject<'_>, backend: &dyn Backend, tolerance: f32) {
     assert_close(&format!("{name} connector"), &picked, &arrays.floats(case, "image_rows"), tolerance);
 }
 
-/// Teacher-forced: each position's logits, by prefill, by rewinding into the prompt, and by decode steps.
+/// Teacher-forced: each position's logits, by prefill, by rewinding into the prompt, and by decode
+/// steps.
 fn check_logits(subject: &Subject<'_>, ids: &[u32], model: &ModelConfig, backend: &dyn Backend, tolerance: f32) {
     let Subject { name, case, arrays, tiles } = subject;
     let rows = backend.encode_images(tiles, &Stop::default()).unwrap();
@@ -214,7 +218,8 @@ fn check_choice(name: &str, step: usize, logits: &[f32], reference: u32, spread:
     }
 }
 
-/// How many of a checkpoint's cases the engine answers to the end as the reference does; the first token must always be its.
+/// How many of a checkpoint's cases the engine answers to the end as the reference does; the first
+/// token must always be its.
 pub fn count_equal_answers(dir: &Path, engine: &Engine) -> usize {
     let mut equal = 0;
     let golden: Golden = json(&dir.join("golden.json"));

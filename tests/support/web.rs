@@ -1,4 +1,5 @@
-//! The web server under test, started as its users start it, and a client that speaks HTTP as badly as a test wants.
+//! The web server under test, started as its users start it, and a client that speaks HTTP as badly
+//! as a test wants.
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
@@ -188,8 +189,9 @@ pub fn form(fields: &[(&str, &[u8])]) -> Vec<u8> {
 pub const ENDLESS: [(&str, &[u8]); 5] =
     [("prompt", b"Hi"), ("temperature", b"100"), ("top_k", b"50"), ("seed", b"2"), ("max_new_tokens", b"4096")];
 
-/// The demo model with another end of its answers, which is never among the likely tokens: they go on until somebody stops them or
-/// the context ends, after some 1900 tokens, on every processor. `test` names the copy.
+/// The demo model with another end of its answers, which is never among the likely tokens: they go
+/// on until somebody stops them or the context ends, after some 1900 tokens, on every processor.
+/// `test` names the copy.
 pub fn endless_model(test: &str) -> PathBuf {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
     let model = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("endless-{test}"));

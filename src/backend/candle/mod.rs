@@ -82,8 +82,9 @@ impl CandleBackend {
     }
 }
 
-/// The fastest precision that is as good as f32 to within a point of the demo model's questions: int8, where the kernels have the
-/// processor's instructions. int4 is faster still in decode and is for who asks: what it costs the published models could not be measured.
+/// The fastest precision that is as good as f32 to within a point of the demo model's questions:
+/// int8, where the kernels have the processor's instructions. int4 is faster still in decode and is
+/// for who asks: what it costs the published models could not be measured.
 fn automatic(device: DeviceKind, odd_head: bool) -> DTypeKind {
     match device {
         DeviceKind::Cpu if !odd_head && Cpu::detect() > Cpu::Portable => DTypeKind::Int8,
@@ -177,7 +178,8 @@ impl Backend for CandleBackend {
 }
 
 impl Shared {
-    /// Appends one id to a decoder's cache. What the model says is text: an image token that it chose has no picture, only its embedding.
+    /// Appends one id to a decoder's cache. What the model says is text: an image token that it
+    /// chose has no picture, only its embedding.
     fn step(
         &self,
         id: u32,

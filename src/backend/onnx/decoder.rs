@@ -1,4 +1,5 @@
-//! The decoder's two graphs, and one sequence on them: its KV cache stays in ONNX Runtime's hands from step to step.
+//! The decoder's two graphs, and one sequence on them: its KV cache stays in ONNX Runtime's hands
+//! from step to step.
 
 use std::sync::Arc;
 
@@ -207,15 +208,16 @@ impl OnnxDecoder {
         Ok(())
     }
 
-    /// Appends embedded tokens [tokens, hidden]; with `read`, the logits after the last one. After an error the cache is as
-    /// it was before.
+    /// Appends embedded tokens [tokens, hidden]; with `read`, the logits after the last one. After
+    /// an error the cache is as it was before.
     fn append(&mut self, rows: Vec<f32>, read: bool, stop: &Stop) -> Run<()> {
         self.shorten_cache()?;
         let Self { graph, binding, cache, logits, .. } = self;
         let tokens = rows.len() / graph.hidden_size;
         let (past, total) = (self.cached as i64, self.cached + tokens);
         let embeds = floats(graph.embeds, vec![1, tokens as i64, graph.hidden_size as i64], rows)?;
-        // Held while anything is bound or freed: on an accelerator that moves memory of the session's.
+        // Held while anything is bound or freed: on an accelerator that moves memory of the
+        // session's.
         let (_turn, mut session) = graph.decoder.turn(stop)?;
         binding.bind_input(INPUTS_EMBEDS, &embeds)?;
         graph.wanted.bind(binding, past, total as i64)?;

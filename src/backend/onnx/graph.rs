@@ -23,12 +23,13 @@ pub(super) struct Opener<'a> {
     pub(super) environment: &'a Environment,
     pub(super) providers: &'a [ExecutionProviderDispatch],
     pub(super) threads: usize,
-    /// Runs have the same shapes again and again, and memory is planned for them. Where every run has its own, their plans would
-    /// only pile up.
+    /// Runs have the same shapes again and again, and memory is planned for them. Where every run
+    /// has its own, their plans would only pile up.
     pub(super) same_shapes: bool,
 }
 
-/// An open graph. `ort` holds that ONNX Runtime's own `Run` is not safe on several threads at once, so one runs at a time.
+/// An open graph. `ort` holds that ONNX Runtime's own `Run` is not safe on several threads at once,
+/// so one runs at a time.
 pub(super) struct Graph {
     path: String,
     /// In which runs of several sequences have their turn: one at a time, first come, first served.
@@ -52,7 +53,8 @@ impl Opener<'_> {
     pub(super) fn open(&self, files: &ModelFiles, name: &str) -> Result<Graph> {
         files.size(name)?;
         let path = files.path(name);
-        // ONNX Runtime locks what all its sessions share, for moments; a child that finds it locked could open no graph.
+        // ONNX Runtime locks what all its sessions share, for moments; a child that finds it locked
+        // could open no graph.
         let no_fork = no_fork();
         let session = self.builder()?.commit_from_file(&path).map_err(|e| {
             let of_the_file = matches!(
@@ -118,7 +120,8 @@ impl Graph {
         self.port("output", &self.outputs, name, elements, shape)
     }
 
-    /// The output of this name, whose last dimension must be `width`; exporters differ in the ones before.
+    /// The output of this name, whose last dimension must be `width`; exporters differ in the ones
+    /// before.
     pub(super) fn output_rows(&self, name: &str, elements: &[TensorElementType], width: i64) -> Result<&Port> {
         let rank = self.outputs.iter().find(|port| port.name == name).map_or(1, |port| port.shape.len().max(1));
         let mut shape = vec![ANY; rank];
@@ -126,7 +129,8 @@ impl Graph {
         self.output(name, elements, &shape)
     }
 
-    /// The input of this name, if there is one, which must take one of `shapes` in one of `elements`.
+    /// The input of this name, if there is one, which must take one of `shapes` in one of
+    /// `elements`.
     pub(super) fn optional_input(
         &self,
         name: &str,

@@ -25,11 +25,13 @@ struct Runtime {
     path: PathBuf,
 }
 
-// A failed load leaves the cell empty: the next engine may name a better file. Only if a library was loaded and then did not start
-// does the process keep it; the path that is compared is always that of the library which is there.
+// A failed load leaves the cell empty: the next engine may name a better file. Only if a library
+// was loaded and then did not start does the process keep it; the path that is compared is always
+// that of the library which is there.
 static RUNTIME: OnceCell<Runtime> = OnceCell::new();
 
-/// Loads the library that `asked` names, else `ORT_DYLIB_PATH`, else the system's; once in a process.
+/// Loads the library that `asked` names, else `ORT_DYLIB_PATH`, else the system's; once in a
+/// process.
 pub(super) fn environment(asked: Option<&Path>) -> Result<&'static Environment> {
     let mut fresh = false;
     let start = || {
@@ -138,7 +140,8 @@ fn resolved(path: &Path) -> PathBuf {
     path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }
 
-/// The providers of the device that is asked for, each of which must register; an error if this ONNX Runtime lacks them.
+/// The providers of the device that is asked for, each of which must register; an error if this
+/// ONNX Runtime lacks them.
 pub(super) fn providers(options: &EngineOptions) -> Result<(DeviceKind, Vec<ExecutionProviderDispatch>)> {
     let index = i32::try_from(options.device_index).map_err(|_| {
         Error::invalid_argument(format!("device_index: {} given, at most {} accepted", options.device_index, i32::MAX))

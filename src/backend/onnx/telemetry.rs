@@ -1,8 +1,9 @@
 //! Keeps ONNX Runtime from reporting home, and from the thread that would do it.
 //!
-//! Since 1.29 its builds for Linux report that they are started before anybody can call what turns that off, and have a thread for it
-//! until the process exits: in a child of fork, which has no such thread, `exit` waits for it for ever. Only a variable of the environment
-//! is asked early enough.
+//! Since 1.29 its builds for Linux report that they are started before anybody can call what turns
+//! that off, and have a thread for it until the process exits: in a child of fork, which has no
+//! such thread, `exit` waits for it for ever. Only a variable of the environment is asked early
+//! enough.
 
 use std::ffi::{CStr, c_char};
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -17,10 +18,12 @@ unsafe extern "C" {
 
 /// Sets the variable, unless the host has; to be called before ONNX Runtime is started.
 ///
-/// Not by `setenv`, which moves and frees what `getenv` on another thread reads. Nothing that could be read is freed or changed here; the C library
-/// allows a program to replace the array, and copies it when it grows it.
+/// Not by `setenv`, which moves and frees what `getenv` on another thread reads. Nothing that could
+/// be read is freed or changed here; the C library allows a program to replace the array, and
+/// copies it when it grows it.
 pub(super) fn disable() {
-    // SAFETY: two NUL-terminated strings. The host may change the environment meanwhile; then this is as safe as its own calls are.
+    // SAFETY: two NUL-terminated strings. The host may change the environment meanwhile; then this
+    // is as safe as its own calls are.
     if !unsafe { libc::getenv(VARIABLE.as_ptr()) }.is_null() {
         return;
     }
@@ -35,6 +38,7 @@ pub(super) fn disable() {
     new.push(std::ptr::null());
     // Lives as long as the process, as whoever has read it may.
     let new = Vec::leak(new).as_mut_ptr();
-    // Where another thread was first, it has set something that must not be lost; the runtime then reports that it was started.
+    // Where another thread was first, it has set something that must not be lost; the runtime then
+    // reports that it was started.
     let _ = variables.compare_exchange(old, new, Ordering::Release, Ordering::Relaxed);
 }

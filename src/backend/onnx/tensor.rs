@@ -1,6 +1,7 @@
 //! Numbers into and out of ONNX Runtime's tensors, in the precision that a graph asks for.
 //!
-//! What a graph hands out is believed only as far as it has been counted: a declared shape may be symbolic, or untrue.
+//! What a graph hands out is believed only as far as it has been counted: a declared shape may be
+//! symbolic, or untrue.
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;

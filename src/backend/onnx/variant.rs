@@ -39,8 +39,8 @@ impl Variant {
         [&self.vision, &self.embed, &self.decoder]
     }
 
-    /// The graphs with the weights beside them: in `.onnx_data` and, over 2 GB, `.onnx_data_1` and so on, as the hub has them, or in
-    /// PyTorch's `.onnx.data`.
+    /// The graphs with the weights beside them: in `.onnx_data` and, over 2 GB, `.onnx_data_1` and
+    /// so on, as the hub has them, or in PyTorch's `.onnx.data`.
     pub(super) fn bytes(&self, files: &ModelFiles) -> Result<u64> {
         let beside = files.path("onnx").read_dir().into_iter().flatten();
         let names: Vec<_> =
@@ -58,7 +58,8 @@ impl Variant {
         Ok(bytes)
     }
 
-    /// As the hub's decoders of this precision have it; the graph is not open yet where this is needed.
+    /// As the hub's decoders of this precision have it; the graph is not open yet where this is
+    /// needed.
     pub(super) fn cache_element_bytes(&self) -> usize {
         if matches!(self.dtype, DTypeKind::F16 | DTypeKind::Q4F16) { size_of::<u16>() } else { size_of::<f32>() }
     }

@@ -12,8 +12,8 @@ fn settings(value: Value) -> Result<Read> {
     read(value.as_object(), None, &around())
 }
 
-/// Made by transformers 5.23: `ROPE_INIT_FUNCTIONS[kind](LlamaConfig(hidden_size=64, num_attention_heads=4,
-/// max_position_embeddings=256, rope_scaling=..., rope_theta=...))`.
+/// Made by transformers 5.23: `ROPE_INIT_FUNCTIONS[kind](LlamaConfig(hidden_size=64,
+/// num_attention_heads=4, max_position_embeddings=256, rope_scaling=..., rope_theta=...))`.
 #[test]
 fn frequencies_are_the_references() {
     let short: Vec<f64> = (0..8).map(|i| 1.0 + 0.1 * f64::from(i)).collect();

@@ -31,7 +31,8 @@ impl<'a> Bits<'a> {
     fn fill(&mut self) {
         if let Some(&four) = self.data.get(self.at..).and_then(|rest| rest.first_chunk()) {
             let word = u32::from_be_bytes(four);
-            // No byte is 0xff, so none is stuffed and none begins a marker; where `ended` is set, one does.
+            // No byte is 0xff, so none is stuffed and none begins a marker; where `ended` is set,
+            // one does.
             if (!word).wrapping_sub(0x0101_0101) & word & 0x8080_8080 == 0 {
                 self.buffer |= u64::from(word) << (32 - self.count);
                 self.count += 32;
@@ -128,8 +129,8 @@ impl<'a> Bits<'a> {
         Ok(symbol)
     }
 
-    /// An error where more bits were taken than there are. Once a block is often enough: zeros follow, and no block takes
-    /// more than a few thousand of them.
+    /// An error where more bits were taken than there are. Once a block is often enough: zeros
+    /// follow, and no block takes more than a few thousand of them.
     #[inline(always)]
     pub fn check(&self) -> Result<()> {
         if self.count < 0 { Err(super::cut(self.data)) } else { Ok(()) }
@@ -142,7 +143,8 @@ impl<'a> Bits<'a> {
         super::bad(format!("damaged at byte {} of {}", self.at, self.data.len()))
     }
 
-    /// Goes behind the restart marker that is due. Bytes before it are passed over, another marker is an error.
+    /// Goes behind the restart marker that is due. Bytes before it are passed over, another marker
+    /// is an error.
     pub fn restart(&mut self, due: u8) -> Result<()> {
         let Some((marker, behind)) = super::markers::find(self.data, self.at) else {
             return Err(super::cut(self.data));

@@ -26,7 +26,8 @@ fn dc_difference(bits: &mut Bits<'_>, table: &Table) -> Result<i32> {
     }
 }
 
-/// Gives `put` a block's coefficients that are not zero, by their positions. Whether there are others than the first.
+/// Gives `put` a block's coefficients that are not zero, by their positions. Whether there are
+/// others than the first.
 #[inline(always)]
 pub fn sequential(
     bits: &mut Bits<'_>,
@@ -140,7 +141,8 @@ impl Progressive {
                     1 => -bit,
                     _ => return Err(bits.damaged()),
                 };
-                // Past `run` coefficients that are still zero; the others on the way get their next bit.
+                // Past `run` coefficients that are still zero; the others on the way get their next
+                // bit.
                 while k <= band.last {
                     let coefficient = &mut block[at(k)];
                     if *coefficient != 0 {

@@ -68,7 +68,8 @@ fn ycc(y: u8, cb: u8, cr: u8) -> [u8; 3] {
     [red, green, blue].map(|v| v.clamp(0, 255) as u8)
 }
 
-/// One channel of light where ink and black are stored inverted, as Adobe does and Pillow takes for granted.
+/// One channel of light where ink and black are stored inverted, as Adobe does and Pillow takes for
+/// granted.
 #[inline(always)]
 fn inked(ink: u8, black: u8) -> u8 {
     let product = (255 - i32::from(ink)) * i32::from(black) + 128;

@@ -80,7 +80,8 @@ pub struct Frame {
     pub width: usize,
     pub height: usize,
     pub progressive: bool,
-    /// Whether the coefficients are kept until all scans have come; otherwise samples are made of them at once.
+    /// Whether the coefficients are kept until all scans have come; otherwise samples are made of
+    /// them at once.
     pub kept: bool,
     pub components: Vec<Component>,
     pub h: usize,
@@ -134,8 +135,9 @@ impl Frame {
         self.components.iter().all(|c| c.come.iter().all(|&bit| bit == Some(0)))
     }
 
-    /// An error where a file ends without coefficients that libjpeg would guess from the blocks around, or without a
-    /// component. The finer ones of a progressive file may be left out: it is less sharp, as it was saved.
+    /// An error where a file ends without coefficients that libjpeg would guess from the blocks
+    /// around, or without a component. The finer ones of a progressive file may be left out: it is
+    /// less sharp, as it was saved.
     pub fn check_left_out(&self) -> Result<()> {
         for component in &self.components {
             let needed = if self.progressive { &component.come[..=GUESSED] } else { &component.come[..] };
@@ -158,7 +160,8 @@ impl Frame {
         }
     }
 
-    /// Rows of the picture, from the first one on, whose samples and their neighbours' below have come.
+    /// Rows of the picture, from the first one on, whose samples and their neighbours' below have
+    /// come.
     pub fn rows_ready(&self) -> usize {
         if self.mcu_row + 1 == self.mcu_rows { self.height } else { (self.mcu_row + 1) * self.v * 8 - 1 }
     }

@@ -1,4 +1,5 @@
-//! The inverse cosine transform that libjpeg calls `islow`, in the same integers (Loeffler, Ligtenberg, Moschytz, 1989).
+//! The inverse cosine transform that libjpeg calls `islow`, in the same integers (Loeffler,
+//! Ligtenberg, Moschytz, 1989).
 
 /// Bits of the constants' fraction, and of the first pass's.
 const CONST_BITS: u32 = 13;
@@ -37,7 +38,8 @@ fn level(value: i32) -> u8 {
     value.saturating_add(128).clamp(0, 255) as u8
 }
 
-/// Transforms each column, and shifts it back by `SHIFT` bits. A loop of eight turns, which compilers vectorise.
+/// Transforms each column, and shifts it back by `SHIFT` bits. A loop of eight turns, which
+/// compilers vectorise.
 #[inline(always)]
 fn pass<const SHIFT: u32>(input: &[i32; 64], output: &mut [i32; 64]) {
     let mul = |a: i32, b: i32| a.wrapping_mul(b);

@@ -1,4 +1,5 @@
-//! Segments of a file up to each scan: tables, the frame's header, and what the application segments say.
+//! Segments of a file up to each scan: tables, the frame's header, and what the application
+//! segments say.
 
 use image::metadata::Orientation;
 
@@ -40,7 +41,8 @@ pub enum Segment<'a> {
     },
 }
 
-/// The next marker from `at`, and where the bytes behind it begin. Whatever stands before it is passed over.
+/// The next marker from `at`, and where the bytes behind it begin. Whatever stands before it is
+/// passed over.
 pub fn find(data: &[u8], mut at: usize) -> Option<(u8, usize)> {
     loop {
         at += data.get(at..)?.iter().position(|&byte| byte == 0xff)?;

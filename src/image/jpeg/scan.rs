@@ -32,7 +32,8 @@ impl<'a> Scan<'a> {
         Ok(Self { data, at, parts, band })
     }
 
-    /// Decodes it, and calls `ready` behind each row of MCUs whose samples have been made. Gives where it ends.
+    /// Decodes it, and calls `ready` behind each row of MCUs whose samples have been made. Gives
+    /// where it ends.
     pub fn decode(self, tables: &mut Tables, frame: &mut Frame, mut ready: impl FnMut(&Frame)) -> Result<usize> {
         let Self { parts, band, .. } = &self;
         for part in parts {
@@ -99,7 +100,8 @@ impl<'a> Scan<'a> {
     }
 }
 
-/// MCUs side by side and one above the other; a component alone comes without the blocks that fill up.
+/// MCUs side by side and one above the other; a component alone comes without the blocks that fill
+/// up.
 fn grid(frame: &Frame, parts: &[Part]) -> (usize, usize) {
     match parts {
         [part] => {
@@ -140,7 +142,8 @@ fn parse(header: &[u8], frame: &Frame) -> Result<(Vec<Part>, Band)> {
         || band.first > 0 && parts.len() > 1
         || band.low > 13
         || band.high > 0 && band.high != band.low + 1;
-    // A bit that comes twice, or before the one above it, is damage: libjpeg warns, and shows another picture.
+    // A bit that comes twice, or before the one above it, is damage: libjpeg warns, and shows
+    // another picture.
     let expected = if band.high == 0 { None } else { Some(band.high) };
     let order = |p: &Part| frame.components[p.component].come[band.first..=band.last].iter().all(|&b| b == expected);
     if wrong || !parts.iter().all(order) {

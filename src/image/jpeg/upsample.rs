@@ -1,4 +1,5 @@
-//! A component at the picture's size: triangle filters where a side is halved, repetition elsewhere, as libjpeg-turbo chooses.
+//! A component at the picture's size: triangle filters where a side is halved, repetition
+//! elsewhere, as libjpeg-turbo chooses.
 
 use super::frame::{Component, Frame};
 
@@ -53,7 +54,8 @@ impl Upsampler {
     }
 }
 
-/// Two samples of each sum, a quarter of the neighbour in each; at the ends, the sum is its own neighbour.
+/// Two samples of each sum, a quarter of the neighbour in each; at the ends, the sum is its own
+/// neighbour.
 #[inline(always)]
 fn spread<const SHIFT: u32>(sums: &[u16], row: &mut [u8], left_bias: u16, right_bias: u16) {
     let pair = |left: u16, sum: u16, right: u16| {

@@ -1,6 +1,7 @@
 //! Keys and values in bf16 or 8 bits, to which positions are appended.
 //!
-//! In 8 bits, each key and each value has a scale of its own: what is appended changes nothing that is there.
+//! In 8 bits, each key and each value has a scale of its own: what is appended changes nothing that
+//! is there.
 
 use super::super::aligned::Aligned;
 use super::super::block::{LANES, OFFSET, PAIR, Panels, QUAD};
@@ -17,12 +18,13 @@ pub struct KeyValueCache {
     /// Positions that fit; a multiple of [`ROOM`].
     capacity: usize,
     len: usize,
-    /// [heads, position panels, words of a key, LANES] words, each two or four of a key's numbers, the first one lowest.
+    /// [heads, position panels, words of a key, LANES] words, each two or four of a key's numbers,
+    /// the first one lowest.
     keys: Aligned<u32>,
     /// [heads, positions / 2 or 4, head_dim panels * LANES] words, each as many positions' numbers.
     values: Aligned<u32>,
-    /// [heads, positions] in 8 bits, else empty: what a key's and a value's numbers have to be multiplied by, and the sum of the former
-    /// times OFFSET.
+    /// [heads, positions] in 8 bits, else empty: what a key's and a value's numbers have to be
+    /// multiplied by, and the sum of the former times OFFSET.
     key_scales: Vec<f32>,
     value_scales: Vec<f32>,
     corrections: Vec<i32>,
@@ -93,7 +95,8 @@ impl KeyValueCache {
         }
     }
 
-    /// Holds `count` positions more. All have to be put into the room for them before anyone looks at them.
+    /// Holds `count` positions more. All have to be put into the room for them before anyone looks
+    /// at them.
     pub fn append(&mut self, count: usize) -> CacheRoom<'_> {
         let first = self.len;
         self.len += count;
@@ -162,7 +165,8 @@ impl Sizes {
     }
 }
 
-/// Each head's `old` numbers become the first of its `new` ones: further positions come behind the others.
+/// Each head's `old` numbers become the first of its `new` ones: further positions come behind the
+/// others.
 fn widen<T: Copy>(from: &[T], old: usize, to: &mut [T], new: usize) {
     for (to, from) in to.chunks_exact_mut(new).zip(from.chunks_exact(old.max(1))) {
         to[..old].copy_from_slice(&from[..old]);
@@ -191,7 +195,8 @@ impl CacheRoom<'_> {
     /// Puts the rows of `keys` and `values` from position `at` of the room on; on this thread.
     ///
     /// # Safety
-    /// No other thread puts one of these positions, or in bf16 the one beside it in a pair: pairs begin at even positions of the cache.
+    /// No other thread puts one of these positions, or in bf16 the one beside it in a pair: pairs
+    /// begin at even positions of the cache.
     pub unsafe fn put(&self, at: usize, keys: Heads<'_>, values: Heads<'_>) {
         for all in [keys, values] {
             assert_eq!((all.rows, all.heads, all.head_dim), (keys.rows, self.heads, self.head_dim));
@@ -230,7 +235,8 @@ impl CacheRoom<'_> {
         let start = head * self.sizes.values + position / PAIR * self.head_dim.next_multiple_of(LANES);
         // SAFETY: as the caller promises.
         let pairs = unsafe { self.values.part(start, self.head_dim) };
-        // The first of a pair takes what a forgotten position left beside it: multiplied by 0, infinity is none.
+        // The first of a pair takes what a forgotten position left beside it: multiplied by 0,
+        // infinity is none.
         if position.is_multiple_of(PAIR) {
             math::set_low(value, pairs, self.cpu);
         } else {
@@ -255,7 +261,8 @@ impl CacheRoom<'_> {
         let scale = math::to_int8(value, words, self.cpu);
         math::sign(words, self.cpu);
         let start = head * self.sizes.values + position / QUAD * self.head_dim.next_multiple_of(LANES);
-        // SAFETY: this position's number, and its byte of each word: the others may be at work on theirs.
+        // SAFETY: this position's number, and its byte of each word: the others may be at work on
+        // theirs.
         unsafe {
             *self.value_scales.at(number) = scale;
             let first = self.values.at(start).cast::<u8>().add(position % QUAD);

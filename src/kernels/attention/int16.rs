@@ -1,12 +1,13 @@
-//! Keys and values in 16 bits, on their way from the product that makes them to attention: half of what they are in f32, so that more of
-//! them stays near.
+//! Keys and values in 16 bits, on their way from the product that makes them to attention: half of
+//! what they are in f32, so that more of them stays near.
 
 use super::super::rows::grow;
 use super::super::team::Split;
 use super::super::{Cpu, math};
 use super::Heads;
 
-/// Keys and values of one layer in 16 bits, which come from tasks that have some positions each: what 8 bits of all are made of.
+/// Keys and values of one layer in 16 bits, which come from tasks that have some positions each:
+/// what 8 bits of all are made of.
 pub struct Int16KeysValues {
     heads: usize,
     head_dim: usize,
@@ -53,7 +54,8 @@ impl Int16KeysValues {
         Self { heads, head_dim, len: 0, keys: Int16::default(), values: Int16::default(), cpu }
     }
 
-    /// Room for `count` positions, and no others; all have to be put there before anyone looks at them.
+    /// Room for `count` positions, and no others; all have to be put there before anyone looks at
+    /// them.
     pub fn room(&mut self, count: usize) -> Int16Room<'_> {
         self.len = count;
         let Self { heads, head_dim, cpu, .. } = *self;

@@ -1,8 +1,9 @@
 //! A picture's keys and values in 8 bits, of all positions at once.
 //!
-//! Both are stored less their mean. Of keys, that takes the same off all of a query's scores, and so changes no weight; of values, it is
-//! added again to what they become, since weights add up to one. What is left is smaller, and so is its rounding (for keys:
-//! SageAttention, arXiv 2410.02367, section 4.2).
+//! Both are stored less their mean. Of keys, that takes the same off all of a query's scores, and
+//! so changes no weight; of values, it is added again to what they become, since weights add up to
+//! one. What is left is smaller, and so is its rounding (for keys: SageAttention, arXiv 2410.02367,
+//! section 4.2).
 
 use super::super::aligned::Aligned;
 use super::super::block::{LANES, OFFSET, Panels, QUAD};
@@ -17,7 +18,8 @@ pub struct Int8KeysValues {
     heads: usize,
     head_dim: usize,
     len: usize,
-    /// [heads, position panels, key_groups, LANES] words, each four of a key's numbers, the first one lowest.
+    /// [heads, position panels, key_groups, LANES] words, each four of a key's numbers, the first
+    /// one lowest.
     keys: Aligned<u32>,
     /// [heads, positions], as a packed product has them.
     scales: Vec<f32>,
@@ -30,7 +32,8 @@ pub struct Int8KeysValues {
     cpu: Cpu,
 }
 
-/// Positions are as many as are in use, or more, to a multiple of it: what has a weight of 0 there may be anything.
+/// Positions are as many as are in use, or more, to a multiple of it: what has a weight of 0 there
+/// may be anything.
 const PADDED: usize = LANES * QUAD;
 
 /// How many words and numbers a head has.
@@ -198,8 +201,8 @@ impl Reach {
         Self { least: vec![f32::INFINITY; head_dim], most: vec![f32::NEG_INFINITY; head_dim] }
     }
 
-    /// `means`, which are sums of `rows` values, become means, and `scales` what 8 bits have to be multiplied by; what numbers have to be
-    /// multiplied by to fit into them.
+    /// `means`, which are sums of `rows` values, become means, and `scales` what 8 bits have to be
+    /// multiplied by; what numbers have to be multiplied by to fit into them.
     fn scales(&self, rows: usize, means: &mut [f32], scales: &mut [f32]) -> Vec<f32> {
         let bounds = means.iter_mut().zip(scales).zip(self.least.iter().zip(&self.most));
         bounds

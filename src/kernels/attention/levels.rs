@@ -1,7 +1,8 @@
 //! Scores in 16 bits and what they weigh, in AVX-512, for attention in 8 bits.
 //!
-//! A score is a whole number of levels, [`OCTAVE`] to a doubling of its weight, which rounds off 1.1 % of a weight at most. 32 scores fit a
-//! register then, and a weight is a number of a table, shifted.
+//! A score is a whole number of levels, [`OCTAVE`] to a doubling of its weight, which rounds off
+//! 1.1 % of a weight at most. 32 scores fit a register then, and a weight is a number of a table,
+//! shifted.
 
 use std::arch::x86_64::*;
 
@@ -21,8 +22,8 @@ pub(super) const VECTOR: usize = LANES * QUAD;
 const AHEAD: usize = 512;
 const LINE: usize = 64;
 
-/// Weights as numbers of a table that are shifted: `one` times 2^`spare`, times 2 to the power of minus each level of an octave. `spare` bits
-/// are shifted out of the first level's.
+/// Weights as numbers of a table that are shifted: `one` times 2^`spare`, times 2 to the power of
+/// minus each level of an octave. `spare` bits are shifted out of the first level's.
 struct Powers {
     numbers: [u16; OCTAVE],
     spare: u32,
@@ -45,8 +46,8 @@ const fn powers(one: u32, spare: u32) -> Powers {
     Powers { numbers, spare }
 }
 
-/// Keys of a block of positions: [position panels, groups] vectors, and for each position what its sums have to be multiplied by, and
-/// what is taken off them.
+/// Keys of a block of positions: [position panels, groups] vectors, and for each position what its
+/// sums have to be multiplied by, and what is taken off them.
 #[derive(Clone, Copy)]
 pub(super) struct Keys<'a> {
     pub(super) values: &'a [i8],
@@ -56,8 +57,9 @@ pub(super) struct Keys<'a> {
     pub(super) positions: usize,
 }
 
-/// Scores of `queries` with `keys` [rows, positions], panels of a pair in turn, as packing two registers leaves them. Those beyond the i16 are
-/// its ends. `ahead` is fetched meanwhile, but not by AMX.
+/// Scores of `queries` with `keys` [rows, positions], panels of a pair in turn, as packing two
+/// registers leaves them. Those beyond the i16 are its ends. `ahead` is fetched meanwhile, but not
+/// by AMX.
 ///
 /// # Safety
 /// The processor has AVX-512 F, BW and VNNI, and what `cpu` has.
@@ -97,7 +99,8 @@ pub(super) unsafe fn scores(queries: &Rows, keys: Keys<'_>, out: &mut [i16], ahe
 }
 
 /// # Safety
-/// As [`scores`]; there are `ROWS` rows from `row` on, and `PANELS` panels of positions from `position` on.
+/// As [`scores`]; there are `ROWS` rows from `row` on, and `PANELS` panels of positions from
+/// `position` on.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn tile<const ROWS: usize, const PANELS: usize>(
     queries: &Rows,
@@ -148,7 +151,8 @@ unsafe fn tile<const ROWS: usize, const PANELS: usize>(
 /// [`scores`] in AMX.
 ///
 /// # Safety
-/// As [`scores`], which has checked the slices; the processor has AMX, and the process may use it. There are two rows at least.
+/// As [`scores`], which has checked the slices; the processor has AMX, and the process may use it.
+/// There are two rows at least.
 #[cfg(target_os = "linux")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn scores_in_tiles(queries: &Rows, keys: Keys<'_>, out: &mut [i16]) {
@@ -182,9 +186,11 @@ unsafe fn scores_in_tiles(queries: &Rows, keys: Keys<'_>, out: &mut [i16]) {
     }
 }
 
-/// What the first `seen` scores of a row from [`scores`] weigh, a byte for each in the order of positions, 255 being what the largest one does;
-/// the largest, and the sum of the weights. The others weigh nothing. `fine` ones have 16 bits, of which 65535 is the largest one's, and what
-/// is stored of each is its upper byte and its lower byte after the sum has been taken and it has been multiplied by its factor.
+/// What the first `seen` scores of a row from [`scores`] weigh, a byte for each in the order of
+/// positions, 255 being what the largest one does; the largest, and the sum of the weights. The
+/// others weigh nothing. `fine` ones have 16 bits, of which 65535 is the largest one's, and what is
+/// stored of each is its upper byte and its lower byte after the sum has been taken and it has been
+/// multiplied by its factor.
 ///
 /// # Safety
 /// The processor has AVX-512 F, BW and VNNI.
@@ -197,7 +203,8 @@ pub(super) unsafe fn weigh(scores: &mut [i16], seen: usize, words: &mut [u32], f
         fine.into_iter().for_each(|fine| fine.low.fill(0));
         return (i16::MIN, 0);
     }
-    // Vectors of positions some of which are seen; in the last one, what is not seen is neither the largest nor of any weight.
+    // Vectors of positions some of which are seen; in the last one, what is not seen is neither the
+    // largest nor of any weight.
     let (used, vectors) = (&mut scores[..seen.next_multiple_of(VECTOR)], seen.div_ceil(VECTOR));
     let seen = halves(u64::MAX >> (used.len() - seen));
     for (scores, seen) in used[(vectors - 1) * VECTOR..].chunks_exact_mut(OCTAVE).zip(seen) {
@@ -252,7 +259,8 @@ pub(super) unsafe fn weigh(scores: &mut [i16], seen: usize, words: &mut [u32], f
                 weights = [0, 1].map(|half| _mm512_and_si512(weights[half], seen[half]));
             }
             for weights in weights {
-                // They are added in pairs as signed numbers: less half of what they reach, which is added again.
+                // They are added in pairs as signed numbers: less half of what they reach, which is
+                // added again.
                 let signed = _mm512_xor_si512(weights, _mm512_set1_epi16(i16::MIN));
                 sums = _mm512_add_epi32(sums, _mm512_madd_epi16(signed, _mm512_set1_epi16(1)));
             }
@@ -276,8 +284,8 @@ pub(super) struct Fine<'a> {
     pub(super) factors: &'a [u16],
 }
 
-/// What each number is of the largest of them, in 65535ths, in the order of scores; the largest. `out` has as many to a multiple of
-/// VECTOR; the others are 0.
+/// What each number is of the largest of them, in 65535ths, in the order of scores; the largest.
+/// `out` has as many to a multiple of VECTOR; the others are 0.
 ///
 /// # Safety
 /// The processor has AVX-512 F and BW.
@@ -338,7 +346,8 @@ impl Lookup {
     }
 }
 
-/// Words of four rows and four columns: what packing twice leaves, in the order of positions, and back.
+/// Words of four rows and four columns: what packing twice leaves, in the order of positions, and
+/// back.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn transpose(words: __m512i) -> __m512i {

@@ -1,9 +1,9 @@
-//! Attention over packed keys and values, a few query rows and a block of positions at a time, with an online softmax: the score matrix
-//! is never there.
+//! Attention over packed keys and values, a few query rows and a block of positions at a time, with
+//! an online softmax: the score matrix is never there.
 //!
-//! Keys are the weights of one packed product (inputs: head_dim, outputs: positions), values of a second one (inputs: positions,
-//! outputs: head_dim), whose rows are softmax's weights. Those are bf16 as the values are, or 8 or 16 bits, of the largest one in their
-//! block; sums are f32.
+//! Keys are the weights of one packed product (inputs: head_dim, outputs: positions), values of a
+//! second one (inputs: positions, outputs: head_dim), whose rows are softmax's weights. Those are
+//! bf16 as the values are, or 8 or 16 bits, of the largest one in their block; sums are f32.
 
 mod cache;
 mod int16;
@@ -28,15 +28,16 @@ pub use int16::{Int16KeysValues, Int16Room};
 /// Query rows that one task takes, or a few less.
 const ROWS: usize = 96;
 
-/// Positions of a block: a few hundred kB of scores, keys and values, in the second-level cache. Smaller blocks, in the first one, join
-/// more often than that is worth. A multiple of [`LANES`], as is the next one.
+/// Positions of a block: a few hundred kB of scores, keys and values, in the second-level cache.
+/// Smaller blocks, in the first one, join more often than that is worth. A multiple of [`LANES`],
+/// as is the next one.
 const POSITIONS: usize = 1024;
 
 /// Positions that one task takes where there is only one token.
 const PART: usize = 256;
 
-/// More bytes of keys and values than this are not in the second-level cache when their turn comes: the next ones are fetched while those
-/// before them are in use.
+/// More bytes of keys and values than this are not in the second-level cache when their turn comes:
+/// the next ones are fetched while those before them are in use.
 const FAR: usize = 1 << 20;
 
 /// Keys and values as they lie in a cache.
@@ -56,7 +57,8 @@ struct Head<'a> {
     values: Panels<'a>,
     /// What has been taken off the values [head_dim], or empty.
     mean: &'a [f32],
-    /// What each position's value has to be multiplied by, or empty. Softmax's weights, which have that in them then, have 16 bits.
+    /// What each position's value has to be multiplied by, or empty. Softmax's weights, which have
+    /// that in them then, have 16 bits.
     value_scales: &'a [f32],
 }
 
@@ -94,9 +96,10 @@ pub enum Attend {
 }
 
 impl Stored<'_> {
-    /// What tokens see: `queries`, each multiplied by `scale`, become mixed values [tokens, query heads * head_dim] in `out`. As
-    /// many query heads in a row share a head of the cache as there are more of them. At the last head's end some of `next` is
-    /// fetched, as [`PackedLinear::multiply_and_fetch`](super::PackedLinear::multiply_and_fetch) does.
+    /// What tokens see: `queries`, each multiplied by `scale`, become mixed values [tokens, query
+    /// heads * head_dim] in `out`. As many query heads in a row share a head of the cache as there
+    /// are more of them. At the last head's end some of `next` is fetched, as
+    /// [`PackedLinear::multiply_and_fetch`](super::PackedLinear::multiply_and_fetch) does.
     pub fn attend(&self, queries: Heads<'_>, scale: f32, attend: Attend, out: &mut [f32], next: &[u8]) {
         let (tokens, heads, width) = (queries.rows, self.heads.len(), queries.heads * queries.head_dim);
         assert!(queries.heads.is_multiple_of(heads) && queries.head_dim == self.head_dim);
@@ -165,7 +168,8 @@ impl Stored<'_> {
         math::scale_and_add(mixed, sum.recip(), self.heads[head].mean, out, self.cpu);
     }
 
-    /// The same for one token, whose `group` rows a head are too few to share out: its positions are.
+    /// The same for one token, whose `group` rows a head are too few to share out: its positions
+    /// are.
     fn attend_once<'a>(
         &self,
         group: usize,
@@ -246,8 +250,8 @@ impl<'a> Work<'a> {
         self.first_position.map_or(self.stored.len, |first| first + token + 1).min(self.positions.1)
     }
 
-    /// Gives `take` each row's number, its values mixed with weights relative to the largest, its largest score, and the sum of its
-    /// weights.
+    /// Gives `take` each row's number, its values mixed with weights relative to the largest, its
+    /// largest score, and the sum of its weights.
     fn run(&self, take: impl FnMut(usize, &[f32], f32, f32)) {
         thread_local! {
             static BUFFERS: RefCell<Buffers> = RefCell::default();
@@ -305,7 +309,8 @@ impl<'a> Work<'a> {
     }
 }
 
-/// `out` [rows, outputs] = `rows` times `panels`, or that is added to it, on this thread; `ahead` is fetched meanwhile.
+/// `out` [rows, outputs] = `rows` times `panels`, or that is added to it, on this thread; `ahead`
+/// is fetched meanwhile.
 fn product(
     rows: &Rows,
     panels: Panels<'_>,

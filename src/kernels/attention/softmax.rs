@@ -16,14 +16,16 @@ pub(super) const OCTAVE: usize = 32;
 pub(super) struct Softmax {
     pub(super) largest: f32,
     pub(super) sum: f32,
-    /// What everything before the last block has to be multiplied by, to be relative to the largest too.
+    /// What everything before the last block has to be multiplied by, to be relative to the largest
+    /// too.
     pub(super) kept: f32,
 }
 
 impl Softmax {
     pub(super) const NONE: Self = Self { largest: f32::NEG_INFINITY, sum: 0.0, kept: 0.0 };
 
-    /// Takes in a block by its largest score and the sum of its weights relative to that; what these have to be multiplied by.
+    /// Takes in a block by its largest score and the sum of its weights relative to that; what
+    /// these have to be multiplied by.
     pub(super) fn join(&mut self, largest: f32, sum: f32) -> f32 {
         // One of the two is the largest, most often.
         let power = |x: f32| if x < 0.0 { math::power_of_two(x) } else { 1.0 };
@@ -34,8 +36,8 @@ impl Softmax {
     }
 }
 
-/// A block of positions: their keys, and what each one's value has to be multiplied by; if that is there, weights have it in them, and 16 bits
-/// instead of 8.
+/// A block of positions: their keys, and what each one's value has to be multiplied by; if that is
+/// there, weights have it in them, and 16 bits instead of 8.
 pub(super) struct Positions<'a> {
     pub(super) keys: Panels<'a>,
     pub(super) count: usize,
@@ -59,9 +61,10 @@ pub(super) struct Scores {
 }
 
 impl Scores {
-    /// `weights` become those of all positions for each of `queries`, relative to the row's largest score so far in bf16, to that of the block
-    /// in 8 bits; `rows` take them in. What a row does not see, from position `seen(row)` on, has no weight. On this thread; `ahead` is
-    /// fetched meanwhile.
+    /// `weights` become those of all positions for each of `queries`, relative to the row's largest
+    /// score so far in bf16, to that of the block in 8 bits; `rows` take them in. What a row does
+    /// not see, from position `seen(row)` on, has no weight. On this thread; `ahead` is fetched
+    /// meanwhile.
     pub(super) fn weigh(
         &mut self,
         queries: &Rows,
@@ -133,7 +136,8 @@ impl Scores {
     }
 }
 
-/// `weights`, and `low` if it is there, become rows of bytes whose words `make` writes; it says what a unit of the weights is.
+/// `weights`, and `low` if it is there, become rows of bytes whose words `make` writes; it says
+/// what a unit of the weights is.
 fn set_int8(
     low: Option<&mut Rows>,
     weights: &mut Rows,
@@ -152,7 +156,8 @@ fn set_int8(
 }
 
 impl Softmax {
-    /// [`Softmax::join`] of a largest score in units, and a sum of weights of which `one` is 1; what a unit of these is.
+    /// [`Softmax::join`] of a largest score in units, and a sum of weights of which `one` is 1;
+    /// what a unit of these is.
     fn join_int8(&mut self, one: f32, largest: f32, sum: u32) -> f32 {
         self.join(largest / OCTAVE as f32, sum as f32 / one) / one
     }

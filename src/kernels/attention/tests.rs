@@ -35,7 +35,8 @@ fn exact(
     out
 }
 
-/// Calls `put` with rows of `keys` and `values` in pieces, the last ones first; `before` positions come before all.
+/// Calls `put` with rows of `keys` and `values` in pieces, the last ones first; `before` positions
+/// come before all.
 fn in_pieces(
     [keys, values]: [&[f32]; 2],
     (heads, head_dim): (usize, usize),
@@ -95,7 +96,8 @@ fn what_all_keys_and_values_have_in_common_costs_8_bits_no_precision() {
 #[test]
 fn a_far_off_peak_costs_a_blocks_small_weights_no_precision() {
     let (head_dim, positions) = (16, 3 * POSITIONS);
-    // Scores are a key's first number: a peak 600 times as heavy as a key of the other blocks, and nothing beside it.
+    // Scores are a key's first number: a peak 600 times as heavy as a key of the other blocks, and
+    // nothing beside it.
     let score = |p: usize| [600f32.ln(), -50.0, 0.0][usize::from(p > 0) + usize::from(p >= POSITIONS)];
     let values = numbers(positions * head_dim, 2);
     let queries: Vec<f32> = (0..head_dim).map(|i| if i == 0 { 1.0 / 0.3 } else { 0.0 }).collect();
@@ -173,7 +175,8 @@ fn positions_of_one_word_may_come_from_several_threads() {
 
 #[test]
 fn small_weights_in_8_bits_add_up_beside_a_large_one() {
-    // One position is 2048 times, 11 octaves, as heavy as each of the 2047 others, whose values are all the same: half of what the query sees.
+    // One position is 2048 times, 11 octaves, as heavy as each of the 2047 others, whose values are
+    // all the same: half of what the query sees.
     let (head_dim, positions) = (16, 2 * POSITIONS);
     let keys: Vec<f32> =
         (0..positions).flat_map(|p| (0..head_dim).map(move |i| if p + i == 0 { 2048f32.ln() } else { 0.0 })).collect();
@@ -182,7 +185,8 @@ fn small_weights_in_8_bits_add_up_beside_a_large_one() {
     let expected = exact(&query, &keys, &values, (1, 1), head_dim, false);
     for cpu in Cpu::available() {
         let ours = seen([&query, &keys, &values], head_dim, Attend::Everywhere, cpu);
-        // In AVX-512 either weight is off by 1.1 % at most, and what is seen by as much; elsewhere all of it is exact.
+        // In AVX-512 either weight is off by 1.1 % at most, and what is seen by as much; elsewhere
+        // all of it is exact.
         let bound = if cpu >= Cpu::Avx512 { 0.012 } else { 1e-3 };
         assert!(largest_difference(&ours, &expected) < bound, "{cpu:?} {ours:?} {expected:?}");
     }
@@ -190,7 +194,8 @@ fn small_weights_in_8_bits_add_up_beside_a_large_one() {
 
 #[test]
 fn what_a_token_does_not_see_weighs_nothing_however_little_the_rest_does() {
-    // The first token sees itself alone, which weighs far less than what it does not see: further below than there are 16-bit levels.
+    // The first token sees itself alone, which weighs far less than what it does not see: further
+    // below than there are 16-bit levels.
     let (head_dim, positions) = (16, 40);
     let mut keys = vec![0.0; positions * head_dim];
     for (p, key) in keys.chunks_exact_mut(head_dim).enumerate() {
@@ -218,7 +223,8 @@ fn attention_is_attention_however_the_tokens_come() {
             for attend in [Attend::CausallyFrom(positions - tokens), Attend::Everywhere] {
                 let causal = attend != Attend::Everywhere;
                 let expected = exact(&queries, &keys, &values, (query_heads, kv_heads), head_dim, causal);
-                // A picture's, all at once; or in a cache, all at once or a piece of the positions at a time.
+                // A picture's, all at once; or in a cache, all at once or a piece of the positions
+                // at a time.
                 let ways = [None, Some((positions, Precision::Bf16)), Some((3, Precision::Bf16))];
                 let ways = ways.into_iter().chain([Some((positions, Precision::Int8)), Some((3, Precision::Int8))]);
                 for (cpu, way) in Cpu::available().into_iter().flat_map(|cpu| ways.clone().map(move |way| (cpu, way))) {
@@ -228,7 +234,8 @@ fn attention_is_attention_however_the_tokens_come() {
                     // Something that is forgotten again must leave no trace.
                     let forgotten = vec![f32::INFINITY; width * positions.next_multiple_of(2)];
                     let stored = if let Some((piece, _)) = way {
-                        // All at once; or some of it before each piece, so that the cache has to grow later.
+                        // All at once; or some of it before each piece, so that the cache has to
+                        // grow later.
                         let some =
                             if piece < positions { &forgotten[..forgotten.len().min(4 * width)] } else { &forgotten };
                         for (keys, values) in keys.chunks(piece * width).zip(values.chunks(piece * width)) {

@@ -1,7 +1,8 @@
-//! Linear layers: rows of activations times weights in bf16, 8 or 4 bits, packed once, with the bias in the same pass.
+//! Linear layers: rows of activations times weights in bf16, 8 or 4 bits, packed once, with the
+//! bias in the same pass.
 //!
-//! 8-bit weights have one scale per output, 4-bit ones a scale for every block of inputs; either way activations have 8 bits and one
-//! scale per row.
+//! 8-bit weights have one scale per output, 4-bit ones a scale for every block of inputs; either
+//! way activations have 8 bits and one scale per row.
 
 mod pack;
 mod widen;
@@ -15,7 +16,8 @@ use super::block::{BLOCK_BYTES, Block, LANES, Out, PAIR, PANELS, Panels, QUAD, S
 use super::team::{self, Split};
 use super::{Cpu, Rows};
 
-/// Rows that one task takes, at most: enough to use a panel's weights again and again from cache, few enough to share out.
+/// Rows that one task takes, at most: enough to use a panel's weights again and again from cache,
+/// few enough to share out.
 const ROWS: usize = 96;
 
 /// Chunks of rows are multiples of it: the rows of a register tile, or half of a tall one.
@@ -58,7 +60,8 @@ pub struct PackedLinear {
 }
 
 impl PackedLinear {
-    /// Packs a matrix [outputs, inputs], whose rows `read` writes, on the caller's rayon pool. `bias`: [outputs], or empty.
+    /// Packs a matrix [outputs, inputs], whose rows `read` writes, on the caller's rayon pool.
+    /// `bias`: [outputs], or empty.
     pub fn new(
         (outputs, inputs): (usize, usize),
         read: impl Fn(usize, &mut [f32]) + Sync,
@@ -72,8 +75,8 @@ impl PackedLinear {
         Self { inputs, outputs, weights, bias, cpu }
     }
 
-    /// One whose [`Self::arrays`] have been kept: `take` is asked for each of them, by its size in bytes, in their order. They must begin
-    /// with a cache line.
+    /// One whose [`Self::arrays`] have been kept: `take` is asked for each of them, by its size in
+    /// bytes, in their order. They must begin with a cache line.
     pub fn restore<E>(
         (outputs, inputs): (usize, usize),
         mut bias: Vec<f32>,
@@ -109,14 +112,16 @@ impl PackedLinear {
         self.multiply_and_fetch(rows, out, then, &[]);
     }
 
-    /// The same; at its end some of `next` is fetched, which a thread wants after that, where kernels fetch: many rows, in AVX-512 or AMX.
+    /// The same; at its end some of `next` is fetched, which a thread wants after that, where
+    /// kernels fetch: many rows, in AVX-512 or AMX.
     pub fn multiply_and_fetch(&self, rows: &Rows, out: &mut [f32], then: Then, next: &[u8]) {
         let count = rows.count();
         assert_eq!((rows.width(), out.len()), (self.inputs, count * self.outputs));
         let (panels, out) = (self.outputs.div_ceil(LANES), Split::new(out));
         let blocks = panels.div_ceil(PANELS);
         let tasks = team::size() * PIECES;
-        // Chunks of rows follow each other, so that a thread finds its panels in cache again; in a decode step, panels do.
+        // Chunks of rows follow each other, so that a thread finds its panels in cache again; in a
+        // decode step, panels do.
         let at_once = if count == 1 { blocks.div_ceil(tasks) } else { 1 };
         let wanted = count.div_ceil(ROWS).max(tasks.div_ceil(blocks));
         let chunk = count.div_ceil(wanted).next_multiple_of(TILE_ROWS);
@@ -129,7 +134,8 @@ impl PackedLinear {
         });
     }
 
-    /// The product of one row; `each` is called with parts of it, and the number of a part's first output, while they are near.
+    /// The product of one row; `each` is called with parts of it, and the number of a part's first
+    /// output, while they are near.
     pub fn multiply_row(&self, row: &Rows, out: &mut [f32], each: impl Fn(usize, &[f32]) + Sync) {
         assert_eq!((row.width(), row.count()), (self.inputs, 1));
         assert_eq!(out.len(), self.outputs);
@@ -160,7 +166,8 @@ impl PackedLinear {
         let column = panel * LANES;
         let columns = (PANELS * LANES).min(self.outputs - column);
         let bias = self.bias.get(column..).unwrap_or_default();
-        // SAFETY: whoever calls this has checked that the rows and columns lie in `out`; no other task has both.
+        // SAFETY: whoever calls this has checked that the rows and columns lie in `out`; no other
+        // task has both.
         let mut out =
             unsafe { Out::new(out.at(row * self.outputs + column), self.outputs, columns, bias, then == Then::Add) };
         let mut run = |panels: Panels<'_>| {
@@ -186,7 +193,8 @@ impl PackedLinear {
         }
     }
 
-    /// The weights that a product begins with, for the one before it to fetch; none that are not in 8 bits.
+    /// The weights that a product begins with, for the one before it to fetch; none that are not in
+    /// 8 bits.
     pub fn first(&self) -> &[u8] {
         self.block_bytes(0)
     }
@@ -276,7 +284,8 @@ mod tests {
             for (precision, rounding) in
                 [(Precision::Bf16, 2f32.powi(-8)), (Precision::Int8, 1.0 / 127.0), (Precision::Int4, 1.0 / 8.0)]
             {
-                // Each product is off by the rounding of both factors, which lie in -1 to 1; they add up like a random walk.
+                // Each product is off by the rounding of both factors, which lie in -1 to 1; they
+                // add up like a random walk.
                 let tolerance = 4.0 * rounding * (case.inputs as f32).sqrt();
                 let ours = case.ours(precision, Cpu::Portable, Then::Store);
                 let difference = largest_difference(&ours, &case.exact());

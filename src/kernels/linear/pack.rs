@@ -86,7 +86,8 @@ impl<F: Fn(usize, &mut [f32]) + Sync> Matrix<F> {
         }
     }
 
-    /// Calls `pack` for each output with what `all` has for its panel, its lane there, and its weights.
+    /// Calls `pack` for each output with what `all` has for its panel, its lane there, and its
+    /// weights.
     fn each<P: Send>(&self, all: impl IndexedParallelIterator<Item = P>, pack: impl Fn(&mut P, usize, &[f32]) + Sync) {
         all.enumerate().for_each_init(
             || vec![0.0; self.inputs],
@@ -156,8 +157,8 @@ impl<F: Fn(usize, &mut [f32]) + Sync> Matrix<F> {
     }
 }
 
-/// What the weight of largest magnitude in a block may become: ggml's Q4_0 takes -8 always, and with the others those in between
-/// are often closer.
+/// What the weight of largest magnitude in a block may become: ggml's Q4_0 takes -8 always, and
+/// with the others those in between are often closer.
 const EXTREMES: [f32; 4] = [-8.0, -7.5, -7.0, 7.0];
 
 /// The scale of a block, and its weights plus INT4_OFFSET, with the least squares of errors.

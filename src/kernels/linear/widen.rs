@@ -1,8 +1,8 @@
-//! 4-bit weights as 8-bit ones, for a moment, where many rows are multiplied by them: taking nibbles apart and scaling every block for each
-//! row anew takes nearly as long as the products.
+//! 4-bit weights as 8-bit ones, for a moment, where many rows are multiplied by them: taking
+//! nibbles apart and scaling every block for each row anew takes nearly as long as the products.
 //!
-//! An output's blocks get one scale, with which the largest number of the block with the largest scale is 127: what that rounds off is a
-//! sixteenth of what the 4 bits did there.
+//! An output's blocks get one scale, with which the largest number of the block with the largest
+//! scale is 127: what that rounds off is a sixteenth of what the 4 bits did there.
 
 use half::f16;
 

@@ -1,14 +1,17 @@
-//! Element-wise arithmetic in a form that compilers vectorise: the same source, compiled again for wider registers.
+//! Element-wise arithmetic in a form that compilers vectorise: the same source, compiled again for
+//! wider registers.
 
 use super::Cpu;
 
 /// Partial sums and maxima of a reduction: as many as the widest register has lanes.
 const LANES: usize = 16;
 
-/// Adding it rounds a number of no more than 22 bits to an integer, ties to even, which the low bits of the sum then hold.
+/// Adding it rounds a number of no more than 22 bits to an integer, ties to even, which the low
+/// bits of the sum then hold.
 const ROUND: f32 = 12_582_912.0;
 
-/// Defines `$name`, which runs `$body` compiled for the processor at hand. `FUSED` in it: whether that has fused multiply-adds.
+/// Defines `$name`, which runs `$body` compiled for the processor at hand. `FUSED` in it: whether
+/// that has fused multiply-adds.
 macro_rules! vectorised {
     ($(#[$doc:meta])* $name:ident($($argument:ident: $type:ty),*) $(-> $result:ty)? $body:block) => {
         $(#[$doc])*

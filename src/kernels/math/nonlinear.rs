@@ -4,10 +4,11 @@ use super::super::Cpu;
 use super::quantise::bf16_bits;
 use super::{LANES, ROUND, fma, fold, larger, largest};
 
-/// 2 to the power of `x`, which is not above 126, times `by`, within 8e-5 of it relatively; of what lies below -126, of that. Its results
-/// are rounded to 8 bits.
+/// 2 to the power of `x`, which is not above 126, times `by`, within 8e-5 of it relatively; of what
+/// lies below -126, of that. Its results are rounded to 8 bits.
 ///
-/// 2^n times a polynomial on an octave, whose coefficients make the largest relative error smallest (by reweighted least squares).
+/// 2^n times a polynomial on an octave, whose coefficients make the largest relative error smallest
+/// (by reweighted least squares).
 #[inline(always)]
 pub(super) fn exp2<const FUSED: bool>(x: f32, by: f32) -> f32 {
     let x = larger(x, -126.0);
@@ -22,8 +23,9 @@ pub(super) fn exp2<const FUSED: bool>(x: f32, by: f32) -> f32 {
 
 /// 1 / `x` for an `x` of 1 to 2^125, within 7e-6 of it relatively.
 ///
-/// The difference of bits has a ninth of error at most (H. S. Warren, Hacker's Delight, on its inverse square root, has the idea), and each
-/// of Newton's steps squares that: together they take less time than one division.
+/// The difference of bits has a ninth of error at most (H. S. Warren, Hacker's Delight, on its
+/// inverse square root, has the idea), and each of Newton's steps squares that: together they take
+/// less time than one division.
 #[inline(always)]
 pub(super) fn reciprocal<const FUSED: bool>(x: f32) -> f32 {
     let mut y = f32::from_bits(0x7ef3_0000 - x.to_bits());
@@ -41,11 +43,12 @@ pub(super) fn sigmoid<const FUSED: bool>(x: f32) -> f32 {
 }
 
 vectorised! {
-    /// GELU by its tanh approximation, within 2e-4 of it from -12 to 12, and beyond within a millionth of `x`: its results are rounded to 8
-    /// bits, or to 8 significant ones.
+    /// GELU by its tanh approximation, within 2e-4 of it from -12 to 12, and beyond within a
+    /// millionth of `x`: its results are rounded to 8 bits, or to 8 significant ones.
     ///
-    /// That is x times a half more than an odd function: a polynomial up to 3.8, whose coefficients make the largest error smallest (by
-    /// reweighted least squares), and half of one from there on.
+    /// That is x times a half more than an odd function: a polynomial up to 3.8, whose coefficients
+    /// make the largest error smallest (by reweighted least squares), and half of one from there
+    /// on.
     gelu(x: &[f32], out: &mut [f32]) {
         const REACH: f32 = 3.8;
         const COEFFICIENTS: [f32; 6] =
@@ -78,8 +81,8 @@ pub(in super::super) fn power_of_two(x: f32) -> f32 {
 }
 
 vectorised! {
-    /// 2 to the power of each score less the largest one, or `least`, rounded to bf16, two to a word; the largest, and the sum of the
-    /// powers.
+    /// 2 to the power of each score less the largest one, or `least`, rounded to bf16, two to a
+    /// word; the largest, and the sum of the powers.
     exp2_row(scores: &[f32], least: f32, words: &mut [u32]) -> (f32, f32) {
         const PAIRS: usize = LANES;
         let largest = largest(scores, least, |x| x);
@@ -107,8 +110,9 @@ vectorised! {
 }
 
 vectorised! {
-    /// 2 to the power of `by` times each score less the largest one, in unsigned numbers of 8 bits, of which 255 is 1; the largest, and the
-    /// sum of these. `bytes` has as many as there are scores.
+    /// 2 to the power of `by` times each score less the largest one, in unsigned numbers of 8 bits,
+    /// of which 255 is 1; the largest, and the sum of these. `bytes` has as many as there are
+    /// scores.
     exp2_row_int8(scores: &[f32], by: f32, bytes: &mut [u8]) -> (f32, u32) {
         let largest = largest(scores, f32::NEG_INFINITY, |x| x);
         let power = |x: f32| (exp2::<FUSED>((x - largest) * by, 255.0) + ROUND).to_bits();
@@ -134,8 +138,8 @@ vectorised! {
 }
 
 vectorised! {
-    /// The same in 16 bits, of which 65535 is 1, each of them times its factor, which is at most 1: the upper and the lower `bytes`. The sum is
-    /// without factors.
+    /// The same in 16 bits, of which 65535 is 1, each of them times its factor, which is at most 1:
+    /// the upper and the lower `bytes`. The sum is without factors.
     exp2_row_int16(scores: &[f32], by: f32, factors: &[f32], bytes: [&mut [u8]; 2]) -> (f32, u32) {
         let largest = largest(scores, f32::NEG_INFINITY, |x| x);
         let mut sum = 0u32;

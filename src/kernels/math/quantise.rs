@@ -18,7 +18,8 @@ pub(in super::super) fn high_half(word: u32) -> f32 {
     f32::from_bits(word & 0xffff_0000)
 }
 
-/// The nearest bf16, ties to even. Infinities and NaN, which no activation should be, stay what they are or become NaN.
+/// The nearest bf16, ties to even. Infinities and NaN, which no activation should be, stay what
+/// they are or become NaN.
 #[inline(always)]
 pub(super) fn bf16_bits(x: f32) -> u32 {
     let bits = x.to_bits();
@@ -55,7 +56,8 @@ vectorised! {
     }
 }
 
-/// Four numbers to a word, in 8 bits plus OFFSET; missing ones are 0. What they have to be multiplied by.
+/// Four numbers to a word, in 8 bits plus OFFSET; missing ones are 0. What they have to be
+/// multiplied by.
 pub(in super::super) fn to_int8(x: &[f32], words: &mut [u32], cpu: Cpu) -> f32 {
     match cpu {
         #[cfg(target_arch = "x86_64")]
@@ -121,7 +123,8 @@ vectorised! {
 }
 
 vectorised! {
-    /// Numbers divided by `scale`, rounded to 4 bits, plus INT4_OFFSET; the sum of the squares of the errors.
+    /// Numbers divided by `scale`, rounded to 4 bits, plus INT4_OFFSET; the sum of the squares of
+    /// the errors.
     to_int4(x: &[f32], scale: f32, integers: &mut [u8; BLOCK]) -> f32 {
         let inverse = scale.recip();
         let mut errors = [0f32; BLOCK];
@@ -146,12 +149,14 @@ pub(in super::super) struct WidePanel<'a> {
 }
 
 vectorised! {
-    /// A panel of 4-bit weights [blocks, pairs of groups, LANES] and its scales [blocks, LANES], in f16, in 8 bits: as many groups as there is
-    /// room for. The largest number of a column's block with the largest scale is 127.
+    /// A panel of 4-bit weights [blocks, pairs of groups, LANES] and its scales [blocks, LANES], in
+    /// f16, in 8 bits: as many groups as there is room for. The largest number of a column's block
+    /// with the largest scale is 127.
     widen_int4(values: &[u32], scales: &[u16], panel: WidePanel<'_>) {
         // Numbers have 7 bits behind the point before they are rounded.
         const BITS: u32 = 7;
-        // Exact for all but what is no number: the exponent's offset is 15 in 16 bits, and 127 in 32.
+        // Exact for all but what is no number: the exponent's offset is 15 in 16 bits, and 127 in
+        // 32.
         let scale = |bits: u16| {
             let size = f32::from_bits((u32::from(bits) & 0x7fff) << 13) * 2f32.powi(112);
             f32::from_bits(size.to_bits() | (u32::from(bits) & 0x8000) << 16)
@@ -205,7 +210,8 @@ vectorised! {
 }
 
 vectorised! {
-    /// Takes OFFSET off the numbers in `words`, which [`to_int8`] made; the sums of every BLOCK of them.
+    /// Takes OFFSET off the numbers in `words`, which [`to_int8`] made; the sums of every BLOCK of
+    /// them.
     sign_and_sum(words: &mut [u32], sums: &mut [i32]) {
         for (sum, words) in sums.iter_mut().zip(words.chunks_mut(BLOCK / QUAD)) {
             *sum = signed(words);
@@ -240,7 +246,8 @@ pub(in super::super) struct KeyPanel<'a> {
     pub(in super::super) sums: &'a mut [i32],
 }
 
-/// Keys of up to LANES positions in 16 bits, with their scales, less `mean`; missing ones have a sum of 0, and may be anything.
+/// Keys of up to LANES positions in 16 bits, with their scales, less `mean`; missing ones have a
+/// sum of 0, and may be anything.
 pub(in super::super) fn keys_to_int8(keys: (&[i16], &[f32]), mean: &[f32], panel: KeyPanel<'_>, cpu: Cpu) {
     #[cfg(target_arch = "x86_64")]
     if cpu >= Cpu::Avx512 {
@@ -263,7 +270,8 @@ pub(in super::super) fn keys_to_int8(keys: (&[i16], &[f32]), mean: &[f32], panel
 }
 
 vectorised! {
-    /// `x` less `mean`, four numbers to a word, in 8 bits; missing ones are 0. What they have to be multiplied by, and the sum of all.
+    /// `x` less `mean`, four numbers to a word, in 8 bits; missing ones are 0. What they have to be
+    /// multiplied by, and the sum of all.
     centre_to_int8(x: &[f32], mean: &[f32], words: &mut [u32]) -> (f32, i32) {
         let mut reach = [0f32; 2 * LANES];
         for (x, mean) in x.chunks(2 * LANES).zip(mean.chunks(2 * LANES)) {
@@ -286,7 +294,8 @@ vectorised! {
 }
 
 vectorised! {
-    /// Adds numbers in 16 bits, with their scale, to `sum`; `least` and `most` become at most, or at least, as large as them.
+    /// Adds numbers in 16 bits, with their scale, to `sum`; `least` and `most` become at most, or
+    /// at least, as large as them.
     spread_int16(row: (&[i16], f32), sum: &mut [f32], least: &mut [f32], most: &mut [f32]) {
         let (numbers, scale) = row;
         for (((number, sum), least), most) in numbers.iter().zip(sum).zip(least).zip(most) {
@@ -299,8 +308,8 @@ vectorised! {
 }
 
 vectorised! {
-    /// Four rows in 16 bits, with their scales, less `mean`, times `inverse`, rounded to 8 bits: a word for each of their columns, the first
-    /// row lowest.
+    /// Four rows in 16 bits, with their scales, less `mean`, times `inverse`, rounded to 8 bits: a
+    /// word for each of their columns, the first row lowest.
     interleave_int8(rows: [(&[i16], f32); QUAD], mean: &[f32], inverse: &[f32], words: &mut [u32]) {
         let [a, b, c, d] = rows;
         let all = words.iter_mut().zip(a.0).zip(b.0).zip(c.0).zip(d.0).zip(mean).zip(inverse);

@@ -9,8 +9,9 @@ use super::super::math;
 use super::super::rows::scratch;
 use super::{Column, RowOffsets, TALL_PANELS, TALL_ROWS, TILE_ROWS, dispatch};
 
-/// How far on a few rows fetch, in bytes: they read faster than the processor's own prefetching, which ends with a page of 4 KiB. Two panels
-/// of keys with 64 numbers are 4 KiB; 2 KiB were slower there and the same for weights, 8 KiB the same.
+/// How far on a few rows fetch, in bytes: they read faster than the processor's own prefetching,
+/// which ends with a page of 4 KiB. Two panels of keys with 64 numbers are 4 KiB; 2 KiB were slower
+/// there and the same for weights, 8 KiB the same.
 const ON: usize = 4096;
 
 /// # Safety
@@ -107,8 +108,8 @@ pub(in super::super) unsafe fn bf16_block_in_f32(values: &[bf16], block: &Block<
 }
 
 /// # Safety
-/// As [`bf16_block_in_f32`]; the block has `ROWS` rows and `PANELS` panels from `first` on. `numbers` are the rows' lower halves and upper
-/// halves, in turn.
+/// As [`bf16_block_in_f32`]; the block has `ROWS` rows and `PANELS` panels from `first` on.
+/// `numbers` are the rows' lower halves and upper halves, in turn.
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn f32_tile<const ROWS: usize, const PANELS: usize>(
     values: *const bf16,

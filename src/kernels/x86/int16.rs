@@ -1,4 +1,5 @@
-//! Keys and values between the product that makes them and attention: to 16 bits, and from there to 8.
+//! Keys and values between the product that makes them and attention: to 16 bits, and from there to
+//! 8.
 
 use std::arch::x86_64::*;
 
@@ -39,7 +40,8 @@ pub(in super::super) unsafe fn to_int16(x: &[f32], numbers: &mut [i16]) -> f32 {
     largest / 32767.0
 }
 
-/// See [`math::keys_to_int8`](super::super::math::keys_to_int8), of BLOCKS times KEY_BLOCK numbers a key at most.
+/// See [`math::keys_to_int8`](super::super::math::keys_to_int8), of BLOCKS times KEY_BLOCK numbers
+/// a key at most.
 ///
 /// # Safety
 /// The processor has AVX-512 F, BW, VL and VNNI.
@@ -105,7 +107,8 @@ fn transposed(rows: [__m512i; LANES]) -> [__m512i; LANES] {
         quarters[2] = _mm512_unpacklo_epi64(ab_high, cd_high);
         quarters[3] = _mm512_unpackhi_epi64(ab_high, cd_high);
     }
-    // Then quarters: those of register i, of each four rows, make registers i, i + 4, i + 8 and i + 12.
+    // Then quarters: those of register i, of each four rows, make registers i, i + 4, i + 8 and i +
+    // 12.
     let mut all = [_mm512_setzero_si512(); LANES];
     for i in 0..4 {
         let [a, b, c, d] = [quarters[i], quarters[4 + i], quarters[8 + i], quarters[12 + i]];

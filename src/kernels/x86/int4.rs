@@ -8,7 +8,8 @@ use super::super::block::{BLOCK, BLOCK_BYTES, Block, INT4_OFFSET, LANES, Out, QU
 use super::{Column, ON, TILE_ROWS, dispatch};
 
 /// # Safety
-/// The processor has AVX-512 F, BW and VNNI. `values` and `scales` start at the block's first panel.
+/// The processor has AVX-512 F, BW and VNNI. `values` and `scales` start at the block's first
+/// panel.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 pub(in super::super) unsafe fn int4_block(values: &[u8], scales: &[f16], block: &Block<'_>, out: &mut Out<'_>) {
     let blocks = block.panel_count * block.rows.blocks();
@@ -25,7 +26,8 @@ pub(in super::super) unsafe fn int4_block(values: &[u8], scales: &[f16], block: 
     }
 }
 
-/// Panels of a register tile in int4: the sums of a block's integers and the sums of all blocks share the registers.
+/// Panels of a register tile in int4: the sums of a block's integers and the sums of all blocks
+/// share the registers.
 const INT4_PANELS: usize = 2;
 
 /// # Safety

@@ -5,12 +5,13 @@ use std::arch::x86_64::*;
 use super::super::block::{Block, LANES, Out, QUAD};
 use super::{Column, ON, RowOffsets, TALL_PANELS, TILE_ROWS, dispatch, even_rows};
 
-/// Bytes that a tall tile of int8 fetches for each group: half a line, so that a block of a few dozen rows fetches as much as it has
-/// itself. Fewer rows read faster than that.
+/// Bytes that a tall tile of int8 fetches for each group: half a line, so that a block of a few
+/// dozen rows fetches as much as it has itself. Fewer rows read faster than that.
 const AHEAD: usize = 32;
 
 /// # Safety
-/// The processor has AVX-512 F, BW and VNNI. `values`, `scales` and `corrections` start at the block's first panel.
+/// The processor has AVX-512 F, BW and VNNI. `values`, `scales` and `corrections` start at the
+/// block's first panel.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 pub(in super::super) unsafe fn int8_block(
     values: &[i8],

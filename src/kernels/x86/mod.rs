@@ -1,4 +1,5 @@
-//! AVX-512's products: a tile of rows and panels is held in registers while the inputs stream by; and AMX's.
+//! AVX-512's products: a tile of rows and panels is held in registers while the inputs stream by;
+//! and AMX's.
 
 #[cfg(target_os = "linux")]
 pub(super) mod amx;
@@ -22,23 +23,26 @@ pub(super) use quantise::to_int8;
 /// Rows of a register tile: 6 rows by 4 panels are 24 accumulators of the 32 registers.
 pub(super) const TILE_ROWS: usize = 6;
 
-/// Rows of a tall tile, by 2 panels: more rows share what is read of a panel, and what taking it apart costs.
+/// Rows of a tall tile, by 2 panels: more rows share what is read of a panel, and what taking it
+/// apart costs.
 const TALL_ROWS: usize = 12;
 pub(super) const TALL_PANELS: usize = 2;
 
-/// How far on in panels of 8 or 4 bits a few rows fetch, in bytes: the processor's own prefetching ends with a page of 4 KiB, and a panel has
-/// two or three. From 1 to 4 KiB did, 2 did best.
+/// How far on in panels of 8 or 4 bits a few rows fetch, in bytes: the processor's own prefetching
+/// ends with a page of 4 KiB, and a panel has two or three. From 1 to 4 KiB did, 2 did best.
 pub(super) const ON: usize = 2048;
 
-/// Rows of each of as many tall tiles as `rows` need: a last one of few rows would read all of the panels for little work.
+/// Rows of each of as many tall tiles as `rows` need: a last one of few rows would read all of the
+/// panels for little work.
 pub(super) fn even_rows(rows: usize) -> usize {
     rows.div_ceil(rows.div_ceil(TALL_ROWS))
 }
 
 /// Multiples of a stride, from a tile's first row to each of the others, in bytes.
 ///
-/// The odd ones are kept in registers, and addresses have these times 2, 4 or 8 for the others. Compilers are not to see what they are: they
-/// add one row to the other in the innermost loop instead, on the ports that products need.
+/// The odd ones are kept in registers, and addresses have these times 2, 4 or 8 for the others.
+/// Compilers are not to see what they are: they add one row to the other in the innermost loop
+/// instead, on the ports that products need.
 #[derive(Clone, Copy)]
 pub(super) struct RowOffsets([usize; TALL_ROWS / 2]);
 
@@ -70,7 +74,8 @@ impl RowOffsets {
     }
 }
 
-/// Calls `$kernel::<ROWS, PANELS>` for the constants out of the lists that `$rows` and `$panels` are.
+/// Calls `$kernel::<ROWS, PANELS>` for the constants out of the lists that `$rows` and `$panels`
+/// are.
 macro_rules! dispatch {
     ($kernel:ident, [$($count:literal)*] $list:tt, ($rows:expr, $panels:expr), $arguments:tt) => {
         match $rows {

@@ -1,5 +1,6 @@
-//! Rows through a layer, some at a time and each on one core: what they need stays in its second-level cache, and the threads wait for each
-//! other once or twice a layer only, for all keys and values.
+//! Rows through a layer, some at a time and each on one core: what they need stays in its
+//! second-level cache, and the threads wait for each other once or twice a layer only, for all keys
+//! and values.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -9,7 +10,8 @@ use crate::kernels::{self, Rows};
 /// Rows of a chunk, at most.
 const ROWS: usize = 64;
 
-/// With fewer for each thread, the layer's products are shared out instead: every chunk reads all of its weights.
+/// With fewer for each thread, the layer's products are shared out instead: every chunk reads all
+/// of its weights.
 const LEAST: usize = 24;
 
 /// What a chunk needs for a while; the memory stays with its thread.
@@ -23,8 +25,8 @@ pub(super) struct Buffers {
     pub(super) inside: Vec<f32>,
 }
 
-/// Calls `work` with all of `rows`, a chunk at a time. With `before` rows before the first of all, all chunks but the first one begin at an
-/// even row.
+/// Calls `work` with all of `rows`, a chunk at a time. With `before` rows before the first of all,
+/// all chunks but the first one begin at an even row.
 pub(super) fn in_chunks(before: usize, rows: Range<usize>, work: impl Fn(Range<usize>, &mut Buffers) + Sync) {
     thread_local! {
         static BUFFERS: RefCell<Buffers> = RefCell::default();

@@ -1,9 +1,11 @@
-//! Packed weights on disk, for who asks for it: the next load maps them, and reads and quantises no others.
+//! Packed weights on disk, for who asks for it: the next load maps them, and reads and quantises no
+//! others.
 //!
-//! A file for each checkpoint (by its digest), precision and set of kernels, in a directory of the caller's. It has a header, and then all
-//! arrays in the order of loading, each with its size and digest before it, all at multiples of [`ALIGNMENT`]. Nothing in it is believed
-//! that has not been checked: a file that is cut short, damaged or another's is written anew. Like a checkpoint it must not change in
-//! place while it is mapped; a new one takes its name when it is whole.
+//! A file for each checkpoint (by its digest), precision and set of kernels, in a directory of the
+//! caller's. It has a header, and then all arrays in the order of loading, each with its size and
+//! digest before it, all at multiples of [`ALIGNMENT`]. Nothing in it is believed that has not been
+//! checked: a file that is cut short, damaged or another's is written anew. Like a checkpoint it
+//! must not change in place while it is mapped; a new one takes its name when it is whole.
 
 use std::cell::{Cell, RefCell};
 use std::fs::{self, File};
@@ -23,7 +25,8 @@ use crate::error::{Error, Result};
 use crate::kernels::{Cpu, Mapped, Precision};
 use crate::{files, log};
 
-/// To be changed with what packing makes of weights, or the order in which they are loaded; a test notices the former.
+/// To be changed with what packing makes of weights, or the order in which they are loaded; a test
+/// notices the former.
 const HEADER: &[u8; ALIGNMENT] =
     b"smolvlm: packed weights, layout 1\n\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 
@@ -42,7 +45,8 @@ pub enum Store {
 }
 
 impl Store {
-    /// Calls `load` with a store in `dir`, if there is one. What is wrong with a store is logged, and no error: `load` is called again.
+    /// Calls `load` with a store in `dir`, if there is one. What is wrong with a store is logged,
+    /// and no error: `load` is called again.
     pub fn with<T>(
         dir: Option<&Path>,
         weights: &Weights,
@@ -88,7 +92,8 @@ impl Reader {
     fn open(path: &Path, key: &str) -> Result<Self> {
         let file = files::open(path)?;
         let invalid = |message: &dyn std::fmt::Display| Error::invalid_model(format!("{}: {message}", path.display()));
-        // SAFETY: the map is read-only. Whoever changes the file in place breaks the contract of `packed_cache_dir`; we do not.
+        // SAFETY: the map is read-only. Whoever changes the file in place breaks the contract of
+        // `packed_cache_dir`; we do not.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| invalid(&e))?;
         // All of it is wanted, in order; where the system takes no advice, it only takes longer.
         #[cfg(unix)]
@@ -200,7 +205,8 @@ fn not_kept(path: &Path, error: &io::Error) {
     log::warn(format_args!("{}: {error}; packed weights are not kept", path.display()));
 }
 
-/// What stands before an array at `place`: in the file that has this key, with this label, from there on.
+/// What stands before an array at `place`: in the file that has this key, with this label, from
+/// there on.
 fn head(place: (&str, &str, usize), bytes: &[u8]) -> [u8; ALIGNMENT] {
     let (key, label, at) = place;
     let pieces: Vec<_> = bytes.par_chunks(PIECE).map(Sha256::digest).collect();
@@ -228,7 +234,8 @@ mod tests {
                 let digest = Sha256::digest(packed.arrays().concat());
                 digest[..4].iter().map(|byte| format!("{byte:02x}")).collect::<String>()
             });
-            // Whoever changes these changes HEADER's number too: what has been kept is of no use any more.
+            // Whoever changes these changes HEADER's number too: what has been kept is of no use
+            // any more.
             assert_eq!(digests, ["7520950e", "12b4bab1", "50389fec"], "{cpu:?}");
         }
     }

@@ -282,7 +282,8 @@ impl Layer {
         })
     }
 
-    /// Queries, keys and values of a chunk, turned; `angles` are all tokens'. Keys and values go to `room`.
+    /// Queries, keys and values of a chunk, turned; `angles` are all tokens'. Keys and values go to
+    /// `room`.
     fn project(
         &self,
         chunk: &mut Chunk<'_>,
@@ -301,7 +302,8 @@ impl Layer {
         let of_cache = (self.kv_heads, self.head_dim);
         let [keys, values] =
             [queries, queries + keys].map(|first| Heads::beside(chunk.qkv, self.qkv_proj.outputs(), first, of_cache));
-        // SAFETY: no other task has these tokens, and `chunks::in_chunks` begins none but the first chunk within a pair.
+        // SAFETY: no other task has these tokens, and `chunks::in_chunks` begins none but the first
+        // chunk within a pair.
         unsafe { room.put(chunk.tokens.start, keys, values) };
     }
 

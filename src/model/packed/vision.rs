@@ -26,7 +26,8 @@ pub struct VisionModel {
 }
 
 impl VisionModel {
-    /// Reads the weights; `loader` stands at `model`. In int4 these have 8 bits: products of many rows are not bound by memory.
+    /// Reads the weights; `loader` stands at `model`. In int4 these have 8 bits: products of many
+    /// rows are not bound by memory.
     pub fn load(loader: &Loader<'_>, config: &ModelConfig, precision: Precision, normalise: Normalise) -> Result<Self> {
         let precision = if precision == Precision::Int4 { Precision::Int8 } else { precision };
         let vision = &config.vision;
@@ -55,7 +56,8 @@ impl VisionModel {
         })
     }
 
-    /// The bytes of a tile [size, size, 3] -> hidden states after the last norm [patches, hidden], in `buffers`.
+    /// The bytes of a tile [size, size, 3] -> hidden states after the last norm [patches, hidden],
+    /// in `buffers`.
     ///
     /// `check` is asked before each layer, and its error ends the work.
     pub fn encode<'b, E>(
@@ -83,7 +85,8 @@ impl VisionModel {
             packed.turn();
             let (seen, room) = packed.halves(patches);
             let next = self.layers.get(i + 1);
-            // A task goes on with its patches into the next layer: only keys and values are for all.
+            // A task goes on with its patches into the next layer: only keys and values are for
+            // all.
             stream.in_chunks(|chunk, buffers| {
                 layer.finish(chunk, &seen, next.map_or(&[], |next| next.k_proj.first()), buffers);
                 if let Some(next) = next {
@@ -97,12 +100,14 @@ impl VisionModel {
         Ok(x)
     }
 
-    /// The last tile's hidden states -> image rows [tokens per tile, text hidden], appended to `out`.
+    /// The last tile's hidden states -> image rows [tokens per tile, text hidden], appended to
+    /// `out`.
     pub fn connect(&self, buffers: &mut VisionBuffers, out: &mut Vec<f32>) {
         let (hidden, s) = (self.config.hidden_size, self.scale_factor);
         let (per_side, side) = (self.config.patches_per_side(), self.config.patches_per_side() / s);
         let VisionBuffers { x, rows, .. } = buffers;
-        // Output token (y, x) is the concatenation over dy, then dx, of patch (y * s + dy, x * s + dx).
+        // Output token (y, x) is the concatenation over dy, then dx, of patch (y * s + dy, x * s +
+        // dx).
         rows.set(self.projection.precision(), (side * side, s * s * hidden), Cpu::detect(), |token, row| {
             for (i, part) in row.chunks_exact_mut(s * hidden).enumerate() {
                 let patch = (token / side * s + i) * per_side + token % side * s;
@@ -114,7 +119,8 @@ impl VisionModel {
         self.projection.multiply(rows, &mut out[start..], Then::Store);
     }
 
-    /// Cuts a tile into patches [patches, 3 * patch * patch]: channel, then row, then column, normalised.
+    /// Cuts a tile into patches [patches, 3 * patch * patch]: channel, then row, then column,
+    /// normalised.
     fn patchify(&self, tile: &[u8], rows: &mut Rows) {
         let (size, patch, side) = (self.config.image_size, self.config.patch_size, self.config.patches_per_side());
         let shape = (side * side, 3 * patch * patch);
@@ -145,7 +151,8 @@ pub struct VisionBuffers {
     packed: Option<Packed>,
 }
 
-/// Keys and values of the layer at work, as attention takes them, and what of the next layer's is there.
+/// Keys and values of the layer at work, as attention takes them, and what of the next layer's is
+/// there.
 enum Packed {
     Bf16(KeyValueCache, KeyValueCache),
     Int8(Int8KeysValues, Int16KeysValues),
@@ -261,7 +268,8 @@ impl Layer {
         self.k_proj.multiply_and_fetch(rows, keys, Then::Store, self.v_proj.first());
         self.v_proj.multiply_and_fetch(rows, values, Then::Store, next);
         let [keys, values] = [keys, values].map(|all| Heads::beside(all, hidden, 0, self.heads));
-        // SAFETY: no other task has these patches, and `chunks::in_chunks` begins none within a pair.
+        // SAFETY: no other task has these patches, and `chunks::in_chunks` begins none within a
+        // pair.
         unsafe {
             match room {
                 Room::Bf16(room) => room.put(chunk.first, keys, values),

@@ -1,7 +1,7 @@
 //! Element-wise operations in place, on the caller's thread pool.
 //!
-//! Candle 0.11 runs its own on one process-wide pool with a thread per core, whatever `num_threads` says. Off the CPU,
-//! these are candle's.
+//! Candle 0.11 runs its own on one process-wide pool with a thread per core, whatever `num_threads`
+//! says. Off the CPU, these are candle's.
 
 use candle_core::{CpuStorage, D, InplaceOp1, InplaceOp2, Layout, Result, Tensor, bail};
 use half::bf16;
@@ -39,7 +39,8 @@ pub fn gelu(x: Tensor) -> Result<Tensor> {
     Ok(x)
 }
 
-/// Softmax over the last dimension of `scores * scale + mask`, in f32; `mask` is repeated as `y` in [`add`].
+/// Softmax over the last dimension of `scores * scale + mask`, in f32; `mask` is repeated as `y` in
+/// [`add`].
 pub fn softmax(scores: Tensor, scale: f64, mask: Option<&Tensor>) -> Result<Tensor> {
     if !scores.device().is_cpu() {
         let mut scaled = (scores.to_dtype(candle_core::DType::F32)? * scale)?;
@@ -97,7 +98,8 @@ fn values_mut<'a, T>(all: &'a mut [T], layout: &Layout) -> Result<&'a mut [T]> {
     }
 }
 
-/// Applies `function` to each element of `x` and its partner in `y`, which starts again when it ends.
+/// Applies `function` to each element of `x` and its partner in `y`, which starts again when it
+/// ends.
 fn pairwise<T: Float>(x: &mut [T], y: &[T], function: impl Fn(f32, f32) -> f32 + Sync) -> Result<()> {
     if y.is_empty() || !x.len().is_multiple_of(y.len()) {
         bail!("{} elements cannot be repeated over {}", y.len(), x.len());

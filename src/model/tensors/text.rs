@@ -1,4 +1,5 @@
-//! The Llama decoder in candle's tensors: embeddings to logits, with grouped-query attention and a KV cache.
+//! The Llama decoder in candle's tensors: embeddings to logits, with grouped-query attention and a
+//! KV cache.
 
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::ops::rms_norm;
@@ -69,7 +70,8 @@ impl TextModel {
         Cache { layers: vec![None; self.layers.len()], len: 0, capacity: 0 }
     }
 
-    /// Runs `embeddings` [tokens, hidden] after what `cache` holds; the logits of the last token [vocab].
+    /// Runs `embeddings` [tokens, hidden] after what `cache` holds; the logits of the last token
+    /// [vocab].
     ///
     /// `check` is asked before each layer; after its error the cache is as it was before.
     pub fn forward<E: From<candle_core::Error>>(

@@ -1,4 +1,5 @@
-//! The SigLIP vision transformer and the pixel-shuffle connector in candle's tensors: pixels to image rows.
+//! The SigLIP vision transformer and the pixel-shuffle connector in candle's tensors: pixels to
+//! image rows.
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::ops::layer_norm;
@@ -55,7 +56,8 @@ impl VisionModel {
         })
     }
 
-    /// Normalised pixels [tiles, 3, size, size] -> hidden states after the last norm [tiles, patches, hidden].
+    /// Normalised pixels [tiles, 3, size, size] -> hidden states after the last norm [tiles,
+    /// patches, hidden].
     ///
     /// `check` is asked before each layer, and its error ends the work.
     pub fn encode<E: From<candle_core::Error>>(
@@ -80,7 +82,8 @@ impl VisionModel {
         let (tiles, _, width) = hidden.dims3()?;
         let s = self.scale_factor;
         let side = self.config.patches_per_side() / s;
-        // Output token (y, x) is the concatenation over dy, then dx, of patch (y * s + dy, x * s + dx).
+        // Output token (y, x) is the concatenation over dy, then dx, of patch (y * s + dy, x * s +
+        // dx).
         let shuffled = hidden
             .reshape(vec![tiles, side, s, side, s, width])?
             .permute(vec![0, 1, 3, 2, 4, 5])?
@@ -88,7 +91,8 @@ impl VisionModel {
         self.projection.forward(&shuffled)
     }
 
-    /// Cuts tiles into patches: [tiles, patches, 3 * patch * patch], channel, then row, then column.
+    /// Cuts tiles into patches: [tiles, patches, 3 * patch * patch], channel, then row, then
+    /// column.
     fn patchify(&self, pixels: &[f32]) -> candle_core::Result<Tensor> {
         let (size, patch, side) = (self.config.image_size, self.config.patch_size, self.config.patches_per_side());
         let tiles = pixels.len() / (3 * size * size);

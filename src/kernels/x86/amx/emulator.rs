@@ -1,6 +1,8 @@
-//! AMX's instructions in software, for tests on processors that have none: these raise SIGILL there, whose handler does what they would.
+//! AMX's instructions in software, for tests on processors that have none: these raise SIGILL
+//! there, whose handler does what they would.
 //!
-//! After the Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2. What that says must not be, stops the process.
+//! After the Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2. What that says
+//! must not be, stops the process.
 
 use std::cell::UnsafeCell;
 use std::sync::LazyLock;
@@ -29,7 +31,8 @@ thread_local! {
 /// From now on these instructions are emulated, in all threads.
 pub fn install() {
     static DONE: LazyLock<()> = LazyLock::new(|| {
-        // SAFETY: an action is plain numbers; the handler does nothing that a signal's must not, since what raises it is an instruction of
+        // SAFETY: an action is plain numbers; the handler does nothing that a signal's must not,
+        // since what raises it is an instruction of
         // `super`'s, and nothing of the standard library.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
@@ -91,7 +94,8 @@ unsafe fn step(at: *const u8, registers: &[libc::greg_t], state: &mut State) -> 
                 (sum as i32).wrapping_add(products.sum()) as u32
             }),
             (0x5c, 2) => state.multiply(middle, low, third, |sum, a, b| {
-                // Two chains, of either number of a pair, would be added at the end: an order of summation like another.
+                // Two chains, of either number of a pair, would be added at the end: an order of
+                // summation like another.
                 let half = |x: [u8; 4], i| bf16::from_le_bytes([x[i], x[i + 1]]).to_f32();
                 let products = half(a, 0).mul_add(half(b, 0), half(a, 2) * half(b, 2));
                 (f32::from_bits(sum) + products).to_bits()
@@ -126,7 +130,8 @@ unsafe fn step(at: *const u8, registers: &[libc::greg_t], state: &mut State) -> 
     length
 }
 
-/// The memory that an instruction names: where it starts, from a row to the next one if there is an index, and the instruction's length.
+/// The memory that an instruction names: where it starts, from a row to the next one if there is an
+/// index, and the instruction's length.
 ///
 /// # Safety
 /// An instruction with such an operand is there.

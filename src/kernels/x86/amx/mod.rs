@@ -1,6 +1,7 @@
 //! AMX's products: up to 32 rows times 2 panels at a time, whose sums are four tiles.
 //!
-//! A tile is 16 rows of 64 bytes. The vectors of a panel are the rows of one as they lie, and so are the activations: nothing is packed anew.
+//! A tile is 16 rows of 64 bytes. The vectors of a panel are the rows of one as they lie, and so
+//! are the activations: nothing is packed anew.
 
 #[cfg(test)]
 pub(in crate::kernels) mod emulator;
@@ -65,8 +66,8 @@ pub(in crate::kernels) struct Inputs<'a> {
     pub(in crate::kernels) strides: Strides,
 }
 
-/// Tiles that are multiplied one after the other: the 16 rows from either pointer on times the 16 vectors from either pointer on, then
-/// those beside and below them.
+/// Tiles that are multiplied one after the other: the 16 rows from either pointer on times the 16
+/// vectors from either pointer on, then those beside and below them.
 #[repr(C)]
 struct Pass {
     rows: [*const u32; 2],
@@ -89,7 +90,8 @@ impl Tails {
     const ZERO: Self = Self { rows: [[0; TILE]; SUM_ROWS], vectors: [[[0; size_of::<Vector>()]; TILE]; SUM_PANELS] };
 }
 
-/// The tile registers with their shapes, until it is dropped: sums of two tiles of rows in 0 to 3, the rows in 4 and 5, two panels in 6 and 7.
+/// The tile registers with their shapes, until it is dropped: sums of two tiles of rows in 0 to 3,
+/// the rows in 4 and 5, two panels in 6 and 7.
 struct Tiles {
     /// Of the first tile and of the second one.
     rows: [usize; 2],
@@ -279,7 +281,8 @@ pub(in crate::kernels) unsafe fn multiply(numbers: Numbers, inputs: &Inputs<'_>,
                 Some(last) => &[last],
                 None => &[full],
             };
-            // SAFETY: the registers are shaped; rows and vectors lie in the slices, as is checked above.
+            // SAFETY: the registers are shaped; rows and vectors lie in the slices, as is checked
+            // above.
             unsafe { tiles.multiply(numbers, passes, &mut sums) };
             take(Place { row, rows: end - row, panel, panels: SUM_PANELS.min(panels - panel) }, &sums);
         }
@@ -302,8 +305,8 @@ impl<'a> Inputs<'a> {
 }
 
 /// # Safety
-/// The processor has AMX in 8 bits and AVX-512 F, and the process may use it. `values`, `scales` and `corrections` start at the block's
-/// first panel; it has two rows at least.
+/// The processor has AMX in 8 bits and AVX-512 F, and the process may use it. `values`, `scales`
+/// and `corrections` start at the block's first panel; it has two rows at least.
 #[target_feature(enable = "avx512f")]
 pub(in super::super) unsafe fn int8_block(
     values: &[i8],
@@ -319,7 +322,8 @@ pub(in super::super) unsafe fn int8_block(
     // Each tile of sums fetches a piece of what is ahead.
     let tiles = block.row_count.div_ceil(SUM_ROWS) * block.panel_count.div_ceil(SUM_PANELS);
     let mut ahead = block.ahead.chunks(block.ahead.len().div_ceil(tiles).next_multiple_of(LINE).max(LINE));
-    // SAFETY: as the caller promises; the slices have LANES numbers of each panel, rows and panels are the block's.
+    // SAFETY: as the caller promises; the slices have LANES numbers of each panel, rows and panels
+    // are the block's.
     unsafe {
         multiply(Numbers::Bytes, &inputs, |place, sums| {
             for line in ahead.next().unwrap_or_default().chunks(LINE) {
@@ -346,8 +350,8 @@ pub(in super::super) unsafe fn int8_block(
 const LINE: usize = 64;
 
 /// # Safety
-/// The processor has AMX in bf16 and AVX-512 F, and the process may use it. `values` starts at the block's first panel; it has two rows at
-/// least.
+/// The processor has AMX in bf16 and AVX-512 F, and the process may use it. `values` starts at the
+/// block's first panel; it has two rows at least.
 #[target_feature(enable = "avx512f")]
 pub(in super::super) unsafe fn bf16_block(values: &[bf16], block: &Block<'_>, out: &mut Out<'_>) {
     let inputs = Inputs::of(block, vectors(values, PAIR));

@@ -28,7 +28,7 @@ def arguments():
         nargs="+",
         default=["test_image.jpg"],
         metavar="FILE",
-        help="JPEG, PNG, WebP or BMP; default: the bundled test_image.jpg",
+        help="JPEG, PNG, WebP, BMP, GIF, TIFF or PBM/PGM/PPM/PAM; default: the bundled test_image.jpg",
     )
     parser.add_argument("-p", "--prompt", default="What objects are in this image?", help="default: %(default)s")
     parser.add_argument("--model", metavar="DIR", help="checkpoint; default: the bundled models/demo")

@@ -24,7 +24,8 @@ struct Args {
     /// A published size below models/: small (256M), medium (500M) or large (2.2B)
     #[arg(long, value_name = "SIZE", conflicts_with = "model")]
     model_size: Option<ModelSize>,
-    /// JPEG, PNG, WebP or BMP file; several make a question about several pictures
+    /// JPEG, PNG, WebP, BMP, GIF, TIFF or PBM/PGM/PPM/PAM file; several make a question about
+    /// several pictures
     #[arg(short, long, value_name = "FILE", num_args = 1..)]
     image: Vec<PathBuf>,
     /// The question; an empty one about a picture asks for a caption

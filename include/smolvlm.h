@@ -156,8 +156,9 @@ typedef enum smolvlm_device {
  */
 typedef enum smolvlm_dtype {
   /**
-   * Candle: on the processor INT8 where it is fast (AVX2 or better), else F32; BF16 on an accelerator. ONNX: the first of F32, F16, INT8, UINT8, QUANTIZED, Q4,
-   * Q4F16 and BNB4 that is there; on an accelerator F16 comes before F32.
+   * Candle: on the processor INT8 where it is fast (AVX2 or better), else F32; BF16 on an
+   * accelerator. ONNX: the first of F32, F16, INT8, UINT8, QUANTIZED, Q4, Q4F16 and BNB4 that is
+   * there; on an accelerator F16 comes before F32.
    */
   SMOLVLM_DTYPE_AUTO = 0,
   /**
@@ -173,8 +174,8 @@ typedef enum smolvlm_dtype {
    */
   SMOLVLM_DTYPE_F16 = 3,
   /**
-   * Signed 8-bit weights; on Candle quantised while loading, one scale per output, activations, keys and
-   * values per token.
+   * Signed 8-bit weights; on Candle quantised while loading, one scale per output, activations,
+   * keys and values per token.
    */
   SMOLVLM_DTYPE_INT8 = 4,
   /**
@@ -198,17 +199,23 @@ typedef enum smolvlm_dtype {
    */
   SMOLVLM_DTYPE_BNB4 = 9,
   /**
-   * Candle on the processor: the decoder's layers in 4 bits, in blocks of 32 weights, the rest as INT8.
+   * Candle on the processor: the decoder's layers in 4 bits, in blocks of 32 weights, the rest
+   * as INT8.
    */
   SMOLVLM_DTYPE_INT4 = 10,
 } smolvlm_dtype;
 
 /**
- * How the bytes of an image are to be read. A raw channel has 8 bits; the top row comes first.
+ * How the bytes of an image are to be read. The top row comes first. Raw pixels are used as they
+ * lie; only a file says how it is to be turned.
  */
 typedef enum smolvlm_format {
   /**
-   * The bytes of a JPEG, PNG, WebP or BMP file.
+   * The bytes of a JPEG, PNG, WebP, BMP, GIF, TIFF or PBM/PGM/PPM/PAM file; of several pictures
+   * the first. It is turned upright as its EXIF orientation says, unless `ignore_exif` is set,
+   * and its transparency becomes white. Of 16 bits, gray is scaled as with
+   * `SMOLVLM_FORMAT_GRAY16`; colours keep their high byte. HEIC, AVIF and others are named in
+   * the error.
    */
   SMOLVLM_FORMAT_ENCODED = 0,
   /**
@@ -231,6 +238,13 @@ typedef enum smolvlm_format {
    * Luminance; `mono8` in ROS.
    */
   SMOLVLM_FORMAT_GRAY8 = 5,
+  /**
+   * Depth or luminance of 16 bits in the byte order of this machine, at any address; `mono16`
+   * and `16UC1` in ROS. It is scaled so that the picture's largest value becomes white, and 0,
+   * where a depth camera saw nothing, stays black: a sensor that marks that with 65535 needs it
+   * replaced by 0. Libraries before this value answer `SMOLVLM_STATUS_INVALID_ARGUMENT`.
+   */
+  SMOLVLM_FORMAT_GRAY16 = 6,
 } smolvlm_format;
 
 /**
@@ -257,11 +271,11 @@ typedef enum smolvlm_log_level {
 
 /**
  * A loaded model: weights, tokenizer, configuration. It never changes; any thread may use it, and
- * several at once, of the process that made it: a child of `fork` that asks it, or a session of it, is
- * told so at once (`SMOLVLM_STATUS_UNSUPPORTED`, "fork: ..."), may free both, and may load the model itself, whatever the parent's
- * threads were doing. A fork waits, two seconds at most, while another thread reads a tokenizer or opens a graph
- * of ONNX Runtime.
- * Made by `smolvlm_create`, freed by `smolvlm_free`.
+ * several at once, of the process that made it: a child of `fork` that asks it, or a session of
+ * it, is told so at once (`SMOLVLM_STATUS_UNSUPPORTED`, "fork: ..."), may free both, and may load
+ * the model itself, whatever the parent's threads were doing. A fork waits, two seconds at most,
+ * while another thread reads a tokenizer or opens a graph of ONNX Runtime. Made by
+ * `smolvlm_create`, freed by `smolvlm_free`.
  */
 typedef struct smolvlm_engine smolvlm_engine;
 
@@ -308,10 +322,11 @@ typedef struct smolvlm_options {
    */
   int32_t dtype;
   /**
-   * Threads that compute at a time; 0: one for each core that the process may use. Calls that run at once
-   * share them: each gets its part while there is one for each, and from then on they take turns, a tile, 384
-   * prompt tokens or an answer's token at a time. With ONNX Runtime each of two graphs (the
-   * vision encoder and the decoder) has as many, the calling thread among them, and answers in turn.
+   * Threads that compute at a time; 0: one for each core that the process may use. Calls that
+   * run at once share them: each gets its part while there is one for each, and from then on
+   * they take turns, a tile, 384 prompt tokens or an answer's token at a time. With ONNX Runtime
+   * each of two graphs (the vision encoder and the decoder) has as many, the calling thread
+   * among them, and answers in turn.
    */
   uint32_t num_threads;
   /**
@@ -319,24 +334,26 @@ typedef struct smolvlm_options {
    */
   uint32_t context_tokens;
   /**
-   * Memory for the weights and the full KV cache of one session, in bytes: `smolvlm_create` answers
+   * Memory for the weights and the full KV cache of one session, in bytes: `smolvlm_create`
+   * answers
    * `SMOLVLM_STATUS_OUT_OF_MEMORY` where they need more. Further sessions are not counted. 0:
    * unlimited.
    */
   uint64_t max_memory_bytes;
   /**
-   * File of the ONNX Runtime library, 1.20 or newer; NULL: the environment variable `ORT_DYLIB_PATH`,
-   * else the system's. Only the ONNX backend looks at it. A process has one: after the first engine,
-   * another file is `SMOLVLM_STATUS_INVALID_ARGUMENT`.
+   * File of the ONNX Runtime library, 1.20 or newer; NULL: the environment variable
+   * `ORT_DYLIB_PATH`, else the system's. Only the ONNX backend looks at it. A process has one:
+   * after the first engine, another file is `SMOLVLM_STATUS_INVALID_ARGUMENT`.
    */
   const char *onnxruntime_path;
   /**
-   * Directory in which Candle keeps BF16, INT8 and INT4 weights as this processor wants them; NULL: nowhere.
-   * The next load of the same model maps them, and reads and quantises no others; a SHA256SUMS is
-   * verified all the same. It must be trusted as the model's directory is, and its files must not change
-   * in place. One that cannot be made is `SMOLVLM_STATUS_INVALID_ARGUMENT`; a file in it that cannot be
-   * written, or is damaged, is logged, and no error. `SMOLVLM_STATUS_UNSUPPORTED` where weights are not
-   * packed: F32, an accelerator, ONNX Runtime.
+   * Directory in which Candle keeps BF16, INT8 and INT4 weights as this processor wants them;
+   * NULL: nowhere. The next load of the same model maps them, and reads and quantises no others;
+   * a SHA256SUMS is verified all the same. It must be trusted as the model's directory is, and
+   * its files must not change in place. One that cannot be made is
+   * `SMOLVLM_STATUS_INVALID_ARGUMENT`; a file in it that cannot be written, or is damaged, is
+   * logged, and no error. `SMOLVLM_STATUS_UNSUPPORTED` where weights are not packed: F32, an
+   * accelerator, ONNX Runtime.
    */
   const char *packed_cache_dir;
 } smolvlm_options;
@@ -352,7 +369,8 @@ typedef struct smolvlm_image {
    */
   const void *data;
   /**
-   * Bytes that may be read at `data`. Too few for the picture is `SMOLVLM_STATUS_INVALID_ARGUMENT`.
+   * Bytes that may be read at `data`. Too few for the picture is
+   * `SMOLVLM_STATUS_INVALID_ARGUMENT`.
    */
   size_t data_size;
   /**
@@ -361,7 +379,8 @@ typedef struct smolvlm_image {
    */
   size_t stride;
   /**
-   * Pixels of a row, 1 to 32768. With `SMOLVLM_FORMAT_ENCODED`, this, `height` and `stride` are 0.
+   * Pixels of a row, 1 to 32768. With `SMOLVLM_FORMAT_ENCODED`, this, `height` and `stride` are
+   * 0.
    */
   uint32_t width;
   /**
@@ -380,16 +399,16 @@ typedef struct smolvlm_image {
  *
  * `text` is UTF-8, holds whole code points, has `size` bytes and a NUL behind them, and is valid
  * during the call only. The pieces put together are the text of the result. Return 0 to go on, any
- * other value to stop: the result then has `SMOLVLM_FINISH_REASON_CANCELLED`. The callback must not
- * throw or `longjmp`; it may call `smolvlm_session_cancel`, `smolvlm_session_free` and
+ * other value to stop: the result then has `SMOLVLM_FINISH_REASON_CANCELLED`. The callback must
+ * not throw or `longjmp`; it may call `smolvlm_session_cancel`, `smolvlm_session_free` and
  * `smolvlm_free`; any other call for its own session answers `SMOLVLM_STATUS_BUSY`.
  */
 typedef int32_t (*smolvlm_text_callback)(void *user_data, const char *text, size_t size);
 
 /**
  * One question. Zero is the default of every field but `struct_size` and `prompt`; other versions
- * of the struct are accepted as with `smolvlm_options`. Everything it points to is the caller's and
- * is read during the call only.
+ * of the struct are accepted as with `smolvlm_options`. Everything it points to is the caller's
+ * and is read during the call only.
  */
 typedef struct smolvlm_request {
   /**
@@ -414,8 +433,8 @@ typedef struct smolvlm_request {
    */
   size_t image_count;
   /**
-   * Scales a picture so that its longer edge has this many pixels before it is cut into tiles: less
-   * is faster and sees less. 0: the model's own value.
+   * Scales a picture so that its longer edge has this many pixels before it is cut into tiles:
+   * less is faster and sees less. 0: the model's own value.
    */
   uint32_t longest_edge;
   /**
@@ -423,7 +442,8 @@ typedef struct smolvlm_request {
    */
   int32_t no_split;
   /**
-   * Non-zero: encoded pictures are used as stored, whatever their EXIF orientation says.
+   * Non-zero: encoded pictures are used as stored, whatever their EXIF orientation says; so does
+   * the reference.
    */
   int32_t ignore_exif;
   /**
@@ -443,8 +463,8 @@ typedef struct smolvlm_request {
    */
   float top_p;
   /**
-   * Chooses among tokens that have at least this share of the likeliest one's probability, over 0
-   * to 1; 0: off.
+   * Chooses among tokens that have at least this share of the likeliest one's probability, over
+   * 0 to 1; 0: off.
    */
   float min_p;
   /**
@@ -452,8 +472,8 @@ typedef struct smolvlm_request {
    */
   float repetition_penalty;
   /**
-   * Deadline for the whole call in milliseconds: pictures, prompt and answer. When it passes, the
-   * text so far is the answer, with `SMOLVLM_FINISH_REASON_TIMEOUT`. 0: none.
+   * Deadline for the whole call in milliseconds: pictures, prompt and answer. When it passes,
+   * the text so far is the answer, with `SMOLVLM_FINISH_REASON_TIMEOUT`. 0: none.
    */
   uint32_t timeout_ms;
   /**
@@ -477,8 +497,9 @@ typedef struct smolvlm_request {
    */
   void *user_data;
   /**
-   * Non-zero: special tokens of the answer are in its text and in what `on_text` receives, but for
-   * those that end it and padding. Models that write a document's layout in such tokens need it.
+   * Non-zero: special tokens of the answer are in its text and in what `on_text` receives, but
+   * for those that end it and padding. Models that write a document's layout in such tokens need
+   * it.
    */
   int32_t keep_special_tokens;
   /**
@@ -564,8 +585,8 @@ typedef struct smolvlm_metrics {
 /**
  * Receives log messages, on any thread, from several at once. `level` is a `smolvlm_log_level`;
  * `message` is one line of UTF-8 without a line end, valid during the call only. The callback must
- * not throw or `longjmp`, nor create engines or ask them anything, since it may be called from inside the
- * engine. What the library would log during it is dropped.
+ * not throw or `longjmp`, nor create engines or ask them anything, since it may be called from
+ * inside the engine. What the library would log during it is dropped.
  */
 typedef void (*smolvlm_log_callback)(void *user_data, int32_t level, const char *message);
 
@@ -576,34 +597,36 @@ extern "C" {
 /**
  * Loads a model.
  *
- * `model_dir` is the path, in UTF-8, of a directory as the Hugging Face hub publishes it: config.json,
- * tokenizer.json, model.safetensors or its shards for Candle, `onnx/` for ONNX Runtime. Where there is no such directory, it may
- * be a hub id, `owner/name` or `owner/name@revision`, that the hub's local cache holds (`HF_HUB_CACHE`, else
+ * `model_dir` is the path, in UTF-8, of a directory as the Hugging Face hub publishes it:
+ * config.json, tokenizer.json, model.safetensors or its shards for Candle, `onnx/` for ONNX
+ * Runtime. Where there is no such directory, it may be a hub id, `owner/name` or
+ * `owner/name@revision`, that the hub's local cache holds (`HF_HUB_CACHE`, else
  * `HUGGINGFACE_HUB_CACHE`, else `HF_HOME`, else `~/.cache/huggingface`); nothing is
- * fetched, and the message says what would fetch it. `options` may be NULL: all defaults. `*out` is the
- * engine, to be freed with `smolvlm_free`, or NULL on failure. The directory must not change while
- * the engine lives: a backend may keep its weights mapped.
+ * fetched, and the message says what would fetch it. `options` may be NULL: all defaults. `*out`
+ * is the engine, to be freed with `smolvlm_free`, or NULL on failure. The directory must not
+ * change while the engine lives: a backend may keep its weights mapped.
  *
- * Any thread. INVALID_ARGUMENT: an argument, named in the message. NOT_FOUND: the directory, one of its
- * files, or ONNX Runtime. INVALID_MODEL: a file, named. UNSUPPORTED: a kind of model, backend, device or
- * precision, or a library that is no ONNX Runtime or too old.
- * OUT_OF_MEMORY: over `max_memory_bytes`. BACKEND: the inference engine's own error.
+ * Any thread. INVALID_ARGUMENT: an argument, named in the message. NOT_FOUND: the directory, one
+ * of its files, or ONNX Runtime. INVALID_MODEL: a file, named. UNSUPPORTED: a kind of model,
+ * backend, device or precision, or a library that is no ONNX Runtime or too old. OUT_OF_MEMORY:
+ * over `max_memory_bytes`. BACKEND: the inference engine's own error.
  */
 enum smolvlm_status smolvlm_create(const char *model_dir,
                                    const struct smolvlm_options *options,
                                    struct smolvlm_engine **out);
 
 /**
- * Answers one question. Nothing is kept: the next question starts anew. See `smolvlm_session_process`
- * for conversations.
+ * Answers one question. Nothing is kept: the next question starts anew. See
+ * `smolvlm_session_process` for conversations.
  *
  * `request` is read during the call only. `*out` is the answer, to be freed with
- * `smolvlm_result_free`, or NULL on failure. A deadline that passed and a callback that stopped are
- * no failures: the result says so and has the text so far.
+ * `smolvlm_result_free`, or NULL on failure. A deadline that passed and a callback that stopped
+ * are no failures: the result says so and has the text so far.
  *
  * Any thread, and several at once with one engine. INVALID_ARGUMENT: an argument, named in the
- * message. CONTEXT_OVERFLOW: the prompt with its pictures is longer than the context. OUT_OF_MEMORY,
- * UNSUPPORTED, BACKEND: see the message. INTERNAL: a defect; the engine stays usable.
+ * message. CONTEXT_OVERFLOW: the prompt with its pictures is longer than the context.
+ * OUT_OF_MEMORY, UNSUPPORTED, BACKEND: see the message. INTERNAL: a defect; the engine stays
+ * usable.
  */
 enum smolvlm_status smolvlm_process(struct smolvlm_engine *engine,
                                     const struct smolvlm_request *request,
@@ -621,8 +644,8 @@ void smolvlm_free(struct smolvlm_engine *engine);
  * `engine` may be freed before the session. `*out` is the session, to be freed with
  * `smolvlm_session_free`, or NULL on failure.
  *
- * Any thread. INVALID_ARGUMENT: an argument is NULL. OUT_OF_MEMORY: over `max_memory_bytes`. BACKEND:
- * the inference engine's own error.
+ * Any thread. INVALID_ARGUMENT: an argument is NULL. OUT_OF_MEMORY: over `max_memory_bytes`.
+ * BACKEND: the inference engine's own error.
  */
 enum smolvlm_status smolvlm_session_new(struct smolvlm_engine *engine, struct smolvlm_session **out);
 
@@ -632,9 +655,9 @@ enum smolvlm_status smolvlm_session_new(struct smolvlm_engine *engine, struct sm
  *
  * As `smolvlm_process`, and further: BUSY: a generation of this session is running, on another
  * thread or around the callback that makes this call. INTERNAL: a defect; if it was a panic, the
- * session answers so until it is freed. After a failure of another kind, and after a stop (deadline,
- * cancel, callback) before the first token, the conversation is as it was before the call: question,
- * pictures and system prompt are to be given again.
+ * session answers so until it is freed. After a failure of another kind, and after a stop
+ * (deadline, cancel, callback) before the first token, the conversation is as it was before the
+ * call: question, pictures and system prompt are to be given again.
  */
 enum smolvlm_status smolvlm_session_process(struct smolvlm_session *session,
                                             const struct smolvlm_request *request,
@@ -645,15 +668,16 @@ enum smolvlm_status smolvlm_session_process(struct smolvlm_session *session,
  * `SMOLVLM_FINISH_REASON_CANCELLED`. An idle session is not affected, nor is its next generation.
  * NULL is fine.
  *
- * Any thread, the text callback, and a signal handler: it stores one atomic value. The session must
- * not be freed meanwhile.
+ * Any thread, the text callback, and a signal handler: it stores one atomic value. The session
+ * must not be freed meanwhile.
  */
 void smolvlm_session_cancel(struct smolvlm_session *session);
 
 /**
  * Forgets the conversation; the session is as new.
  *
- * Any thread. INVALID_ARGUMENT: `session` is NULL. BUSY, INTERNAL: as `smolvlm_session_process`. UNSUPPORTED: in a child of `fork`.
+ * Any thread. INVALID_ARGUMENT: `session` is NULL. BUSY, INTERNAL: as `smolvlm_session_process`.
+ * UNSUPPORTED: in a child of `fork`.
  */
 enum smolvlm_status smolvlm_session_reset(struct smolvlm_session *session);
 
@@ -664,8 +688,9 @@ enum smolvlm_status smolvlm_session_reset(struct smolvlm_session *session);
 void smolvlm_session_free(struct smolvlm_session *session);
 
 /**
- * The text: UTF-8, NUL-terminated, without another NUL, owned by the result. `out_size` receives its
- * bytes without the last NUL, and may be NULL. A result that is NULL has the text "". Any thread.
+ * The text: UTF-8, NUL-terminated, without another NUL, owned by the result. `out_size` receives
+ * its bytes without the last NUL, and may be NULL. A result that is NULL has the text "". Any
+ * thread.
  */
 const char *smolvlm_result_text(const struct smolvlm_result *result, size_t *out_size);
 
@@ -681,9 +706,9 @@ enum smolvlm_finish_reason smolvlm_result_finish_reason(const struct smolvlm_res
 const uint32_t *smolvlm_result_tokens(const struct smolvlm_result *result, size_t *out_count);
 
 /**
- * The ids of the tokens that the model read, the conversation before and the places of the pictures
- * included; owned by the result. `out_count` receives their number, and may be NULL. NULL has none.
- * Any thread.
+ * The ids of the tokens that the model read, the conversation before and the places of the
+ * pictures included; owned by the result. `out_count` receives their number, and may be NULL. NULL
+ * has none. Any thread.
  */
 const uint32_t *smolvlm_result_prompt_tokens(const struct smolvlm_result *result, size_t *out_count);
 
@@ -701,14 +726,14 @@ enum smolvlm_status smolvlm_result_metrics(const struct smolvlm_result *result, 
 void smolvlm_result_free(struct smolvlm_result *result);
 
 /**
- * The version of the library that is loaded, e.g. "0.1.0"; the header's is `SMOLVLM_VERSION_STRING`.
- * A static string. Any thread.
+ * The version of the library that is loaded, e.g. "0.1.0"; the header's is
+ * `SMOLVLM_VERSION_STRING`. A static string. Any thread.
  */
 const char *smolvlm_version(void);
 
 /**
- * The version of the library that is loaded, as `SMOLVLM_VERSION_NUMBER` is made: 10000 times major,
- * plus 100 times minor, plus patch. Any thread.
+ * The version of the library that is loaded, as `SMOLVLM_VERSION_NUMBER` is made: 10000 times
+ * major, plus 100 times minor, plus patch. Any thread.
  */
 uint32_t smolvlm_version_number(void);
 
@@ -725,16 +750,17 @@ const char *smolvlm_build_info(void);
 const char *smolvlm_status_name(int32_t status);
 
 /**
- * What went wrong in the last call on this thread that returned a status: one line of UTF-8, "" after
- * `SMOLVLM_STATUS_OK` and before the first such call, never NULL. Owned by the library, valid until
- * this thread makes the next such call or ends.
+ * What went wrong in the last call on this thread that returned a status: one line of UTF-8, ""
+ * after
+ * `SMOLVLM_STATUS_OK` and before the first such call, never NULL. Owned by the library, valid
+ * until this thread makes the next such call or ends.
  */
 const char *smolvlm_last_error(void);
 
 /**
- * Sends what the library has to say to `callback`, for the whole process; NULL ends that, and is how
- * it begins. When this returns, the callback that was set before is not running and will not be
- * called again.
+ * Sends what the library has to say to `callback`, for the whole process; NULL ends that, and is
+ * how it begins. When this returns, the callback that was set before is not running and will not
+ * be called again.
  *
  * Any thread. BUSY: called from inside a log callback.
  */

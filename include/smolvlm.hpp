@@ -51,7 +51,7 @@ inline smolvlm_request request(const char *prompt) {
     return request;
 }
 
-/// The bytes of a JPEG, PNG, WebP or BMP file; they must outlive the call that the image is used in.
+/// The bytes of a file of a kind that SMOLVLM_FORMAT_ENCODED names; they must outlive the call that the image is used in.
 inline smolvlm_image encoded_image(const void *data, std::size_t size) {
     smolvlm_image image = smolvlm_image();
     image.data = data;

@@ -3,13 +3,16 @@
 //!
 //! Bounds are checked once, in the constructors; everything below may index without fear.
 
-use std::io::Cursor;
+mod file;
+mod jpeg;
+mod unheard;
 
-use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
+use image::{DynamicImage, RgbImage};
 
 use crate::error::{Error, Result};
 use crate::preprocess::composite_on_white;
+
+pub use file::{FORMATS, encoded_size};
 
 /// Widest or highest picture accepted, in pixels.
 pub const MAX_EDGE: u32 = 32_768;
@@ -20,7 +23,7 @@ pub const MAX_PIXELS: u64 = 100_000_000;
 /// may unpack to a gigabyte.
 pub const METADATA_BYTES: u64 = 16 << 20;
 
-/// The memory layout of one raw pixel, 8 bits per channel.
+/// The memory layout of one raw pixel: 8 bits per channel, but for [`PixelFormat::Gray16`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PixelFormat {
     /// Red, green, blue; `rgb8` in ROS.
@@ -33,6 +36,9 @@ pub enum PixelFormat {
     Bgra8,
     /// One luminance byte; `mono8` in ROS.
     Gray8,
+    /// Luminance or depth of 16 bits in the byte order of this machine, at any address; `mono16`
+    /// and `16UC1` in ROS. Scaled as [`ImageView::encoded`] says.
+    Gray16,
 }
 
 impl PixelFormat {
@@ -40,6 +46,7 @@ impl PixelFormat {
     pub fn bytes(self) -> usize {
         match self {
             Self::Gray8 => 1,
+            Self::Gray16 => 2,
             Self::Rgb8 | Self::Bgr8 => 3,
             Self::Rgba8 | Self::Bgra8 => 4,
         }
@@ -80,7 +87,15 @@ impl<'a> ImageView<'a> {
         Ok(Self(Source::Raw { data, stride, width, height, format }))
     }
 
-    /// The bytes of a JPEG, PNG, WebP or BMP file. The EXIF orientation is applied.
+    /// The bytes of a JPEG, PNG, WebP, BMP, GIF, TIFF or PBM/PGM/PPM/PAM file; of several pictures
+    /// the first. It is turned upright as its EXIF orientation says; a TIFF's own tag counts as
+    /// that.
+    ///
+    /// Of 16 bits, a gray picture is scaled so that its largest value becomes white: depth cameras
+    /// and thermal ones fill a small part of the range, and the reference's way, which cuts at 255,
+    /// would leave white alone of it. 0 stays black, which is where depth cameras saw nothing; a
+    /// sensor that marks that with 65535 needs it replaced by 0. Colours of 16 bits keep their high
+    /// byte, as in the reference.
     ///
     /// The bytes are looked at when the picture is used, not here.
     pub fn encoded(data: &'a [u8]) -> Self {
@@ -93,7 +108,9 @@ impl<'a> ImageView<'a> {
         Self(Source::Encoded { data, orient: false })
     }
 
-    /// A picture that the `image` crate holds.
+    /// A picture that the `image` crate holds, as it lies there: `image::open` does not turn it, so
+    /// where a file may have an EXIF orientation, [`ImageView::encoded`] is the way, or
+    /// `DynamicImage::apply_orientation`. 16 bits are as with [`ImageView::encoded`].
     pub fn decoded(image: &'a DynamicImage) -> Self {
         Self(Source::Decoded(image))
     }
@@ -110,10 +127,10 @@ impl<'a> ImageView<'a> {
     pub fn to_rgb(&self) -> Result<RgbImage> {
         match self.0 {
             Source::Raw { data, stride, width, height, format } => Ok(raw_to_rgb(data, stride, width, height, format)),
-            Source::Encoded { data, orient } => Ok(flatten(decode(data, orient)?)),
+            Source::Encoded { data, orient } => flatten(file::decode(data, orient)?),
             Source::Decoded(image) => {
                 check_size(image.width(), image.height())?;
-                Ok(flatten(image.clone()))
+                flatten(image.clone())
             }
         }
     }
@@ -136,12 +153,20 @@ fn check_size(width: u32, height: u32) -> Result<()> {
 
 fn raw_to_rgb(data: &[u8], stride: usize, width: u32, height: u32, format: PixelFormat) -> RgbImage {
     let row_bytes = width as usize * format.bytes();
+    let rows = || data.chunks(stride).take(height as usize).map(|row| &row[..row_bytes]);
+    // Two bytes of a gray of 16 bits stand at any address.
+    let deep = |pixel: &[u8]| pixel.try_into().map_or(0, u16::from_ne_bytes);
+    let largest = match format {
+        PixelFormat::Gray16 => rows().flat_map(|row| row.chunks_exact(2).map(deep)).max().unwrap_or(0),
+        _ => 0,
+    };
     let mut out = RgbImage::new(width, height);
-    for (row, out) in data.chunks(stride).zip(out.chunks_exact_mut(width as usize * 3)) {
-        let pixels = row[..row_bytes].chunks_exact(format.bytes());
+    for (row, out) in rows().zip(out.chunks_exact_mut(width as usize * 3)) {
+        let pixels = row.chunks_exact(format.bytes());
         for (out, pixel) in out.chunks_exact_mut(3).zip(pixels) {
             let rgb = match *pixel {
                 [gray] => [gray; 3],
+                [_, _] => [to_white(deep(pixel), largest); 3],
                 [a, b, c, ..] if matches!(format, PixelFormat::Bgr8 | PixelFormat::Bgra8) => [c, b, a],
                 [a, b, c, ..] => [a, b, c],
                 _ => continue,
@@ -152,75 +177,59 @@ fn raw_to_rgb(data: &[u8], stride: usize, width: u32, height: u32, format: Pixel
     out
 }
 
-fn decode(data: &[u8], orient: bool) -> Result<DynamicImage> {
-    let invalid = |e: image::ImageError| Error::invalid_argument(format!("image: {e}"));
-    let mut reader = ImageReader::new(Cursor::new(data)).with_guessed_format().map_err(|e| invalid(e.into()))?;
-    match reader.format() {
-        Some(ImageFormat::Jpeg | ImageFormat::Png | ImageFormat::WebP | ImageFormat::Bmp) => {}
-        _ => {
-            let start = &data[..data.len().min(8)];
-            return Err(Error::invalid_argument(format!(
-                "image: {} bytes starting {start:02x?} are not JPEG, PNG, WebP or BMP",
-                data.len()
-            )));
+/// Eight bits a channel, on white. Colours of 16 bits keep their high byte; a gray of 16 bits does
+/// not: see [`ImageView::encoded`].
+fn flatten(image: DynamicImage) -> Result<RgbImage> {
+    let image = match image {
+        DynamicImage::ImageLuma16(gray) => {
+            let largest = gray.iter().copied().max().unwrap_or(0);
+            let value = |x, y| image::Luma([to_white(gray.get_pixel(x, y).0[0], largest)]);
+            image::GrayImage::from_fn(gray.width(), gray.height(), value).into()
         }
-    }
-    if reader.format() == Some(ImageFormat::Jpeg) && !jpeg_is_whole(data) {
-        let len = data.len();
-        return Err(Error::invalid_argument(format!("image: a JPEG of {len} bytes that ends before its end marker")));
-    }
-    let mut limits = Limits::default();
-    limits.max_alloc = Some(METADATA_BYTES);
-    reader.limits(limits.clone());
-    let mut decoder = reader.into_decoder().map_err(invalid)?;
-    // A header's numbers are checked before anything is allocated by them.
-    let (width, height) = decoder.dimensions();
-    check_size(width, height)?;
-    limits.max_alloc = Some(MAX_PIXELS * 8 + METADATA_BYTES);
-    decoder.set_limits(limits).map_err(invalid)?;
-    // Damaged metadata is no reason to refuse whole pixels.
-    let orientation =
-        if orient { decoder.orientation().unwrap_or(Orientation::NoTransforms) } else { Orientation::NoTransforms };
-    let mut image = DynamicImage::from_decoder(decoder).map_err(invalid)?;
-    image.apply_orientation(orientation);
-    Ok(image)
+        DynamicImage::ImageLumaA16(gray) => {
+            let largest = gray.pixels().map(|pixel| pixel.0[0]).max().unwrap_or(0);
+            let value = |x, y| {
+                let [luma, alpha] = gray.get_pixel(x, y).0;
+                image::LumaA([to_white(luma, largest), high_byte(alpha)])
+            };
+            DynamicImage::ImageLumaA8(image::ImageBuffer::from_fn(gray.width(), gray.height(), value))
+        }
+        DynamicImage::ImageRgb16(deep) => {
+            let value = |x, y| image::Rgb(deep.get_pixel(x, y).0.map(high_byte));
+            RgbImage::from_fn(deep.width(), deep.height(), value).into()
+        }
+        DynamicImage::ImageRgba16(deep) => {
+            let value = |x, y| image::Rgba(deep.get_pixel(x, y).0.map(high_byte));
+            image::RgbaImage::from_fn(deep.width(), deep.height(), value).into()
+        }
+        DynamicImage::ImageRgb32F(_) | DynamicImage::ImageRgba32F(_) => {
+            return Err(Error::invalid_argument(
+                "image: floating-point pixels; scale them and save 8 or 16 bits a channel",
+            ));
+        }
+        other => other,
+    };
+    Ok(if image.color().has_alpha() { composite_on_white(&image.into_rgba8()) } else { image.into_rgb8() })
 }
 
-/// Whether the end marker comes; the decoder would make gray of what is missing, and the model an
-/// answer of that.
-fn jpeg_is_whole(file: &[u8]) -> bool {
-    const RESTARTS: std::ops::RangeInclusive<u8> = 0xd0..=0xd7;
-    const END: u8 = 0xd9;
-    const SCAN: u8 = 0xda;
-    // After the start marker, and at each marker from there on.
-    let mut rest = file.get(2..).unwrap_or_default();
-    while let [0xff, marker, after @ ..] = rest {
-        match *marker {
-            END => return true,
-            // Markers may be padded with 0xff.
-            0xff => rest = &rest[1..],
-            marker => {
-                let [high, low, ..] = *after else { return false };
-                let length = usize::from(u16::from_be_bytes([high, low]));
-                rest = after.get(length..).unwrap_or_default();
-                if marker == SCAN {
-                    // In a scan 0xff is a byte where 0x00 follows, or a restart.
-                    let is_marker = |pair: &[u8]| pair[0] == 0xff && pair[1] != 0 && !RESTARTS.contains(&pair[1]);
-                    rest = rest.windows(2).position(is_marker).map_or(&[], |at| &rest[at..]);
-                }
-            }
-        }
-    }
-    false
+fn high_byte(value: u16) -> u8 {
+    (value >> 8) as u8
 }
 
-fn flatten(image: DynamicImage) -> RgbImage {
-    if image.color().has_alpha() { composite_on_white(&image.into_rgba8()) } else { image.into_rgb8() }
+/// A value's share of the largest, in 255ths, rounded.
+fn to_white(value: u16, largest: u16) -> u8 {
+    let largest = u32::from(largest.max(1));
+    ((u32::from(value) * 255 + largest / 2) / largest) as u8
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Cursor;
+
+    use image::ImageFormat;
+
     use super::*;
+    use crate::error::ErrorKind;
 
     #[test]
     fn a_jpeg_that_ends_early_is_no_picture() {
@@ -232,11 +241,14 @@ mod tests {
         file.extend(b"a camera's own data");
         assert!(ImageView::encoded(&file).to_rgb().is_ok());
         let end = file.len() - b"a camera's own data".len();
-        for len in (2..end).step_by(7).chain([end - 1]) {
+        for len in (2..end - 4).step_by(7).chain([end - 4]) {
             assert!(ImageView::encoded(&file[..len]).to_rgb().is_err(), "{len} of {end}");
         }
+        // Only the end marker is missing, as some cameras leave it out: every pixel is there.
+        for len in [end - 2, end - 1] {
+            assert_eq!(ImageView::encoded(&file[..len]).to_rgb(), ImageView::encoded(&file).to_rgb(), "{len} of {end}");
+        }
     }
-    use crate::error::ErrorKind;
 
     #[test]
     fn strides_and_channel_orders_reach_rgb() {
@@ -266,10 +278,112 @@ mod tests {
         assert!(message(ImageView::raw(&data, 0, 20_000, 20_000, PixelFormat::Gray8)).contains("400000000 pixels"));
     }
 
+    fn refused(file: &[u8]) -> String {
+        ImageView::encoded(file).to_rgb().unwrap_err().message().to_owned()
+    }
+
     #[test]
     fn files_that_are_no_pictures_are_named() {
-        let e = ImageView::encoded(b"GIF89a..").to_rgb().unwrap_err();
-        assert!(e.message().contains("not JPEG, PNG, WebP or BMP"), "{e}");
-        assert!(ImageView::encoded(&[]).to_rgb().is_err());
+        assert!(refused(b"anything").contains("are not JPEG, PNG, WebP, BMP, GIF, TIFF or PBM/PGM/PPM/PAM"));
+        assert!(refused(&[]).starts_with("image: 0 bytes"));
+        for (file, name) in [
+            (b"\0\0\0\x20ftypavif\0\0\0\0avifmif1".as_slice(), "an AVIF file"),
+            (b"\0\0\0\x20ftypmif1\0\0\0\0mif1avif", "an AVIF file"),
+            (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC file"),
+            (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "a HEIC file"),
+            (b"\0\0\0\x18ftypisom\0\0\0\0", "an ISO media file, a video perhaps (brand \"isom\")"),
+            (b"\xff\x0a\xff\xd8\xff", "a JPEG XL file"),
+            (b"%PDF-1.7 \xff\xd8\xff", "a PDF file"),
+            (b"version https://git-lfs.github.com/spec/v1", "a Git LFS pointer"),
+            (b"<!DOCTYPE html>", "a web page"),
+            (b"/9j/4AAQSkZJRg", "a JPEG in base64"),
+        ] {
+            let message = refused(file);
+            assert!(message.starts_with(&format!("image: {name}")), "{message}");
+            assert!(message.contains("which is not read; give JPEG"), "{message}");
+        }
+    }
+
+    /// A file that `image` writes, and its pixels as the library reads them.
+    fn through(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
+        let mut file = Cursor::new(Vec::new());
+        image.write_to(&mut file, format).unwrap();
+        file.into_inner()
+    }
+
+    #[test]
+    fn lossless_formats_are_the_same_picture() {
+        let picture = RgbImage::from_fn(13, 7, |x, y| image::Rgb([x as u8 * 19, y as u8 * 36, 7]));
+        for format in [ImageFormat::Png, ImageFormat::Bmp, ImageFormat::Pnm, ImageFormat::Tiff, ImageFormat::WebP] {
+            let file = through(&picture.clone().into(), format);
+            assert_eq!(ImageView::encoded(&file).to_rgb().unwrap(), picture, "{format:?}");
+            assert_eq!(encoded_size(&file).unwrap(), (13, 7), "{format:?}");
+            for len in 0..file.len() - 1 {
+                let cut = ImageView::encoded(&file[..len]).to_rgb();
+                // The end of a PNG or TIFF may lack what says nothing about pixels.
+                assert!(cut.is_err() || cut.is_ok_and(|seen| seen == picture), "{format:?}: {len} of {}", file.len());
+            }
+        }
+        let plain = b"P2 # depths\n2 1 15\n0 15\n";
+        assert_eq!(ImageView::encoded(plain).to_rgb().unwrap().into_raw(), [0, 0, 0, 255, 255, 255]);
+    }
+
+    #[test]
+    fn the_first_frame_of_a_gif_is_seen() {
+        let gif = |colours: &[[u8; 4]]| {
+            let mut file = Vec::new();
+            let mut encoder = image::codecs::gif::GifEncoder::new(&mut file);
+            for colour in colours {
+                let frame = image::RgbaImage::from_pixel(5, 4, image::Rgba(*colour));
+                encoder.encode_frame(image::Frame::new(frame)).unwrap();
+            }
+            drop(encoder);
+            file
+        };
+        let animated = gif(&[[250, 0, 0, 255], [0, 0, 250, 255]]);
+        let seen = ImageView::encoded(&animated).to_rgb().unwrap();
+        assert_eq!((seen.dimensions(), seen.get_pixel(4, 3).0), ((5, 4), [250, 0, 0]));
+        let clear = gif(&[[250, 0, 0, 0]]);
+        assert_eq!(ImageView::encoded(&clear).to_rgb().unwrap().get_pixel(0, 0).0, [255; 3]);
+        assert!(ImageView::encoded(&animated[..30]).to_rgb().is_err());
+    }
+
+    #[test]
+    fn sixteen_bits_have_one_rule() {
+        let depths = image::ImageBuffer::from_fn(4, 1, |x, _| image::Luma([[0u16, 500, 1000, 2000][x as usize]]));
+        let depths = DynamicImage::ImageLuma16(depths);
+        let wanted: Vec<u8> = [0, 64, 128, 255].into_iter().flat_map(|v| [v; 3]).collect();
+        assert_eq!(ImageView::decoded(&depths).to_rgb().unwrap().into_raw(), wanted);
+        for format in [ImageFormat::Png, ImageFormat::Tiff, ImageFormat::Pnm] {
+            let file = through(&depths, format);
+            assert_eq!(ImageView::encoded(&file).to_rgb().unwrap().into_raw(), wanted, "{format:?}");
+        }
+        // Raw, at an odd address, with rows of an odd length.
+        let mut rows = vec![99];
+        for row in [[0u16, 500], [1000, 2000]] {
+            rows.extend(row.iter().flat_map(|value| value.to_ne_bytes()));
+            rows.push(255);
+        }
+        rows.pop();
+        let view = ImageView::raw(&rows[1..], 5, 2, 2, PixelFormat::Gray16).unwrap();
+        assert_eq!(view.to_rgb().unwrap().into_raw(), wanted);
+        let black = ImageView::raw(&[0; 8], 0, 2, 2, PixelFormat::Gray16).unwrap();
+        assert_eq!(black.to_rgb().unwrap().into_raw(), [0; 12]);
+        let short = ImageView::raw(&rows[1..9], 5, 2, 2, PixelFormat::Gray16).unwrap_err();
+        assert_eq!(short.message(), "data_size: 8 bytes given, 9 needed");
+        let ten_bits = b"P5 4 1 4095\n\0\0\x01\xf4\x03\xe8\x07\xd0";
+        assert_eq!(ImageView::encoded(ten_bits).to_rgb().unwrap().into_raw(), wanted);
+        let colour = image::ImageBuffer::from_pixel(1, 1, image::Rgb([0u16, 257 * 3, 65535]));
+        let file = through(&DynamicImage::ImageRgb16(colour), ImageFormat::Png);
+        assert_eq!(ImageView::encoded(&file).to_rgb().unwrap().into_raw(), [0, 3, 255]);
+        let colour = image::ImageBuffer::from_pixel(1, 1, image::Rgba([0x12ff_u16, 0x1300, 0x00ff, 65535]));
+        let file = through(&DynamicImage::ImageRgba16(colour), ImageFormat::Png);
+        assert_eq!(ImageView::encoded(&file).to_rgb().unwrap().into_raw(), [0x12, 0x13, 0]);
+        let black = DynamicImage::ImageLuma16(image::ImageBuffer::new(2, 1));
+        assert_eq!(ImageView::decoded(&black).to_rgb().unwrap().into_raw(), [0; 6]);
+        let see_through =
+            image::ImageBuffer::from_fn(2, 1, |x, _| image::LumaA([1000, if x == 0 { 0 } else { 65535 }]));
+        let see_through = DynamicImage::ImageLumaA16(see_through);
+        assert_eq!(ImageView::decoded(&see_through).to_rgb().unwrap().into_raw(), [255; 6]);
     }
 }

@@ -90,7 +90,8 @@ impl SmolVLM {
         Ok(Self { engine: Engine::load(&path, &options)?, max_new_tokens: config.max_new_tokens })
     }
 
-    /// Answers `prompt` about `image`, greedily.
+    /// Answers `prompt` about `image`, greedily. The image is used as it lies, see
+    /// [`ImageView::decoded`].
     pub fn process_image(&self, image: &DynamicImage, prompt: &str) -> Result<String> {
         let images = [ImageView::decoded(image)];
         let request = Request { max_new_tokens: self.max_new_tokens, ..Request::new(prompt, &images) };

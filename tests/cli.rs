@@ -134,7 +134,7 @@ fn errors_name_the_value_and_have_their_exit_codes() {
         (&["--presence-penalty", "-2.5"], 2, "presence_penalty: -2.5 given, -2 to 2 accepted"),
         (&["--image", "no-such.jpg"], 2, "no-such.jpg"),
         (&["--model", "no-such-model"], 2, "no-such-model"),
-        (&["--image", "Cargo.toml"], 2, "are not JPEG, PNG, WebP or BMP"),
+        (&["--image", "Cargo.toml"], 2, "are not JPEG, PNG, WebP, BMP, GIF, TIFF or PBM/PGM"),
         (&["--temperature", "nan"], 2, "temperature: NaN"),
         (&["--backend", "tensorflow"], 2, "tensorflow"),
         (&["--model", "tests"], 2, "config.json"),

@@ -178,9 +178,18 @@ fn bad_requests_are_named() {
     let image = ("image", &picture[..]);
     let prompt = ("prompt", &b"What is this?"[..]);
     let form = |fields: &[(&str, &[u8])]| server.analyze(fields).error(400, "invalid_value");
-    assert_eq!(form(&[prompt]), "image: missing; send a JPEG, PNG, WebP or BMP file");
+    assert_eq!(form(&[prompt]), "image: missing; send a JPEG, PNG, WebP, BMP, GIF, TIFF or PBM/PGM/PPM/PAM file");
     assert_eq!(form(&[image, image, prompt]), "image[1]: at most 1 pictures accepted");
-    assert_eq!(form(&[("image", b"GIF89a.."), prompt]), "image[0]: 8 bytes that are not JPEG, PNG, WebP or BMP");
+    assert!(form(&[("image", b"no image"), prompt]).starts_with("image[0]: 8 bytes starting [6e, 6f, 20, 69, "));
+    assert!(
+        form(&[("image", b"no image"), prompt]).ends_with("are not JPEG, PNG, WebP, BMP, GIF, TIFF or PBM/PGM/PPM/PAM")
+    );
+    assert!(form(&[("image", b"GIF89a.."), prompt]).starts_with("image[0]: "), "a GIF that is cut");
+    for (brand, file) in [(b"heic", "a HEIC file"), (b"avif", "an AVIF file")] {
+        let start = [&b"\0\0\0\x18ftyp"[..], brand, b"\0\0\0\0mif1"].concat();
+        let message = form(&[("image", &start), prompt]);
+        assert!(message.starts_with(&format!("image[0]: {file}, which is not read; give JPEG, PNG,")), "{message}");
+    }
     assert_eq!(form(&[image, prompt, ("temperature", b"hot")]), "temperature: \"hot\": invalid float literal");
     assert_eq!(form(&[image, prompt, ("top_p", b"1.5")]), "top_p: 1.5 given, 0 to 1 accepted");
     assert_eq!(
@@ -215,7 +224,7 @@ fn bad_requests_are_named() {
     let url = |url: &str| json!({ "type": "image_url", "image_url": { "url": url } });
     assert!(chat(asked(url("https://example.org/a.jpg"))).contains("this server fetches nothing"));
     assert!(chat(asked(url("file:///etc/passwd"))).contains("start it with --allow-image-dir"));
-    assert!(chat(asked(url("data:image/png,abc"))).contains("3 bytes that are not"));
+    assert!(chat(asked(url("data:image/png,abc"))).contains("3 bytes starting [61, 62, 63] are not"));
     assert!(chat(asked(url("data:image/png;base64,a!"))).starts_with("messages[0].content[1].image_url.url: base64: "));
     assert!(
         chat(asked(json!({ "type": "input_audio" }))).contains("\"input_audio\" is neither a text nor an image_url")

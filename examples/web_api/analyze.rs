@@ -68,7 +68,7 @@ impl Form {
             form.take(field, limits, broken).await?;
         }
         if form.images.is_empty() {
-            return Err(ApiError::invalid("image", "missing; send a JPEG, PNG, WebP or BMP file"));
+            return Err(ApiError::invalid("image", format!("missing; send a {} file", smolvlm::image::FORMATS)));
         }
         Ok(form)
     }

@@ -1,10 +1,7 @@
 //! Pictures out of a request: their headers are held to the limits before any pixel is decoded.
 
-use std::io::Cursor;
-
 use axum::body::Bytes;
-use image::{ImageFormat, ImageReader};
-use smolvlm::image::{MAX_EDGE, METADATA_BYTES};
+use smolvlm::image::{MAX_EDGE, encoded_size};
 
 use crate::error::{ApiError, Result};
 use crate::options::Options;
@@ -12,22 +9,15 @@ use crate::{data_url, image_files};
 
 /// Looks at what the file's header says. A worker decodes it, in the request's time.
 pub fn checked(name: &str, file: Bytes, limits: &Options) -> Result<Bytes> {
-    let invalid = |message: String| ApiError::invalid(name, message);
-    let mut reader = ImageReader::new(Cursor::new(&file)).with_guessed_format().map_err(|e| invalid(e.to_string()))?;
-    if !matches!(reader.format(), Some(ImageFormat::Jpeg | ImageFormat::Png | ImageFormat::WebP | ImageFormat::Bmp)) {
-        return Err(invalid(format!("{} bytes that are not JPEG, PNG, WebP or BMP", file.len())));
-    }
-    let mut memory = image::Limits::default();
-    memory.max_alloc = Some(METADATA_BYTES);
-    reader.limits(memory);
-    let (width, height) = reader.into_dimensions().map_err(|e| invalid(e.to_string()))?;
+    let invalid = |message: &str| ApiError::invalid(name, message.strip_prefix("image: ").unwrap_or(message));
+    let (width, height) = encoded_size(&file).map_err(|e| invalid(e.message()))?;
     let pixels = u64::from(width) * u64::from(height);
     if pixels > limits.max_pixels {
         let most = limits.max_pixels;
-        return Err(invalid(format!("{width}x{height} is {pixels} pixels, at most {most} accepted")));
+        return Err(invalid(&format!("{width}x{height} is {pixels} pixels, at most {most} accepted")));
     }
     if pixels == 0 || width.max(height) > MAX_EDGE {
-        return Err(invalid(format!("{width}x{height} pixels, edges of 1 to {MAX_EDGE} accepted")));
+        return Err(invalid(&format!("{width}x{height} pixels, edges of 1 to {MAX_EDGE} accepted")));
     }
     Ok(file)
 }

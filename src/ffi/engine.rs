@@ -237,6 +237,7 @@ unsafe fn image_view<'a>(image: &smolvlm_image, ignore_exif: bool) -> Result<Ima
             (smolvlm_format::Rgba8 as i32, Some(PixelFormat::Rgba8)),
             (smolvlm_format::Bgra8 as i32, Some(PixelFormat::Bgra8)),
             (smolvlm_format::Gray8 as i32, Some(PixelFormat::Gray8)),
+            (smolvlm_format::Gray16 as i32, Some(PixelFormat::Gray16)),
         ],
         "format",
     )?;

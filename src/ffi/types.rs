@@ -184,11 +184,16 @@ impl From<DTypeKind> for smolvlm_dtype {
     }
 }
 
-/// How the bytes of an image are to be read. A raw channel has 8 bits; the top row comes first.
+/// How the bytes of an image are to be read. The top row comes first. Raw pixels are used as they
+/// lie; only a file says how it is to be turned.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum smolvlm_format {
-    /// The bytes of a JPEG, PNG, WebP or BMP file.
+    /// The bytes of a JPEG, PNG, WebP, BMP, GIF, TIFF or PBM/PGM/PPM/PAM file; of several pictures
+    /// the first. It is turned upright as its EXIF orientation says, unless `ignore_exif` is set,
+    /// and its transparency becomes white. Of 16 bits, gray is scaled as with
+    /// `SMOLVLM_FORMAT_GRAY16`; colours keep their high byte. HEIC, AVIF and others are named in
+    /// the error.
     Encoded = 0,
     /// Red, green, blue; `rgb8` in ROS.
     Rgb8 = 1,
@@ -200,6 +205,11 @@ pub enum smolvlm_format {
     Bgra8 = 4,
     /// Luminance; `mono8` in ROS.
     Gray8 = 5,
+    /// Depth or luminance of 16 bits in the byte order of this machine, at any address; `mono16`
+    /// and `16UC1` in ROS. It is scaled so that the picture's largest value becomes white, and 0,
+    /// where a depth camera saw nothing, stays black: a sensor that marks that with 65535 needs it
+    /// replaced by 0. Libraries before this value answer `SMOLVLM_STATUS_INVALID_ARGUMENT`.
+    Gray16 = 6,
 }
 
 /// How important a log message is.
@@ -326,7 +336,8 @@ pub struct smolvlm_request {
     pub longest_edge: u32,
     /// Non-zero: each picture is one tile, the fastest and coarsest way.
     pub no_split: i32,
-    /// Non-zero: encoded pictures are used as stored, whatever their EXIF orientation says.
+    /// Non-zero: encoded pictures are used as stored, whatever their EXIF orientation says; so does
+    /// the reference.
     pub ignore_exif: i32,
     /// Longest answer, in tokens; 0: 256.
     pub max_new_tokens: u32,

@@ -78,10 +78,20 @@ static inline void *read_file(const char *path, size_t *size) {
 }
 
 static const int32_t raw_formats[] = {SMOLVLM_FORMAT_RGB8, SMOLVLM_FORMAT_BGR8, SMOLVLM_FORMAT_RGBA8,
-                                      SMOLVLM_FORMAT_BGRA8, SMOLVLM_FORMAT_GRAY8};
+                                      SMOLVLM_FORMAT_BGRA8, SMOLVLM_FORMAT_GRAY8, SMOLVLM_FORMAT_GRAY16};
 
 static inline size_t pixel_bytes(int32_t format) {
-    return format == SMOLVLM_FORMAT_GRAY8 ? 1 : format == SMOLVLM_FORMAT_RGB8 || format == SMOLVLM_FORMAT_BGR8 ? 3 : 4;
+    switch (format) {
+    case SMOLVLM_FORMAT_GRAY8:
+        return 1;
+    case SMOLVLM_FORMAT_GRAY16:
+        return 2;
+    case SMOLVLM_FORMAT_RGB8:
+    case SMOLVLM_FORMAT_BGR8:
+        return 3;
+    default:
+        return 4;
+    }
 }
 
 /* A red square on white, 64x64, in memory that ends with the last pixel; `data` is freed by the caller. */
@@ -105,8 +115,11 @@ static inline smolvlm_image red_square(int32_t format, size_t padding) {
             const unsigned char *rgb = colours[x >= 16 && x < 48 && y >= 16 && y < 48];
             unsigned char *pixel = data + y * (row + padding) + x * bytes;
             const int bgr = format == SMOLVLM_FORMAT_BGR8 || format == SMOLVLM_FORMAT_BGRA8;
+            const uint16_t deep = (uint16_t)(rgb[0] * 16);
             pixel[0] = rgb[bgr ? 2 : 0];
-            if (bytes > 1) {
+            if (bytes == 2) { /* a part of the range, as depth cameras have it */
+                memcpy(pixel, &deep, sizeof deep);
+            } else if (bytes > 2) {
                 pixel[1] = rgb[1];
                 pixel[2] = rgb[bgr ? 0 : 2];
             }

@@ -93,7 +93,7 @@ class Metrics(Structure):
 BACKENDS = {"auto": 0, "candle": 1, "onnx": 2}
 DEVICES = {"auto": 0, "cpu": 1, "cuda": 2, "metal": 3, "tensorrt": 4}
 DTYPES = {"auto": 0, "f32": 1, "bf16": 2, "f16": 3, "int8": 4, "uint8": 5, "quantized": 6, "q4": 7, "q4f16": 8, "bnb4": 9, "int4": 10}
-FORMATS = {"encoded": 0, "rgb8": 1, "bgr8": 2, "rgba8": 3, "bgra8": 4, "gray8": 5}
+FORMATS = {"encoded": 0, "rgb8": 1, "bgr8": 2, "rgba8": 3, "bgra8": 4, "gray8": 5, "gray16": 6}
 LOG_LEVELS = {"error": 1, "warn": 2, "info": 3, "debug": 4}
 
 _HANDLE, _OUT = c_void_p, POINTER(c_void_p)

@@ -48,9 +48,14 @@ class _Asked:
             model.ask("a.jpg", "What is this?")
             model.ask(frame, "Is the path clear?", channels="bgr", timeout=0.5, max_new_tokens=8)
 
-        A picture is a path or the bytes of a JPEG, PNG, WebP or BMP file, a NumPy array of uint8 (HxW, HxWx3, HxWx4), a Pillow image
-        or a `Frame`. An empty text about a picture asks for a caption. Bytes and arrays are lent, not copied, unless an array's strides run backwards along rows, or have gaps
-        between pixels: leave them as they are until the call returns. `Parameters` names the keywords.
+        A picture is a path or the bytes of a JPEG, PNG, WebP, BMP, GIF, TIFF or PBM/PGM/PPM/PAM file; an array of uint8 or uint16
+        (HxW, HxWx3, HxWx4); a Pillow image; a `Frame`, or a message of ROS. An empty text about a picture asks for a caption.
+
+        Files and Pillow images are turned upright as their EXIF orientation says; arrays and frames are used as they lie. Of 16 bits,
+        gray is scaled so that the picture's largest value is white, so that a depth map is seen; colours keep their high byte.
+
+        Bytes, arrays and frames are lent, not copied, unless an array's strides run backwards along rows, or have gaps between pixels:
+        leave them as they are until the call returns. `Parameters` names the keywords.
 
         Any thread may ask, and several at once; other Python threads run meanwhile. An interrupt (Ctrl-C) ends the call.
         """

@@ -25,7 +25,7 @@ class Parameters(TypedDict, total=False):
     longest_edge: int
     #: False: each picture is one tile, the fastest and coarsest way.
     split: bool
-    #: False: encoded pictures are used as stored, whatever their EXIF orientation says.
+    #: False: files and Pillow images are used as they are, whatever their EXIF orientation says. (Pillow itself turns TIFFs.)
     exif: bool
     #: Longest answer, in tokens; 256 where it is left out.
     max_new_tokens: int
@@ -76,14 +76,15 @@ class Request:
         *pictures, prompt = question
         self._keep: list[object] = []
         self.struct = _abi.Request(struct_size=sizeof(_abi.Request), prompt=_check.text(prompt, "prompt"))
-        self._lend_images(pictures, parameters.get("channels", "rgb"))
+        exif = parameters.get("exif")
+        self._lend_images(pictures, parameters.get("channels", "rgb"), exif is None or bool(exif))
         self._set(parameters)
 
-    def _lend_images(self, pictures: Sequence[Any], channels: Channels) -> None:
+    def _lend_images(self, pictures: Sequence[Any], channels: Channels, exif: bool) -> None:
         _check.choice(channels, {"rgb": 0, "bgr": 1}, "channels")
         images = (_abi.Image * len(pictures))()
         for number, picture in enumerate(pictures):
-            images[number], kept = lend(picture, channels, f"image {number}")
+            images[number], kept = lend(picture, channels, f"image {number}", exif)
             self._keep.append(kept)
         self.struct.images, self.struct.image_count = images, len(pictures)
 

@@ -144,7 +144,7 @@ def test_pillow_transparency_is_white(model, pillow_picture):
     assert model.ask(see_through, QUESTION).tokens == model.ask(file.getvalue(), QUESTION).tokens
     clear = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
     white = Image.new("RGB", (64, 64), "white")
-    assert smolvlm._images._flat(clear, Image, "image").data == white.tobytes()
+    assert smolvlm._pillow.pixels(clear, "image", True)[0] == white.tobytes()
 
 
 def test_frame(model, received, frame):
@@ -163,16 +163,18 @@ def test_several(model):
 
 
 BAD = {
-    "image 0: an array of <f4 given, uint8 needed": (TypeError, np.zeros((4, 4, 3), np.float32)),
+    "image 0: an array of <f4 given, uint8 or uint16 needed: scale it, then .astype(numpy.uint8), or numpy.uint16 for depths": (
+        TypeError, np.zeros((4, 4, 3), np.float32)),
     "image 0: shape (4, 4, 2), HxW, HxWx1, HxWx3 or HxWx4 needed": (smolvlm.InvalidArgumentError, np.zeros((4, 4, 2), np.uint8)),
     "image 0: shape (0, 4, 3), HxW, HxWx1, HxWx3 or HxWx4 needed": (smolvlm.InvalidArgumentError, np.zeros((0, 4, 3), np.uint8)),
-    "image 0: shape (4,), HxW, HxWx1, HxWx3 or HxWx4 needed": (smolvlm.InvalidArgumentError, np.zeros(4, np.uint8)),
+    "image 0: shape (4,), HxW, HxWx1, HxWx3 or HxWx4 needed": (smolvlm.InvalidArgumentError, np.zeros(4, np.uint16)),
+    "image 0: shape (1, 4, 4, 3), HxW, HxWx1, HxWx3 or HxWx4 needed": (smolvlm.InvalidArgumentError, np.zeros((1, 4, 4, 3), np.uint16)),
     "request.images[0].width: 40000 pixels, 1 to 32768 accepted": (smolvlm.InvalidArgumentError, np.zeros((1, 40000), np.uint8)),
-    "image 0: a builtins.float given; a path, bytes, an array of uint8, a Pillow image or a Frame needed": (TypeError, 1.5),
+    "image 0: a builtins.float given; a path, bytes, an array of uint8 or uint16, a Pillow image or a Frame needed": (TypeError, 1.5),
     "no_such.jpg: No such file or directory": (smolvlm.NotFoundError, "no_such.jpg"),
     "image 0: 0 bytes given": (smolvlm.InvalidArgumentError, b""),
-    "image 0: mode I;16, 8 bits a channel needed": (smolvlm.InvalidArgumentError, Image.new("I;16", (4, 4))),
-    "image 0.encoding: 'yuv422' is none of rgb8, bgr8, rgba8, bgra8, mono8": (smolvlm.InvalidArgumentError, smolvlm.Frame(b"1", 1, 1, "yuv422")),
+    "image 0.encoding: 'yuv422' is none of rgb8, bgr8, rgba8, bgra8, mono8, 8UC1, 8UC3, 8UC4, mono16, 16UC1": (
+        smolvlm.InvalidArgumentError, smolvlm.Frame(b"1", 1, 1, "yuv422")),
     "request.images[0].data_size: 11 bytes given, 12 needed": (smolvlm.InvalidArgumentError, smolvlm.Frame(bytes(11), 2, 2)),
     "image 0.width: -1 given, 0 to 4294967295 accepted": (smolvlm.InvalidArgumentError, smolvlm.Frame(bytes(11), -1, 2)),
     "image 0.data: a str given, bytes needed": (TypeError, smolvlm.Frame("text", 1, 1)),

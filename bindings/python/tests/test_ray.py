@@ -73,7 +73,7 @@ def test_answers_and_resumes(address, tmp_path):
     found = rows(out)
     assert len(found) == 11
     (bad,) = (row for row in found if row["path"].endswith("bad.png"))
-    assert bad["answer"] is None and "are not JPEG, PNG, WebP or BMP" in bad["error"]
+    assert bad["answer"] is None and "are not JPEG, PNG, WebP, BMP, GIF, TIFF or PBM/PGM" in bad["error"]
     assert {row["answer"] for row in found} == {ANSWER, None} and {row["finish_reason"] for row in found} == {"END_OF_TEXT", None}
 
     shutil.copy(PICTURE, images / "bad.png")  # mended

@@ -374,21 +374,21 @@ impl Layer {
         buffers: &mut chunks::Buffers,
     ) {
         let chunks::Buffers { rows, mixed, inside } = buffers;
-        let (cpu, precision, tokens) = (Cpu::detect(), self.qkv_proj.precision(), chunk.tokens.len());
+        let (cpu, tokens) = (Cpu::detect(), chunk.tokens.len());
         let width = self.heads * self.head_dim;
 
         let mixed = grow(mixed, tokens * width);
         let queries = Heads::beside(chunk.qkv, self.qkv_proj.outputs(), 0, (self.heads, self.head_dim));
         let causally = Attend::CausallyFrom(before + chunk.tokens.start);
         all.attend(queries, (self.head_dim as f32).powf(-0.5), causally, mixed, self.o_proj.first());
-        rows.convert(precision, mixed, width, cpu);
+        rows.convert(self.o_proj.precision(), mixed, width, cpu);
         self.o_proj.multiply_and_fetch(rows, chunk.x, Then::Add, self.gate_up_proj.first());
 
-        rows.rms_norm(precision, chunk.x, &self.post_attention_layernorm, self.eps, cpu);
+        rows.rms_norm(self.gate_up_proj.precision(), chunk.x, &self.post_attention_layernorm, self.eps, cpu);
         // Gates, and the numbers they gate.
         let gate_up = grow(inside, tokens * 2 * self.inner);
         self.gate_up_proj.multiply_and_fetch(rows, gate_up, Then::Store, self.down_proj.first());
-        rows.silu_mul(precision, gate_up, (self.inner, self.spread), cpu);
+        rows.silu_mul(self.down_proj.precision(), gate_up, (self.inner, self.spread), cpu);
         self.down_proj.multiply_and_fetch(rows, chunk.x, Then::Add, next);
     }
 }

@@ -8,6 +8,7 @@
 use rayon::prelude::*;
 
 use super::block::LANES;
+use super::math::BAND;
 use super::rows::scratch;
 use super::team::{self, Split};
 use super::{Cpu, math};
@@ -82,13 +83,13 @@ impl Rotation {
         let size = self.size();
         assert_eq!(matrix.len(), size * width);
         let matrix = Split::new(matrix);
-        (0..width.div_ceil(LANES)).into_par_iter().for_each_init(
-            || (vec![0.0; size * LANES], vec![0.0; size * LANES]),
+        (0..width.div_ceil(BAND)).into_par_iter().for_each_init(
+            || (vec![0.0; size * BAND], vec![0.0; size * BAND]),
             |(band, mixed), number| {
-                let (first, count) = (number * LANES, LANES.min(width - number * LANES));
+                let (first, count) = (number * BAND, BAND.min(width - number * BAND));
                 // SAFETY: no other task has these columns.
                 let column = |row: usize| unsafe { matrix.part(row * width + first, count) };
-                for ((row, sign), to) in self.signs.iter().enumerate().zip(band.chunks_exact_mut(LANES)) {
+                for ((row, sign), to) in self.signs.iter().enumerate().zip(band.chunks_exact_mut(BAND)) {
                     to.iter_mut().zip(&*column(row)).for_each(|(to, x)| *to = x * sign);
                 }
                 math::hadamard_columns(band, self.block, cpu);
@@ -96,7 +97,7 @@ impl Rotation {
                     math::mix(band, &self.across, mixed, cpu);
                     std::mem::swap(band, mixed);
                 }
-                for (row, from) in band.chunks_exact(LANES).enumerate() {
+                for (row, from) in band.chunks_exact(BAND).enumerate() {
                     column(row).copy_from_slice(&from[..count]);
                 }
             },

@@ -1,7 +1,12 @@
 //! The Walsh-Hadamard transform.
 
 use super::super::Cpu;
-use super::LANES;
+#[cfg(target_arch = "x86_64")]
+use super::super::x86;
+use super::{LANES, fma};
+
+/// Columns that are transformed together: a few cache lines of each row.
+pub(in super::super) const BAND: usize = 64;
 
 /// One stage within a register.
 #[inline(always)]
@@ -14,46 +19,80 @@ fn stage<const STEP: usize>(x: &mut [f32; LANES]) {
     );
 }
 
-/// All stages from one to another, each from `LANES` on.
+/// All stages from one to another, each from `LANES` on; two at a time, as far as there are.
 #[inline(always)]
 fn stages(x: &mut [f32], from: usize, to: usize) {
     let mut step = from;
-    while step < to {
+    while 2 * step < to {
+        for four in x.chunks_exact_mut(4 * step) {
+            let (low, high) = four.split_at_mut(2 * step);
+            let ((a, b), (c, d)) = (low.split_at_mut(step), high.split_at_mut(step));
+            for (((a, b), c), d) in a.iter_mut().zip(b).zip(c).zip(d) {
+                let (ab, a_b, cd, c_d) = (*a + *b, *a - *b, *c + *d, *c - *d);
+                (*a, *b, *c, *d) = (ab + cd, a_b + c_d, ab - cd, a_b - c_d);
+            }
+        }
+        step *= 4;
+    }
+    if step < to {
         for pair in x.chunks_exact_mut(2 * step) {
             let (first, second) = pair.split_at_mut(step);
             for (a, b) in first.iter_mut().zip(second) {
                 (*a, *b) = (*a + *b, *a - *b);
             }
         }
+    }
+}
+
+/// Each block of so many numbers, a power of 2 that `x` has whole ones of, times an orthogonal
+/// matrix: every number of a block is in every other one, with the same weight.
+pub(in super::super) fn hadamard(x: &mut [f32], block: usize, cpu: Cpu) {
+    let scale = 1.0 / (block as f32).sqrt();
+    if block < LANES {
+        return small(x, block, scale);
+    }
+    match cpu {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: these sets exist only where the processor has AVX-512 F and DQ.
+        Cpu::Avx512F | Cpu::Avx512 | Cpu::Avx512Bf16 | Cpu::Amx => unsafe { x86::hadamard_lanes(x, scale) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: these exist only where the processor has AVX2 and FMA.
+        Cpu::Avx2 | Cpu::AvxVnni => unsafe { x86::hadamard_halves(x, scale) },
+        _ => within_lanes(x, scale),
+    }
+    if block > LANES {
+        across_lanes(x, block, cpu);
+    }
+}
+
+/// The same of blocks that are smaller than a register.
+fn small(x: &mut [f32], block: usize, scale: f32) {
+    let mut step = 1;
+    while step < block {
+        for pair in x.chunks_exact_mut(2 * step) {
+            for i in 0..step {
+                (pair[i], pair[i + step]) = (pair[i] + pair[i + step], pair[i] - pair[i + step]);
+            }
+        }
         step *= 2;
+    }
+    x.iter_mut().for_each(|x| *x *= scale);
+}
+
+/// The stages within a register, and the scale.
+fn within_lanes(x: &mut [f32], scale: f32) {
+    for x in x.as_chunks_mut::<LANES>().0 {
+        stage::<1>(x);
+        stage::<2>(x);
+        stage::<4>(x);
+        stage::<8>(x);
+        x.iter_mut().for_each(|x| *x *= scale);
     }
 }
 
 vectorised! {
-    /// Each block of so many numbers, a power of 2 that `x` has whole ones of, times an orthogonal
-    /// matrix: every number of a block is in every other one, with the same weight.
-    hadamard(x: &mut [f32], block: usize) {
-        let scale = 1.0 / (block as f32).sqrt();
-        if block < LANES {
-            let mut step = 1;
-            while step < block {
-                for pair in x.chunks_exact_mut(2 * step) {
-                    for i in 0..step {
-                        (pair[i], pair[i + step]) = (pair[i] + pair[i + step], pair[i] - pair[i + step]);
-                    }
-                }
-                step *= 2;
-            }
-            x.iter_mut().for_each(|x| *x *= scale);
-            return;
-        }
-        for x in x.as_chunks_mut::<LANES>().0 {
-            stage::<1>(x);
-            stage::<2>(x);
-            stage::<4>(x);
-            stage::<8>(x);
-            x.iter_mut().for_each(|x| *x *= scale);
-        }
+    /// All other stages.
+    across_lanes(x: &mut [f32], block: usize) {
         for x in x.chunks_exact_mut(block) {
             stages(x, LANES, block);
         }
@@ -61,12 +100,12 @@ vectorised! {
 }
 
 vectorised! {
-    /// The same of columns: `x` has rows of LANES numbers, `block` of them in a block.
+    /// The same of columns: `x` has rows of BAND numbers, `block` of them in a block.
     hadamard_columns(x: &mut [f32], block: usize) {
         let scale = 1.0 / (block as f32).sqrt();
         x.iter_mut().for_each(|x| *x *= scale);
-        for x in x.chunks_exact_mut(block * LANES) {
-            stages(x, LANES, block * LANES);
+        for x in x.chunks_exact_mut(block * BAND) {
+            stages(x, BAND, block * BAND);
         }
     }
 }
@@ -76,12 +115,21 @@ vectorised! {
     mix(x: &[f32], matrix: &[f32], out: &mut [f32]) {
         let parts = matrix.len().isqrt();
         let len = x.len() / parts;
-        for (out, weights) in out.chunks_exact_mut(len).zip(matrix.chunks_exact(parts)) {
-            out.fill(0.0);
-            for (x, weight) in x.chunks_exact(len).zip(weights) {
-                for (out, x) in out.iter_mut().zip(x) {
-                    *out += x * weight;
+        let whole = len / LANES * LANES;
+        for start in (0..whole).step_by(LANES) {
+            for (out, weights) in out.chunks_exact_mut(len).zip(matrix.chunks_exact(parts)) {
+                let mut sums = [0.0; LANES];
+                for (x, weight) in x.chunks_exact(len).zip(weights) {
+                    for (sum, x) in sums.iter_mut().zip(&x[start..start + LANES]) {
+                        *sum = fma::<FUSED>(*x, *weight, *sum);
+                    }
                 }
+                out[start..start + LANES].copy_from_slice(&sums);
+            }
+        }
+        for at in whole..len {
+            for (out, weights) in out.chunks_exact_mut(len).zip(matrix.chunks_exact(parts)) {
+                out[at] = x.chunks_exact(len).zip(weights).map(|(x, weight)| x[at] * weight).sum();
             }
         }
     }

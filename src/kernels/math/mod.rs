@@ -49,7 +49,7 @@ mod hadamard;
 mod nonlinear;
 mod quantise;
 
-pub(super) use hadamard::{hadamard, hadamard_columns, mix};
+pub(super) use hadamard::{BAND, hadamard, hadamard_columns, mix};
 pub(super) use nonlinear::{
     exp2_row, exp2_row_int8, exp2_row_int16, gelu, layer_norm, power_of_two, rms_norm, silu_mul,
 };

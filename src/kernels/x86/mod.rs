@@ -4,6 +4,7 @@
 #[cfg(target_os = "linux")]
 pub(super) mod amx;
 mod bf16;
+mod hadamard;
 mod int16;
 mod int4;
 mod int8;
@@ -15,6 +16,7 @@ use std::arch::x86_64::*;
 use super::block::Out;
 
 pub(super) use bf16::{bf16_block, bf16_block_in_f32};
+pub(super) use hadamard::{hadamard_halves, hadamard_lanes};
 pub(super) use int4::int4_block;
 pub(super) use int8::int8_block;
 pub(super) use int16::{KEY_BLOCK, keys_to_int8, to_int16};

@@ -37,7 +37,7 @@ impl TextModel {
         let precision_of_head = if precision == Precision::Int4 { Precision::Int8 } else { precision };
         // A few channels of a trained model's stream are tens of times larger than the others. Of
         // 16 bits each has its own exponent.
-        let rotation = (precision != Precision::Bf16).then(|| Rotation::new(text.hidden_size));
+        let rotation = (precision == Precision::Int8).then(|| Rotation::new(text.hidden_size));
         let mut norm = at.at("norm").floats("weight", &[text.hidden_size])?;
         let fold = fold_norm(&norm, rotation.as_ref());
         let lm_head = if head == embedding {

@@ -15,7 +15,7 @@ ORT_LIBRARY := $(ORT)/$(ORT_PINNED)/libonnxruntime.so
 # The web page is tested in this browser, under any of its names.
 CHROMIUM := chromium chromium-browser google-chrome
 
-.PHONY: help demo test test-rust test-asan test-features test-c test-download test-web build python-package test-python test-ray tools web-tools onnxruntime bench bench-curves bench-onnx bench-callers bench-kernels clean
+.PHONY: help demo test test-rust test-asan test-features test-c test-download test-web build python-package test-python test-ray tools web-tools onnxruntime bench bench-curves bench-onnx bench-callers bench-kernels quality clean
 
 help:
 	@echo "make demo       build, then a C program asks the bundled model about the bundled picture"
@@ -33,6 +33,7 @@ help:
 	@echo "make bench-onnx what our engine adds to ONNX Runtime, as a ratio"
 	@echo "make bench-callers  questions a second of several threads that ask one engine"
 	@echo "make bench-kernels  each CPU kernel beside the measured roof of this machine"
+	@echo "make quality    what each precision keeps of f32 on real weights, ours and the peers'"
 	@echo "make build      libsmolvlm.so, libsmolvlm.a, C examples and C tests"
 
 # Root may install what is missing; everybody else is told.
@@ -168,6 +169,10 @@ bench-callers:
 
 bench-kernels:
 	cargo bench --locked --bench kernels --features bench-internals
+
+# QUALITY_OPTIONS, as in `make quality QUALITY_OPTIONS=--quick`: benches/quality/quality.py --help has them all.
+quality: onnxruntime $(VENV)/bench-done
+	ORT_DYLIB_PATH=$(ORT_LIBRARY) $(VENV)/bin/python benches/quality/quality.py $(QUALITY_OPTIONS)
 
 clean:
 	rm -rf build target

@@ -69,11 +69,11 @@ def make_llamacpp():
     return program
 
 
-def make_gguf(folder, program):
+def make_gguf(folder, program, kinds=("q8_0", "q4_0")):
     out = folder / "gguf"
     if not (out / "mmproj-q8_0.gguf").exists():
         run(sys.executable, ROOT / "benches" / "make_gguf.py", LLAMACPP / "source", folder, out)
-    for kind in ("q8_0", "q4_0"):
+    for kind in kinds:
         if not (out / f"model-{kind}.gguf").exists():
             run(program, "quantize", out / "model-f16.gguf", out / f"model-{kind}.gguf", kind)
 

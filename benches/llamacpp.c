@@ -1,11 +1,13 @@
 /* llama.cpp as the benchmarks drive it: one command a line on standard input, its seconds on standard output.
  *
- *     llamacpp quantize IN.gguf OUT.gguf q8_0|q4_0
+ *     llamacpp quantize IN.gguf OUT.gguf q8_0|q4_0|q4_1|q4_k_m
  *     llamacpp serve MODEL.gguf MMPROJ.gguf|- THREADS CONTEXT on|off     (flash attention)
  *
  *     tiles N            N tiles through vision encoder and connector
  *     generate P S       a prompt of P tokens, then each of S greedy steps
  *     answer N P S       N tiles, then a prompt of P tokens of which 64 a tile are image embeddings, then S tokens: first token, total
+ *
+ *     llamacpp logits MODEL.gguf THREADS CONTEXT     one decoder for benches/quality, by the protocol of its peer.rs
  */
 #define _POSIX_C_SOURCE 200809L
 #include <stdio.h>
@@ -174,14 +176,70 @@ static void serve(void) {
     }
 }
 
+/* Numbers of four bytes on standard output, as this machine has them. */
+static void put(const void *numbers, size_t count) {
+    if (fwrite(numbers, 4, count, stdout) != count || fflush(stdout) != 0) stop("nobody reads");
+}
+
+static void give_logits(int32_t length) {
+    size_t room = 16 * (size_t)length + 16;
+    char *line = malloc(room);
+    llama_token *tokens = malloc((size_t)length * sizeof *tokens);
+    int32_t position = 0;
+    put(&vocabulary, 1);
+    while (fgets(line, (int)room, stdin)) {
+        char *rest = strchr(line, ' ');
+        if (!rest) stop("no such command");
+        if (!strncmp(line, "truncate ", 9)) {
+            int32_t kept = (int32_t)strtol(rest, NULL, 10);
+            position = kept < position ? kept : position;
+            llama_memory_seq_rm(llama_get_memory(context), 0, position, -1);
+        } else if (!strncmp(line, "append ", 7)) {
+            int32_t count = 0;
+            for (char *end; position + count < length; rest = end) {
+                long id = strtol(rest, &end, 10);
+                if (end == rest) break;
+                tokens[count++] = (llama_token)id;
+            }
+            decode(tokens, NULL, count, position, 1);
+            position += count;
+            put(llama_get_logits_ith(context, -1), (size_t)vocabulary);
+        } else stop("no such command");
+    }
+    free(tokens);
+    free(line);
+}
+
+/* The number of what the file is to be, or -1. */
+static int kind(const char *name) {
+    static const struct {
+        const char *name;
+        enum llama_ftype kind;
+    } known[] = {
+        {"q8_0", LLAMA_FTYPE_MOSTLY_Q8_0},
+        {"q4_0", LLAMA_FTYPE_MOSTLY_Q4_0},
+        {"q4_1", LLAMA_FTYPE_MOSTLY_Q4_1},
+        {"q4_k_m", LLAMA_FTYPE_MOSTLY_Q4_K_M},
+    };
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (!strcmp(name, known[i].name)) return (int)known[i].kind;
+    return -1;
+}
+
 int main(int count, char **arguments) {
     llama_log_set(warnings, NULL);
     mtmd_log_set(warnings, NULL);
     llama_backend_init();
     if (count == 5 && !strcmp(arguments[1], "quantize")) {
         struct llama_model_quantize_params params = llama_model_quantize_default_params();
-        params.ftype = strcmp(arguments[4], "q4_0") ? LLAMA_FTYPE_MOSTLY_Q8_0 : LLAMA_FTYPE_MOSTLY_Q4_0;
+        if (kind(arguments[4]) < 0) stop("quantize: no such type");
+        params.ftype = (enum llama_ftype)kind(arguments[4]);
         return (int)llama_model_quantize(arguments[2], arguments[3], &params);
+    }
+    if (count == 5 && !strcmp(arguments[1], "logits")) {
+        load((char *[]){arguments[2], "-", arguments[3], arguments[4], "on"});
+        give_logits(atoi(arguments[4]));
+        return 0;
     }
     if (count != 7 || strcmp(arguments[1], "serve")) stop("quantize IN OUT TYPE, or serve MODEL MMPROJ THREADS CONTEXT FLASH");
     double start = now();

@@ -133,6 +133,14 @@ pub trait Decoder: Send {
         largest.take_in(0, self.step(id, stop)?);
         Ok(())
     }
+    /// Appends `ids`, all of them text; `each` is given the logits after every one, in order. What
+    /// was appended before a halt stays.
+    fn score(&mut self, ids: &[u32], each: &mut (dyn FnMut(&[f32]) + Send), stop: &Stop) -> Run<()> {
+        ids.iter().try_for_each(|&id| {
+            each(self.step(id, stop)?);
+            Ok(())
+        })
+    }
     /// Tokens in the cache.
     fn len(&self) -> usize;
     fn is_empty(&self) -> bool {

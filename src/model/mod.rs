@@ -49,11 +49,12 @@ enum Networks {
     Packed { vision: Box<packed::VisionModel>, text: Box<packed::TextModel> },
 }
 
-/// What is wanted of a pass: of its last token's logits [vocab].
+/// What is wanted of a pass: of its last token's logits [vocab], or of all tokens' [tokens, vocab].
 pub enum Wanted<'a> {
     Nothing,
     Logits(&'a mut Vec<f32>),
     Largest(&'a mut Largest),
+    All(&'a mut Vec<f32>),
 }
 
 /// Keys and values of one sequence.
@@ -192,13 +193,15 @@ impl Model {
     ) -> Result<(), E> {
         match (&self.networks, &mut cache.0) {
             (Networks::Tensors { text, .. }, AnyCache::Tensors(cache)) => {
-                let last = text.forward(&text.rows(embeddings)?, cache, check)?;
+                let rows = text.rows(embeddings)?;
+                let all = matches!(wanted, Wanted::All(_));
+                let logits_of_last = text.forward(&rows, cache, if all { rows.dim(0)? } else { 1 }, check)?;
                 match wanted {
                     Wanted::Nothing => {}
-                    Wanted::Logits(logits) => *logits = last.to_vec1()?,
+                    Wanted::Logits(logits) | Wanted::All(logits) => *logits = host(&logits_of_last)?,
                     Wanted::Largest(largest) => {
                         largest.clear();
-                        largest.take_in(0, &last.to_vec1::<f32>()?);
+                        largest.take_in(0, &host(&logits_of_last)?);
                     }
                 }
                 Ok(())

@@ -21,6 +21,9 @@ use crate::largest::Largest;
 use crate::model::{Arithmetic, Cache, ImageBuffers, Model, Wanted, Weights};
 use crate::preprocess::Tiles;
 
+/// Tokens whose logits are made at once: a vocabulary's are many.
+const SCORED_AT_ONCE: usize = 128;
+
 /// Weights on a candle device.
 pub struct CandleBackend {
     shared: Arc<Shared>,
@@ -255,6 +258,20 @@ impl Decoder for CandleDecoder {
     fn step_to(&mut self, id: u32, largest: &mut Largest, stop: &Stop) -> Run<()> {
         let Self { shared, cache, embeddings, .. } = self;
         shared.step(id, (cache, embeddings), Wanted::Largest(largest), stop)
+    }
+
+    /// A chunk at a time.
+    fn score(&mut self, ids: &[u32], each: &mut (dyn FnMut(&[f32]) + Send), stop: &Stop) -> Run<()> {
+        let Self { shared, cache, embeddings, logits } = self;
+        for chunk in ids.chunks(SCORED_AT_ONCE) {
+            shared.pools.take(stop)?.install(|| {
+                embeddings.clear();
+                shared.model.embed(chunk, embeddings)?;
+                shared.model.forward(embeddings, cache, Wanted::All(logits), &mut || stop.check())
+            })?;
+            logits.chunks_exact(logits.len() / chunk.len()).for_each(&mut *each);
+        }
+        Ok(())
     }
 
     fn len(&self) -> usize {

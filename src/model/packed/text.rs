@@ -105,6 +105,7 @@ impl TextModel {
             let some = match (&next, &wanted) {
                 (Some(_), _) => 0..tokens,
                 (None, Wanted::Nothing) => break,
+                (None, Wanted::All(_)) => 0..tokens,
                 (None, _) => tokens - 1..tokens,
             };
             let seen = cache.stored();
@@ -119,22 +120,24 @@ impl TextModel {
             });
         }
         *len += tokens;
-        self.head(tokens - 1, buffers, wanted);
+        let of = if matches!(wanted, Wanted::All(_)) { 0..tokens } else { tokens - 1..tokens };
+        self.head(of, buffers, wanted);
         Ok(())
     }
 
-    /// What is wanted of a token, which has been through all layers.
-    fn head(&self, token: usize, buffers: &mut Buffers, wanted: Wanted<'_>) {
+    /// What is wanted of some tokens, which have been through all layers.
+    fn head(&self, tokens: Range<usize>, buffers: &mut Buffers, wanted: Wanted<'_>) {
         let Buffers { x, rows, logits, .. } = buffers;
         let (vocab, hidden) = (self.config.vocab_size, self.config.hidden_size);
         if !matches!(wanted, Wanted::Nothing) {
             let eps = self.config.rms_norm_eps as f32;
-            rows.rms_norm(self.lm_head.precision(), &x[token * hidden..][..hidden], &self.norm, eps, Cpu::detect());
+            let x = &x[tokens.start * hidden..tokens.end * hidden];
+            rows.rms_norm(self.lm_head.precision(), x, &self.norm, eps, Cpu::detect());
         }
         match wanted {
             Wanted::Nothing => {}
-            Wanted::Logits(logits) => {
-                logits.resize(vocab, 0.0);
+            Wanted::Logits(logits) | Wanted::All(logits) => {
+                logits.resize(tokens.len() * vocab, 0.0);
                 self.lm_head.multiply(rows, logits, Then::Store);
             }
             Wanted::Largest(largest) => {

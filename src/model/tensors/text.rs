@@ -70,14 +70,15 @@ impl TextModel {
         Cache { layers: vec![None; self.layers.len()], len: 0, capacity: 0 }
     }
 
-    /// Runs `embeddings` [tokens, hidden] after what `cache` holds; the logits of the last token
-    /// [vocab].
+    /// Runs `embeddings` [tokens, hidden] after what `cache` holds; the logits of the last `wanted`
+    /// tokens [wanted, vocab].
     ///
     /// `check` is asked before each layer; after its error the cache is as it was before.
     pub fn forward<E: From<candle_core::Error>>(
         &self,
         embeddings: &Tensor,
         cache: &mut Cache,
+        wanted: usize,
         check: &mut (dyn FnMut() -> Result<(), E> + Send),
     ) -> Result<Tensor, E> {
         let tokens = embeddings.dim(0)?;
@@ -91,8 +92,8 @@ impl TextModel {
             x = layer.forward(&x, slot, &step)?;
         }
         cache.len += tokens;
-        let last = self.norm.forward(&x.narrow(0, tokens - 1, 1)?)?;
-        Ok(self.lm_head.forward(&last)?.squeeze(0)?.to_dtype(DType::F32)?)
+        let last = self.norm.forward(&x.narrow(0, tokens - wanted, wanted)?)?;
+        Ok(self.lm_head.forward(&last)?.to_dtype(DType::F32)?)
     }
 
     /// Cosine and sine [tokens, head_dim / 2] of the positions from `start`.

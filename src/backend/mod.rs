@@ -158,6 +158,7 @@ pub enum Halt {
     Failed(Error),
 }
 
+#[cfg(feature = "candle")]
 impl Halt {
     /// The error of work that nobody could stop.
     pub(crate) fn into_error(self) -> Error {

@@ -8,43 +8,15 @@ mod web;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use smolvlm::prompt::{Message, Part, Role};
 use smolvlm::{DTypeKind, Engine, EngineOptions, ImageView, Picture, Request, Sampling, Session};
-use web::{ENDLESS, Server, endless_model, picture, request};
-
-const LIST: &str = "What objects are in this image?";
-const THREE: &str = "A red star, a blue arrow and an orange circle.";
-
-fn part(file: &[u8]) -> Value {
-    let url = format!("data:image/jpeg;base64,{}", STANDARD.encode(file));
-    json!({ "type": "image_url", "image_url": { "url": url } })
-}
-
-fn text(text: &str) -> Value {
-    json!({ "type": "text", "text": text })
-}
-
-fn message(role: &str, content: impl Into<Value>) -> Value {
-    json!({ "role": role, "content": content.into() })
-}
-
-fn question() -> Value {
-    message("user", vec![text(LIST), part(&picture())])
-}
+use web::{ENDLESS, LIST, Server, THREE, completion, endless_model, message, part, picture, question, request, text};
 
 /// The one that `--dtype f32` serves.
 fn engine(model: &str) -> Engine {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join(model);
     Engine::load(&dir, &EngineOptions { dtype: DTypeKind::F32, ..Default::default() }).unwrap()
-}
-
-fn completion(server: &Server, body: &Value) -> Value {
-    let response = server.chat(body);
-    assert_eq!(response.status, 200, "{}", response.body);
-    response.json()
 }
 
 /// As the library has them in the same places: drawn at a high temperature, two answers are the

@@ -1,4 +1,5 @@
-//! What a precision keeps of f32: distributions of the next token on given text, and greedy answers, beside Candle's f32 of the same weights.
+//! What a precision keeps of f32: distributions of the next token on given text, and greedy
+//! answers, beside Candle's f32 of the same weights.
 //!
 //! `make quality`; benches/quality/quality.py writes the text, runs this, and prints what it found.
 
@@ -35,7 +36,8 @@ struct Options {
     /// Instead of a text: what vision makes of a picture.
     #[arg(long = "picture", required_unless_present = "text")]
     pictures: Vec<PathBuf>,
-    /// What to measure: `candle int8`, `onnx q4`, or `peer NAME=COMMAND`, a program that speaks the protocol of peer.rs.
+    /// What to measure: `candle int8`, `onnx q4`, or `peer NAME=COMMAND`, a program that speaks the
+    /// protocol of peer.rs.
     #[arg(long = "subject")]
     subjects: Vec<String>,
     #[arg(long, default_value_t = 0)]
@@ -58,10 +60,35 @@ struct Text {
 struct Subject {
     name: String,
     decoder: Box<dyn Decoder>,
+    /// That it took, what is compared included.
     seconds: f64,
     steps: Agreement,
     prompts: Agreement,
     answers: Answers,
+}
+
+impl Subject {
+    fn new(name: &str, decoder: Box<dyn Decoder>) -> Self {
+        let name = name.split_once('=').map_or(name, |(name, _)| name).trim_start_matches("peer ");
+        Self {
+            name: name.to_owned(),
+            decoder,
+            seconds: 0.0,
+            steps: Agreement::default(),
+            prompts: Agreement::default(),
+            answers: Answers::default(),
+        }
+    }
+
+    fn row(&self) -> Row {
+        Row {
+            name: self.name.clone(),
+            steps: self.steps.figures(),
+            prompts: self.prompts.figures(),
+            answers: self.answers.figures(),
+            seconds: self.seconds,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -73,9 +100,9 @@ struct Row {
     seconds: f64,
 }
 
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct Report {
-    reference: String,
+    reference: &'static str,
     perplexity: f64,
     rows: Vec<Row>,
     /// What could not be loaded, and why.
@@ -102,48 +129,42 @@ fn open(model: &Path, name: &str, threads: usize) -> Anything<Box<dyn Decoder>> 
     })
 }
 
-fn main() -> Anything<()> {
-    let options = Options::parse();
-    let report = match &options.text {
-        Some(text) => serde_json::to_vec_pretty(&read(&options, &serde_json::from_slice(&std::fs::read(text)?)?)?)?,
-        None => serde_json::to_vec_pretty(&vision::look(&options.model, &options.pictures, &options.subjects)?)?,
-    };
-    Ok(std::fs::write(&options.out, report)?)
+fn write(out: &Path, report: &impl Serialize) -> Anything<()> {
+    Ok(std::fs::write(out, serde_json::to_vec_pretty(report)?)?)
 }
 
-/// Everything about a text.
-fn read(options: &Options, text: &Text) -> Anything<Report> {
+fn main() -> Anything<()> {
+    let options = Options::parse();
+    match &options.text {
+        Some(text) => read(&options, &serde_json::from_slice(&std::fs::read(text)?)?),
+        None => write(&options.out, &vision::look(&options.model, &options.pictures, &options.subjects)?),
+    }
+}
+
+/// Everything about a text; what is known by then is written after every window and question.
+fn read(options: &Options, text: &Text) -> Anything<()> {
     let mut reference = Reference::new(open(&options.model, "candle f32", options.threads)?);
-    let (mut subjects, mut missing) = (Vec::new(), Vec::new());
+    let mut report = Report { reference: "candle f32", ..Default::default() };
+    let mut subjects = Vec::new();
     for name in &options.subjects {
-        let name = name.clone();
-        match open(&options.model, &name, options.threads) {
-            Ok(decoder) => {
-                let name = name.split_once('=').map_or(&*name, |(name, _)| name).trim_start_matches("peer ").to_owned();
-                subjects.push(Subject {
-                    name,
-                    decoder,
-                    seconds: 0.0,
-                    steps: Agreement::default(),
-                    prompts: Agreement::default(),
-                    answers: Answers::default(),
-                });
-            }
-            Err(error) => missing.push(format!("{name}: {error}")),
+        match open(&options.model, name, options.threads) {
+            Ok(decoder) => subjects.push(Subject::new(name, decoder)),
+            Err(error) => report.missing.push(format!("{name}: {error}")),
         }
     }
-
     for (number, window) in text.windows.iter().enumerate() {
         eprintln!("window {} of {}", number + 1, text.windows.len());
         reference.read(window)?;
+        report.perplexity = reference.perplexity();
         for subject in &mut subjects {
             let start = Instant::now();
             measure::steps(&reference, &mut *subject.decoder, window, &mut subject.steps)?;
             measure::prompts(&reference, &mut *subject.decoder, window, &text.prompts, &mut subject.prompts)?;
             subject.seconds += start.elapsed().as_secs_f64();
         }
+        report.rows = subjects.iter().map(Subject::row).collect();
+        write(&options.out, &report)?;
     }
-    let mut answers = Vec::new();
     for (number, question) in text.questions.iter().enumerate() {
         eprintln!("question {} of {}", number + 1, text.questions.len());
         let ends = (text.new_tokens, &*text.ends);
@@ -154,23 +175,9 @@ fn read(options: &Options, text: &Text) -> Anything<Report> {
             subject.seconds += start.elapsed().as_secs_f64();
             reference.judge(question, &given, &expected, &mut subject.answers)?;
         }
-        answers.push(expected);
+        report.answers.push(expected);
+        report.rows = subjects.iter().map(Subject::row).collect();
+        write(&options.out, &report)?;
     }
-
-    Ok(Report {
-        reference: "candle f32".into(),
-        perplexity: reference.perplexity(),
-        rows: subjects
-            .into_iter()
-            .map(|subject| Row {
-                steps: subject.steps.figures(),
-                prompts: subject.prompts.figures(),
-                answers: subject.answers.figures(),
-                name: subject.name,
-                seconds: subject.seconds,
-            })
-            .collect(),
-        missing,
-        answers,
-    })
+    Ok(())
 }

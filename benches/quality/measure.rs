@@ -1,4 +1,5 @@
-//! The figures: how far distributions of the next token lie apart, and what becomes of greedy answers.
+//! The figures: how far distributions of the next token lie apart, and what becomes of greedy
+//! answers.
 
 use serde::Serialize;
 use smolvlm::backend::{Decoder, Halt, Stop};
@@ -79,7 +80,8 @@ impl Reference {
         answer(&mut *self.decoder, question, ends)
     }
 
-    /// Holds an answer against the one that was expected, and each of its tokens against the best one in its place.
+    /// Holds an answer against the one that was expected, and each of its tokens against the best
+    /// one in its place.
     pub fn judge(&mut self, question: &[u32], given: &[u32], expected: &[u32], answers: &mut Answers) -> Anything<()> {
         answers.all += 1;
         answers.tokens += given.len();
@@ -174,14 +176,15 @@ impl Agreement {
         }
     }
 
-    pub fn figures(mut self) -> Figures {
-        let positions = self.divergences.len();
-        self.divergences.sort_by(f64::total_cmp);
+    pub fn figures(&self) -> Figures {
+        let mut divergences = self.divergences.clone();
+        divergences.sort_by(f64::total_cmp);
+        let positions = divergences.len();
         let of = positions.max(1) as f64;
         Figures {
             positions,
-            kl_mean: self.divergences.iter().sum::<f64>() / of,
-            kl_p99: self.divergences.get(positions * 99 / 100).copied().unwrap_or(0.0),
+            kl_mean: divergences.iter().sum::<f64>() / of,
+            kl_p99: divergences.get(positions * 99 / 100).copied().unwrap_or(0.0),
             top1_kept: self.same_best as f64 / of,
             perplexity_times: (self.surprise / self.predicted.max(1) as f64).exp(),
         }
@@ -210,7 +213,7 @@ pub struct AnswerFigures {
 }
 
 impl Answers {
-    pub fn figures(self) -> AnswerFigures {
+    pub fn figures(&self) -> AnswerFigures {
         let of = self.tokens.max(1) as f64;
         AnswerFigures {
             all: self.all,

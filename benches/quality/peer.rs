@@ -1,7 +1,8 @@
-//! Another engine as a decoder: a program that reads lines of words and writes numbers of four bytes, the least first.
+//! Another engine as a decoder: a program that reads lines of words and writes numbers of four
+//! bytes, the least first.
 //!
-//! It begins with the size of its vocabulary. `truncate N` keeps the first N tokens; `append ID ID ...` is answered by the logits after the
-//! last one, as f32.
+//! It begins with the size of its vocabulary. `truncate N` keeps the first N tokens; `append ID ID
+//! ...` is answered by the logits after the last one, as f32.
 
 use std::io::{BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};

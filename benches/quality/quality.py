@@ -93,9 +93,10 @@ def measure(folder, given, options):
 
 
 def look(options):
-    folder = vit.make()
-    rows = [row for row in options.rows if row.startswith("candle")]
-    return ask(folder, rows, *(word for picture in PICTURES for word in ("--picture", picture)))
+    """What becomes of pictures after so many layers."""
+    rows = [row for row in options.rows if row.startswith("candle") and row != "candle int4"]  # whose vision is int8's
+    pictures = [word for picture in PICTURES for word in ("--picture", picture)]
+    return {depth: ask(vit.make(depth), rows, *pictures) for depth in vit.DEPTHS} if rows else {}
 
 
 def ask(folder, subjects, *words):
@@ -126,9 +127,9 @@ def table(found):
 def vision_table(found):
     head = ("relative error", "largest", "cosine", "smallest")
     print("| | " + " | ".join(f"{of}: {what}" for of in ("features", "image rows") for what in head) + " |\n|---" + "|---:" * 8 + "|")
-    for row in found["rows"]:
+    for depth, row in ((depth, row) for depth, of_depth in found.items() for row in of_depth["rows"]):
         cells = [f"{row[of][what]:.5f}" for of in ("features", "image_rows") for what in ("error_mean", "error_max", "cosine_mean", "cosine_min")]
-        print(f"| {row['name']} | " + " | ".join(cells) + " |")
+        print(f"| {row['name']}, {depth} layers | " + " | ".join(cells) + " |")
 
 
 def main():
@@ -153,7 +154,7 @@ def main():
         table(of)
         print("\nf32's first answers:", *(json.dumps(tokenizer.decode(ids)) for ids in of["answers"][:3]), sep="\n  ")
     if "vit" in found:
-        print(f"\nvit: {found['vit']['pictures']} pictures\n")
+        print(f"\nvit: {len(PICTURES)} pictures\n")
         vision_table(found["vit"])
     print(f"\n{found['machine']['cpu']}, {options.threads} threads, prose of Python {found['python']}; {options.out}, {found['seconds'] / 60:.0f} minutes")
 

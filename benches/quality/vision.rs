@@ -1,4 +1,5 @@
-//! Features of pictures, row by row, beside f32's: of the vision encoder, and of the connector behind it.
+//! Features of pictures, row by row, beside f32's: of the vision encoder, and of the connector
+//! behind it.
 
 use std::path::{Path, PathBuf};
 

@@ -3,7 +3,7 @@
 12 layers of 384, patches of 14; fine-tuned there for salience. LayerScale is folded into the projections behind it. What does not fit is
 left out: the class token, which the family does not have, and GELU's exact form, whose tanh approximation the family takes. Tiles of 504
 pixels have 36x36 patches, which pixel shuffle divides by 4, so that the position embedding, of 37x37, is resized. The connector and the
-decoder are small and random. Stored in f32, as the package has it.
+decoder are small and random. Stored in f32, as the package has it. Checkpoints of its first layers alone show where an error comes from.
 """
 
 import json
@@ -19,12 +19,13 @@ from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 from weights import FOLDER, VIT, fetch
 
-WIDTH, LAYERS, GRID, OWN_GRID = 384, 12, 36, 37
+WIDTH, GRID, OWN_GRID = 384, 36, 37
+DEPTHS = (3, 6, 9, 12)
 SPEC = replace(
     SMALL,
     dtype=torch.float32,
     vision={
-        "hidden_size": WIDTH, "image_size": 14 * GRID, "intermediate_size": 4 * WIDTH, "num_attention_heads": 6, "num_hidden_layers": LAYERS,
+        "hidden_size": WIDTH, "image_size": 14 * GRID, "intermediate_size": 4 * WIDTH, "num_attention_heads": 6, "num_hidden_layers": DEPTHS[-1],
         "patch_size": 14,
     },
     text={
@@ -49,8 +50,8 @@ def stored(graph):
     return arrays
 
 
-def vision(graph):
-    """The encoder's tensors under the family's names."""
+def vision(graph, depth):
+    """The tensors of the encoder's first layers under the family's names."""
     arrays = stored(graph)
     positions = next(a for a in arrays.values() if a.shape == (1, OWN_GRID**2, WIDTH))
     positions = torch.tensor(positions).reshape(1, OWN_GRID, OWN_GRID, WIDTH).permute(0, 3, 1, 2)
@@ -60,7 +61,7 @@ def vision(graph):
     for part in ("weight", "bias"):
         state[f"{root}.embeddings.patch_embedding.{part}"] = arrays[f"{patches}.{part}"]
         state[f"{root}.post_layernorm.{part}"] = arrays[f"backbone.layernorm.{part}"]
-    for layer in range(LAYERS):
+    for layer in range(depth):
         of, to = f"backbone.encoder.layer.{layer}", f"{root}.encoder.layers.{layer}"
         scales = {"attention.output.dense": "layer_scale1", "mlp.fc2": "layer_scale2"}
         for name, ours in {
@@ -75,16 +76,16 @@ def vision(graph):
     return {name: torch.tensor(np.array(values)).float().contiguous() for name, values in state.items()}
 
 
-def make():
-    """The checkpoint's folder, which is made if it is not there."""
-    folder = FOLDER / "vit"
+def make(depth):
+    """The folder of the checkpoint with so many layers, which is made if it is not there."""
+    folder = FOLDER / f"vit-{depth}"
     if not folder.exists():
-        new = folder.with_name("vit.new")
+        new = folder.with_name(f"{folder.name}.new")
         shutil.rmtree(new, ignore_errors=True)
         FOLDER.mkdir(parents=True, exist_ok=True)
-        build(SPEC, new)
+        build(replace(SPEC, vision=SPEC.vision | {"num_hidden_layers": depth}), new)
         weights = load_file(new / "model.safetensors")
-        real = vision(onnx.load(fetch(VIT)).graph)
+        real = vision(onnx.load(fetch(VIT)).graph, depth)
         wrong = [name for name, tensor in real.items() if name not in weights or tensor.shape != weights[name].shape]
         left = [name for name in weights if name not in real and "vision_model" in name]
         if wrong or left:

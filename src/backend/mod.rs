@@ -133,7 +133,8 @@ pub trait Decoder: Send {
         largest.take_in(0, self.step(id, stop)?);
         Ok(())
     }
-    /// Appends `ids`, all of them text; `each` is given the logits after every one, in order. What was appended before a halt stays.
+    /// Appends `ids`, all of them text; `each` is given the logits after every one, in order. What
+    /// was appended before a halt stays.
     fn score(&mut self, ids: &[u32], each: &mut (dyn FnMut(&[f32]) + Send), stop: &Stop) -> Run<()> {
         ids.iter().try_for_each(|&id| {
             each(self.step(id, stop)?);
@@ -157,6 +158,7 @@ pub enum Halt {
     Failed(Error),
 }
 
+#[cfg(feature = "candle")]
 impl Halt {
     /// The error of work that nobody could stop.
     pub(crate) fn into_error(self) -> Error {

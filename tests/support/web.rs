@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use serde_json::Value;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
 
 /// Nothing here takes that long; a test that waits for ever says nothing.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -27,6 +29,10 @@ pub fn binary() -> PathBuf {
     assert!(path.exists(), "{}: build it with `cargo build --example web_api`", path.display());
     path
 }
+
+/// A question about [`picture`], and its answer.
+pub const LIST: &str = "What objects are in this image?";
+pub const THREE: &str = "A red star, a blue arrow and an orange circle.";
 
 pub fn picture() -> Vec<u8> {
     std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/test_image.jpg")).unwrap()
@@ -215,4 +221,28 @@ pub fn endless_model(test: &str) -> PathBuf {
         std::fs::copy(demo.join(name), model.join(name)).unwrap();
     }
     model
+}
+
+/// A picture as a part of a message.
+pub fn part(file: &[u8]) -> Value {
+    let url = format!("data:image/jpeg;base64,{}", STANDARD.encode(file));
+    json!({ "type": "image_url", "image_url": { "url": url } })
+}
+
+pub fn text(text: &str) -> Value {
+    json!({ "type": "text", "text": text })
+}
+
+pub fn message(role: &str, content: impl Into<Value>) -> Value {
+    json!({ "role": role, "content": content.into() })
+}
+
+pub fn question() -> Value {
+    message("user", vec![text(LIST), part(&picture())])
+}
+
+pub fn completion(server: &Server, body: &Value) -> Value {
+    let response = server.chat(body);
+    assert_eq!(response.status, 200, "{}", response.body);
+    response.json()
 }

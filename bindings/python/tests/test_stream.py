@@ -208,12 +208,13 @@ def test_what_a_reader_raises_comes_out(model):
 
 
 def test_interrupt_ends_a_question(endless):
-    """Ctrl-C in the main thread, during an answer that would take long."""
+    """Ctrl-C in the main thread, while pictures are prepared that take any processor much longer than that."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    timer, session = threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]), endless.session()
+    timer, session = threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGINT]), endless.session()
+    frame = smolvlm.Frame(bytes(8000 * 6000 * 3), 8000, 6000)
     timer.start()
     with pytest.raises(KeyboardInterrupt):
-        session.ask(*[PICTURE] * 10, QUESTION, **ENDLESS)
+        session.ask(*[frame] * 10, QUESTION, split=False, **ENDLESS)
     # A question that was cancelled before its first token leaves no trace in the conversation.
     assert session.ask(QUESTION, max_new_tokens=1).prompt_tokens == endless.ask(QUESTION, max_new_tokens=1).prompt_tokens
     timer.join()

@@ -12,6 +12,10 @@ use super::{Cpu, Precision, math};
 /// for a moment, since that is done once for all rows.
 const MANY: usize = 16;
 
+/// As many halves has a row that is alone, of 16 bits: in a decode step weights take longer to come
+/// from memory than to be multiplied twice.
+pub(super) const HALVES: usize = 2;
+
 /// Rows that one task makes.
 const TASK: usize = 8;
 
@@ -28,6 +32,9 @@ pub struct Rows {
     pub(super) sums: Vec<i32>,
     pub(super) precision: Precision,
     pub(super) count: usize,
+    /// Whether the one row that there is has 16 bits: its upper halves come first, then its lower
+    /// ones, as if they were two rows, whose products are to be added up.
+    pub(super) halved: bool,
     pub(super) width: usize,
 }
 
@@ -57,24 +64,35 @@ impl Rows {
         cpu: Cpu,
         give: impl Fn(usize, &dyn Fn(&[f32])) + Sync,
     ) {
-        self.shape(precision, (count, width));
+        let halves = if count == 1 && precision != Precision::Bf16 { HALVES } else { 1 };
+        self.shape(precision, (count * halves, width));
+        (self.count, self.halved) = (count, halves > 1);
         let (groups, blocks, precision) = (self.groups, self.blocks(), self.precision);
         let (words, scales, sums) =
             (Split::new(&mut self.words), Split::new(&mut self.scales), Split::new(&mut self.sums));
         team::share(count.div_ceil(TASK), |task| {
             for row in task * TASK..count.min((task + 1) * TASK) {
                 give(row, &|numbers| {
-                    // SAFETY: no other task has this row.
-                    let words = unsafe { words.part(row * groups, groups) };
+                    // SAFETY: no other task has this row, or these halves of it.
+                    let words = unsafe { words.part(row * groups, halves * groups) };
                     if precision == Precision::Bf16 {
                         return math::to_bf16(numbers, words, cpu);
                     }
                     // SAFETY: as above.
-                    let scale = unsafe { scales.part(row, 1) };
-                    scale[0] = math::to_int8(numbers, words, cpu);
+                    let scales = unsafe { scales.part(row, halves) };
+                    if halves > 1 {
+                        let (high, low) = words.split_at_mut(groups);
+                        scales[1] = math::to_int8_twice(numbers, high, low, cpu);
+                        scales[0] = 256.0 * scales[1];
+                    } else {
+                        scales[0] = math::to_int8(numbers, words, cpu);
+                    }
                     if precision == Precision::Int4 {
                         // SAFETY: as above.
-                        math::sign_and_sum(words, unsafe { sums.part(row * blocks, blocks) }, cpu);
+                        let sums = unsafe { sums.part(row * blocks, halves * blocks) };
+                        for (words, sums) in words.chunks_exact_mut(groups).zip(sums.chunks_exact_mut(blocks)) {
+                            math::sign_and_sum(words, sums, cpu);
+                        }
                     }
                 });
             }
@@ -104,7 +122,7 @@ impl Rows {
     /// Makes room for `count` rows of `width`.
     pub(super) fn shape(&mut self, precision: Precision, (count, width): (usize, usize)) {
         let precision = if precision == Precision::Int4 && count >= MANY { Precision::Int8 } else { precision };
-        (self.precision, self.count, self.width) = (precision, count, width);
+        (self.precision, self.count, self.halved, self.width) = (precision, count, false, width);
         self.groups = width.div_ceil(if precision == Precision::Bf16 { PAIR } else { QUAD });
         grow(&mut self.words, count * self.groups);
         grow(&mut self.scales, count);

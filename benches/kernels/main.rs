@@ -92,7 +92,7 @@ fn products(criterion: &mut Criterion) {
         for (rows, inputs, outputs) in shapes {
             let weights = numbers(inputs * outputs);
             let read = |output: usize, row: &mut [f32]| row.copy_from_slice(&weights[output * inputs..][..inputs]);
-            let packed = PackedLinear::new((outputs, inputs), read, Vec::new(), precision, Cpu::detect());
+            let packed = PackedLinear::new((outputs, inputs), read, Vec::new(), precision, None, Cpu::detect());
             let mut x = Rows::default();
             x.convert(precision, &numbers(rows * inputs), inputs, Cpu::detect());
             let mut out = vec![0.0; rows * outputs];
@@ -121,7 +121,11 @@ fn step(criterion: &mut Criterion) {
             let read = |output: usize, row: &mut [f32]| row.copy_from_slice(&random[output * inputs..][..inputs]);
             let mut x = Rows::default();
             x.convert(precision, &numbers(inputs), inputs, Cpu::detect());
-            (PackedLinear::new((outputs, inputs), read, Vec::new(), precision, Cpu::detect()), x, vec![0.0; outputs])
+            (
+                PackedLinear::new((outputs, inputs), read, Vec::new(), precision, None, Cpu::detect()),
+                x,
+                vec![0.0; outputs],
+            )
         };
         let [layer @ .., head] = VECTORS;
         let size = |(inputs, outputs): (usize, usize)| inputs * outputs;

@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 
-use super::block::{BLOCK, PAIR, QUAD};
+use super::block::{BLOCK, OFFSET, PAIR, QUAD};
 use super::rotation::spread;
 use super::team::{self, Split};
 use super::{Cpu, Precision, math};
@@ -173,6 +173,14 @@ impl Rows {
             math::silu_mul(gates, numbers, out, cpu.narrow());
             spread(out, block, cpu.narrow());
         });
+    }
+
+    /// The numbers of one of many rows in 8 bits, but for their rounding.
+    pub(super) fn restore(&self, row: usize, out: &mut [f32]) {
+        assert!(self.precision == Precision::Int8 && !self.halved);
+        for (x, byte) in out.iter_mut().zip(bytemuck::cast_slice::<_, u8>(self.row(row))) {
+            *x = (i32::from(*byte) - OFFSET) as f32 * self.scales[row];
+        }
     }
 
     pub(super) fn row(&self, row: usize) -> &[u32] {

@@ -15,7 +15,7 @@ use super::aligned::Mapped;
 use super::block::{BLOCK_BYTES, Block, LANES, Out, PAIR, PANELS, Panels, QUAD, Strides};
 use super::rows::HALVES;
 use super::team::{self, Split};
-use super::{Cpu, Rows};
+use super::{Cpu, Hessian, Rows};
 
 /// Rows that one task takes, at most: enough to use a panel's weights again and again from cache,
 /// few enough to share out.
@@ -62,17 +62,20 @@ pub struct PackedLinear {
 
 impl PackedLinear {
     /// Packs a matrix [outputs, inputs], whose rows `read` writes, on the caller's rayon pool.
-    /// `bias`: [outputs], or empty.
+    /// `bias`: [outputs], or empty; `hessian`: of what comes into it, if that is known. Of no use
+    /// in bf16.
     pub fn new(
         (outputs, inputs): (usize, usize),
         read: impl Fn(usize, &mut [f32]) + Sync,
         mut bias: Vec<f32>,
         precision: Precision,
+        hessian: Option<&Hessian>,
         cpu: Cpu,
     ) -> Self {
         assert!(inputs > 0 && (bias.is_empty() || bias.len() == outputs));
+        assert!(hessian.is_none_or(|hessian| hessian.steps.len() == inputs));
         bias.resize(bias.len().next_multiple_of(LANES), 0.0);
-        let weights = Matrix { outputs, inputs, read, cpu }.pack(precision);
+        let weights = Matrix { outputs, inputs, read, hessian, cpu }.pack(precision);
         Self { inputs, outputs, weights, bias, cpu }
     }
 
@@ -282,7 +285,7 @@ mod tests {
             let read =
                 |output: usize, row: &mut [f32]| row.copy_from_slice(&self.w[output * self.inputs..][..self.inputs]);
             let shape = (self.w.len() / self.inputs, self.inputs);
-            let linear = PackedLinear::new(shape, read, self.bias.clone(), precision, cpu);
+            let linear = PackedLinear::new(shape, read, self.bias.clone(), precision, None, cpu);
             let (mut rows, mut out) = (Rows::default(), vec![0.5; self.x.len() / self.inputs * linear.outputs()]);
             rows.convert(precision, &self.x, self.inputs, cpu);
             linear.multiply(&rows, &mut out, then);
@@ -341,7 +344,8 @@ mod tests {
                 case.bias.len(),
             );
             for cpu in Cpu::available() {
-                let linear = PackedLinear::new((outputs, case.inputs), read, case.bias.clone(), Precision::Int8, cpu);
+                let linear =
+                    PackedLinear::new((outputs, case.inputs), read, case.bias.clone(), Precision::Int8, None, cpu);
                 let mut row = Rows::default();
                 row.convert(Precision::Int8, &case.x, case.inputs, cpu);
                 let (mut whole, mut out) = (vec![0.0; outputs], vec![0.0; outputs]);

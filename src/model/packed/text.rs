@@ -37,7 +37,7 @@ impl TextModel {
         let precision_of_head = if precision == Precision::Int4 { Precision::Int8 } else { precision };
         // A few channels of a trained model's stream are tens of times larger than the others. Of
         // 16 bits each has its own exponent.
-        let rotation = (precision == Precision::Int8).then(|| Rotation::new(text.hidden_size));
+        let rotation = (precision != Precision::Bf16).then(|| Rotation::new(text.hidden_size));
         let rotary = text.rotary();
         let mut pass = if precision == Precision::Bf16 || matches!(loader.store, Store::From(_)) {
             Calibration::default()

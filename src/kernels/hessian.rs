@@ -6,12 +6,8 @@
 //! second moment. Here that is a multiple of the identity plus a matrix of low rank, so that a
 //! weight costs two products with as many numbers as there are directions.
 
-use super::block::LANES;
 use super::math::{self, Grid, Step};
 use super::{Cpu, Precision, Rows};
-
-/// Times that the directions are made longer by their eigenvalues, and told apart again.
-const TURNS: usize = 2;
 
 /// The least part of the mean eigenvalue that is counted on in directions not seen.
 const FLOOR: f32 = 1e-3;
@@ -44,10 +40,10 @@ impl Hessian {
     }
 
     /// See [`math::round_with_feedback`].
-    pub(super) fn round(&self, rows: &[f32], grid: &Grid<'_>, words: &mut [u32], cpu: Cpu) -> [i32; LANES] {
+    pub(super) fn round(&self, rows: &[f32], grid: &Grid<'_>, words: &mut [u32], sums: &mut [i32], cpu: Cpu) {
         match self {
-            Self::Few(steps) => math::round_with_feedback(rows, grid, steps, words, cpu),
-            Self::Many(steps) => math::round_with_feedback(rows, grid, steps, words, cpu),
+            Self::Few(steps) => math::round_with_feedback(rows, grid, steps, (words, sums), cpu),
+            Self::Many(steps) => math::round_with_feedback(rows, grid, steps, (words, sums), cpu),
         }
     }
 }
@@ -69,16 +65,15 @@ fn steps<const RANK: usize>(rows: &Rows, cpu: Cpu) -> Option<Vec<Step<RANK>>> {
         }
     }
     orthonormalise(&mut directions, width, cpu);
-    for _ in 0..TURNS {
-        let along = project::<RANK>(&x, &directions, width, cpu);
-        directions.fill(0.0);
-        for (row, along) in x.chunks_exact(width).zip(&along) {
-            for (direction, along) in directions.chunks_exact_mut(width).zip(along) {
-                math::add_scaled(row, *along, direction, cpu);
-            }
+    // Each becomes longer by its eigenvalue. Once is enough to tell large ones from the others.
+    let along = project::<RANK>(&x, &directions, width, cpu);
+    directions.fill(0.0);
+    for (row, along) in x.chunks_exact(width).zip(&along) {
+        for (direction, along) in directions.chunks_exact_mut(width).zip(along) {
+            math::add_scaled(row, *along, direction, cpu);
         }
-        orthonormalise(&mut directions, width, cpu);
     }
+    orthonormalise(&mut directions, width, cpu);
     let mut moments = [[0.0; RANK]; RANK];
     for along in project::<RANK>(&x, &directions, width, cpu) {
         for (row, a) in moments.iter_mut().zip(&along) {

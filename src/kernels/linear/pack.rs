@@ -79,14 +79,18 @@ pub(super) struct Matrix<'a, F> {
     pub(super) cpu: Cpu,
 }
 
-/// Memory for a panel on its way.
-struct Panel {
-    /// Its weights [LANES, inputs]; those of outputs that are not there are 0.
+/// Panels that a task packs: they are rounded two at a time.
+const AT_ONCE: usize = 2;
+
+/// Memory for some panels on their way.
+struct Task {
+    /// Their weights [panels * LANES, inputs]; those of outputs that are not there are 0.
     rows: Vec<f32>,
-    /// [blocks, LANES]
+    /// [panels, blocks, LANES]
     scales: Vec<f32>,
-    /// What weights are rounded to, four to a word: [groups, LANES], or of a row.
+    /// What weights are rounded to, four to a word: [panels, groups, LANES].
     words: Vec<u32>,
+    sums: Vec<i32>,
 }
 
 impl<F: Fn(usize, &mut [f32]) + Sync> Matrix<'_, F> {
@@ -99,25 +103,29 @@ impl<F: Fn(usize, &mut [f32]) + Sync> Matrix<'_, F> {
         }
     }
 
-    /// Calls `pack` for each panel with what `all` has for it, and its weights.
-    fn each<P: Send>(&self, all: impl IndexedParallelIterator<Item = P>, pack: impl Fn(P, &mut Panel) + Sync) {
-        let make = || Panel { rows: vec![0.0; LANES * self.inputs], scales: Vec::new(), words: Vec::new() };
-        all.enumerate().for_each_init(make, |panel, (p, all)| {
-            for (lane, row) in panel.rows.chunks_exact_mut(self.inputs).enumerate() {
-                let output = p * LANES + lane;
+    /// Calls `pack` for some panels at a time, with what `all` has for them, and their weights.
+    fn each<P: Send>(&self, all: impl IndexedParallelIterator<Item = P>, pack: impl Fn(P, &mut Task) + Sync) {
+        let make = || Task { rows: Vec::new(), scales: Vec::new(), words: Vec::new(), sums: Vec::new() };
+        all.enumerate().for_each_init(make, |some, (task, all)| {
+            let first = task * AT_ONCE * LANES;
+            let lanes = (self.outputs - first).next_multiple_of(LANES).min(AT_ONCE * LANES);
+            some.rows.resize(lanes * self.inputs, 0.0);
+            some.sums.resize(lanes, 0);
+            for (output, row) in (first..).zip(some.rows.chunks_exact_mut(self.inputs)) {
                 if output < self.outputs { (self.read)(output, row) } else { row.fill(0.0) }
             }
-            pack(all, panel);
+            pack(all, some);
         });
     }
 
     fn bf16(&self, sizes: Sizes) -> Weights {
         let panel = self.inputs.div_ceil(PAIR) * LANES * PAIR;
         let mut packed = Aligned::<bf16>::zeros(sizes.values);
-        self.each(packed.par_chunks_exact_mut(panel), |panel, of| {
-            for (lane, row) in of.rows.chunks_exact(self.inputs).enumerate() {
+        self.each(packed.par_chunks_mut(AT_ONCE * panel), |values, some| {
+            for (output, row) in some.rows.chunks_exact(self.inputs).enumerate() {
+                let panel = &mut values[output / LANES * panel..][..panel];
                 for (i, &w) in row.iter().enumerate() {
-                    panel[((i / PAIR) * LANES + lane) * PAIR + i % PAIR] = math::round_bf16(w);
+                    panel[((i / PAIR) * LANES + output % LANES) * PAIR + i % PAIR] = math::round_bf16(w);
                 }
             }
         });
@@ -128,24 +136,25 @@ impl<F: Fn(usize, &mut [f32]) + Sync> Matrix<'_, F> {
         let groups = self.inputs.div_ceil(QUAD);
         let mut packed = Aligned::<i8>::zeros(sizes.values);
         let (mut scales, mut corrections) = (Aligned::<f32>::zeros(sizes.scales), Aligned::<i32>::zeros(sizes.scales));
-        let all = packed.par_chunks_exact_mut(LANES * groups * QUAD).zip(scales.par_chunks_exact_mut(LANES));
-        let all = all.zip(corrections.par_chunks_exact_mut(LANES));
-        self.each(all, |((values, scales), corrections), panel| {
+        let all = packed.par_chunks_mut(AT_ONCE * LANES * groups * QUAD).zip(scales.par_chunks_mut(AT_ONCE * LANES));
+        let all = all.zip(corrections.par_chunks_mut(AT_ONCE * LANES));
+        self.each(all, |((values, scales), corrections), some| {
             let words: &mut [u32] = bytemuck::cast_slice_mut(values);
-            panel.words.resize(groups, 0);
-            let rows = panel.rows.chunks_exact(self.inputs);
-            for (lane, ((row, scale), correction)) in rows.zip(&mut *scales).zip(&mut *corrections).enumerate() {
-                *scale = math::to_int8(row, &mut panel.words, self.cpu);
+            some.words.resize(groups, 0);
+            for (output, (row, scale)) in some.rows.chunks_exact(self.inputs).zip(&mut *scales).enumerate() {
+                *scale = math::to_int8(row, &mut some.words, self.cpu);
                 if self.hessian.is_none() {
-                    *correction = OFFSET * math::sign(&mut panel.words, self.cpu);
-                    words.iter_mut().skip(lane).step_by(LANES).zip(&panel.words).for_each(|(to, word)| *to = *word);
+                    some.sums[output] = math::sign(&mut some.words, self.cpu);
+                    let panel = &mut words[output / LANES * LANES * groups..][..LANES * groups];
+                    let lane = panel.iter_mut().skip(output % LANES).step_by(LANES);
+                    lane.zip(&some.words).for_each(|(to, word)| *to = *word);
                 }
             }
             if let Some(hessian) = self.hessian {
                 let grid = Grid { scales, block: self.inputs, least: -127.0, most: 127.0 };
-                let sums = hessian.round(&panel.rows, &grid, words, self.cpu);
-                corrections.iter_mut().zip(sums).for_each(|(correction, sum)| *correction = OFFSET * sum);
+                hessian.round(&some.rows, &grid, words, &mut some.sums, self.cpu);
             }
+            corrections.iter_mut().zip(&some.sums).for_each(|(correction, sum)| *correction = OFFSET * sum);
         });
         Weights::Int8 {
             values: Numbers::Own(packed),
@@ -155,40 +164,47 @@ impl<F: Fn(usize, &mut [f32]) + Sync> Matrix<'_, F> {
     }
 
     fn int4(&self, sizes: Sizes) -> Weights {
-        let blocks = self.inputs.div_ceil(BLOCK);
+        let (groups, blocks) = (self.inputs.div_ceil(QUAD), self.inputs.div_ceil(BLOCK));
         let mut values = Aligned::<u8>::zeros(sizes.values);
         let mut scales = Aligned::<f16>::zeros(sizes.scales);
-        let all = values.par_chunks_exact_mut(blocks * BLOCK_BYTES).zip(scales.par_chunks_exact_mut(blocks * LANES));
-        self.each(all, |(values, scales), panel| {
-            panel.words.clear();
-            panel.words.resize(blocks * BLOCK / QUAD * LANES, 0);
-            for (lane, row) in panel.rows.chunks_exact(self.inputs).enumerate() {
+        let all = values.par_chunks_mut(AT_ONCE * blocks * BLOCK_BYTES);
+        let all = all.zip(scales.par_chunks_mut(AT_ONCE * blocks * LANES));
+        self.each(all, |(values, scales), some| {
+            some.words.clear();
+            some.words.resize(some.sums.len() * groups, 0);
+            for (output, row) in some.rows.chunks_exact(self.inputs).enumerate() {
+                let (panel, lane) = (output / LANES, output % LANES);
                 for (b, block) in row.chunks(BLOCK).enumerate() {
                     let (scale, integers) = quantise_int4(block, self.cpu);
-                    scales[b * LANES + lane] = scale;
+                    scales[(panel * blocks + b) * LANES + lane] = scale;
                     if self.hessian.is_none() {
-                        for (group, quad) in integers.as_chunks::<QUAD>().0.iter().enumerate() {
+                        let first = panel * groups + b * BLOCK / QUAD;
+                        let count = block.len().div_ceil(QUAD);
+                        for (group, quad) in integers.as_chunks::<QUAD>().0.iter().enumerate().take(count) {
                             let bytes = quad.map(|integer| integer.wrapping_sub(INT4_OFFSET as u8));
-                            panel.words[(b * BLOCK / QUAD + group) * LANES + lane] = u32::from_le_bytes(bytes);
+                            some.words[(first + group) * LANES + lane] = u32::from_le_bytes(bytes);
                         }
                     }
                 }
             }
             if let Some(hessian) = self.hessian {
-                panel.scales.clear();
-                panel.scales.extend(scales.iter().map(|scale| scale.to_f32()));
+                some.scales.clear();
+                some.scales.extend(scales.iter().map(|scale| scale.to_f32()));
                 let (least, most) = (-INT4_OFFSET as f32, (INT4_OFFSET - 1) as f32);
-                let grid = Grid { scales: &panel.scales, block: BLOCK, least, most };
-                let there = self.inputs.div_ceil(QUAD) * LANES;
-                hessian.round(&panel.rows, &grid, &mut panel.words[..there], self.cpu);
+                let grid = Grid { scales: &some.scales, block: BLOCK, least, most };
+                hessian.round(&some.rows, &grid, &mut some.words, &mut some.sums, self.cpu);
             }
-            // Of two groups, each number in half a byte.
-            let pairs = panel.words.chunks_exact(2 * LANES);
-            for (values, words) in values.chunks_exact_mut(LANES * QUAD).zip(pairs) {
-                let (first, second) = words.split_at(LANES);
-                let nibbles = |word: u32| (word & 0x0f0f_0f0f) ^ 0x0808_0808;
-                for (value, (first, second)) in values.chunks_exact_mut(QUAD).zip(first.iter().zip(second)) {
-                    value.copy_from_slice(&(nibbles(*first) | nibbles(*second) << 4).to_le_bytes());
+            let panels = values.chunks_exact_mut(blocks * BLOCK_BYTES).zip(some.words.chunks_exact(groups * LANES));
+            for (values, words) in panels {
+                // Of two groups, each number in half a byte.
+                for (values, words) in values.chunks_exact_mut(LANES * QUAD).zip(words.chunks(2 * LANES)) {
+                    let nibbles = |group: usize, lane: usize| {
+                        let word = words.get(group * LANES + lane).map_or(0, |word| *word);
+                        (word & 0x0f0f_0f0f) ^ 0x0808_0808
+                    };
+                    for (lane, value) in values.chunks_exact_mut(QUAD).enumerate() {
+                        value.copy_from_slice(&(nibbles(0, lane) | nibbles(1, lane) << 4).to_le_bytes());
+                    }
                 }
             }
         });

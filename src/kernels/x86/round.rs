@@ -10,60 +10,110 @@ const HALF: usize = LANES / 2;
 /// Where numbers of this size lose what lies behind the point.
 const ROUND: f32 = 12_582_912.0;
 
+/// Panels that are rounded at once: one waits for its sums while the other one has its own made.
+const AT_ONCE: usize = 2;
+
 /// # Safety
-/// The processor has AVX-512 F and DQ. There are LANES rows, as long as the steps, words for all
-/// groups of inputs and scales for all blocks.
+/// The processor has AVX-512 F and DQ. There are rows, words, scales and sums for all panels.
 #[target_feature(enable = "avx512f,avx512dq")]
 pub(in super::super) unsafe fn round_with_feedback<const RANK: usize>(
     rows: &[f32],
     grid: &Grid<'_>,
     steps: &[[[f32; RANK]; 2]],
     words: &mut [u32],
-) -> [i32; LANES] {
-    let (least, most, round) = (_mm512_set1_ps(grid.least), _mm512_set1_ps(grid.most), _mm512_set1_ps(ROUND));
-    let (first, low) = (_mm512_castps_si512(round), _mm512_set1_epi32(0xff));
-    let (mut left, mut sums) = ([_mm512_setzero_ps(); RANK], _mm512_setzero_si512());
-    let (mut scale, mut inverse) = (_mm512_setzero_ps(), _mm512_setzero_ps());
-    let inputs = steps.len();
-    for start in (0..inputs).step_by(LANES) {
-        let count = LANES.min(inputs - start);
-        // SAFETY: the rows have so many numbers from here on.
-        let weights = transposed(unsafe { columns(rows, inputs, (start, count)) });
-        let mut word = _mm512_setzero_si512();
-        for (i, (weight, [ahead, along])) in weights.into_iter().zip(&steps[start..start + count]).enumerate() {
-            if (start + i).is_multiple_of(grid.block) {
-                // SAFETY: there are scales for all blocks.
-                scale = unsafe { _mm512_loadu_ps(grid.scales.as_ptr().add((start + i) / grid.block * LANES)) };
-                let there = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(scale, _mm512_setzero_ps());
-                inverse = _mm512_maskz_div_ps(there, _mm512_set1_ps(1.0), scale);
-            }
-            // Four sums, so that none waits for the one before it.
-            let mut moved = [weight, _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()];
-            for k in 0..RANK {
-                moved[k % 4] = _mm512_fnmadd_ps(_mm512_set1_ps(ahead[k]), left[k], moved[k % 4]);
-            }
-            let moved = _mm512_add_ps(_mm512_add_ps(moved[0], moved[1]), _mm512_add_ps(moved[2], moved[3]));
-            let scaled = _mm512_min_ps(_mm512_max_ps(_mm512_mul_ps(moved, inverse), least), most);
-            let rounded = _mm512_add_ps(scaled, round);
-            let error = _mm512_fmsub_ps(_mm512_sub_ps(rounded, round), scale, weight);
-            for k in 0..RANK {
-                left[k] = _mm512_fmadd_ps(_mm512_set1_ps(along[k]), error, left[k]);
-            }
-            let number = _mm512_sub_epi32(_mm512_castps_si512(rounded), first);
-            sums = _mm512_add_epi32(sums, number);
-            let place = _mm_cvtsi32_si128(8 * (i % QUAD) as i32);
-            word = _mm512_or_si512(word, _mm512_sll_epi32(_mm512_and_si512(number, low), place));
-            if i % QUAD == QUAD - 1 || i + 1 == count {
-                // SAFETY: there are words for all groups.
-                unsafe { _mm512_storeu_si512(words.as_mut_ptr().add((start + i) / QUAD * LANES).cast(), word) };
-                word = _mm512_setzero_si512();
+    sums: &mut [i32],
+) {
+    let panels = sums.len() / LANES;
+    for first in (0..panels).step_by(AT_ONCE) {
+        // SAFETY: as this function; the panels are there.
+        unsafe {
+            if first + AT_ONCE <= panels {
+                some_panels::<RANK, AT_ONCE>(first, rows, grid, steps, words, sums);
+            } else {
+                some_panels::<RANK, 1>(first, rows, grid, steps, words, sums);
             }
         }
     }
-    let mut all = [0; LANES];
-    // SAFETY: one register.
-    unsafe { _mm512_storeu_si512(all.as_mut_ptr().cast(), sums) };
-    all
+}
+
+/// The same of so many panels from `first` on.
+///
+/// # Safety
+/// As above; they are there.
+#[target_feature(enable = "avx512f,avx512dq")]
+unsafe fn some_panels<const RANK: usize, const PANELS: usize>(
+    first: usize,
+    rows: &[f32],
+    grid: &Grid<'_>,
+    steps: &[[[f32; RANK]; 2]],
+    words: &mut [u32],
+    sums: &mut [i32],
+) {
+    let zero = _mm512_setzero_ps();
+    let (least, most, round) = (_mm512_set1_ps(grid.least), _mm512_set1_ps(grid.most), _mm512_set1_ps(ROUND));
+    let low = _mm512_set1_epi32(0xff);
+    let inputs = steps.len();
+    let (groups, blocks) = (inputs.div_ceil(QUAD), inputs.div_ceil(grid.block));
+    let mut left = [[zero; RANK]; PANELS];
+    let (mut scale, mut inverse) = ([zero; PANELS], [zero; PANELS]);
+    let (mut word, mut sum) = ([_mm512_setzero_si512(); PANELS], [_mm512_setzero_si512(); PANELS]);
+    for start in (0..inputs).step_by(LANES) {
+        let count = LANES.min(inputs - start);
+        let weights: [_; PANELS] = std::array::from_fn(|p| {
+            // SAFETY: the rows have so many numbers from here on.
+            transposed(unsafe { columns(&rows[(first + p) * LANES * inputs..], inputs, (start, count)) })
+        });
+        for (i, [ahead, along]) in steps[start..start + count].iter().enumerate() {
+            let at = start + i;
+            if at.is_multiple_of(grid.block) {
+                for p in 0..PANELS {
+                    let of_block = ((first + p) * blocks + at / grid.block) * LANES;
+                    // SAFETY: there are scales for all blocks.
+                    scale[p] = unsafe { _mm512_loadu_ps(grid.scales.as_ptr().add(of_block)) };
+                    let there = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(scale[p], zero);
+                    inverse[p] = _mm512_maskz_div_ps(there, _mm512_set1_ps(1.0), scale[p]);
+                }
+            }
+            let place = _mm_cvtsi32_si128(8 * (at % QUAD) as i32);
+            // Four sums, so that none waits for the one before it.
+            let mut moved: [_; PANELS] = std::array::from_fn(|p| [weights[p][i], zero, zero, zero]);
+            for k in 0..RANK {
+                let ahead = _mm512_set1_ps(ahead[k]);
+                for p in 0..PANELS {
+                    moved[p][k % 4] = _mm512_fnmadd_ps(ahead, left[p][k], moved[p][k % 4]);
+                }
+            }
+            let mut error = [zero; PANELS];
+            for p in 0..PANELS {
+                let [a, b, c, d] = moved[p];
+                let moved = _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d));
+                let scaled = _mm512_min_ps(_mm512_max_ps(_mm512_mul_ps(moved, inverse[p]), least), most);
+                let rounded = _mm512_add_ps(scaled, round);
+                error[p] = _mm512_fmsub_ps(_mm512_sub_ps(rounded, round), scale[p], weights[p][i]);
+                let number = _mm512_sub_epi32(_mm512_castps_si512(rounded), _mm512_castps_si512(round));
+                sum[p] = _mm512_add_epi32(sum[p], number);
+                word[p] = _mm512_or_si512(word[p], _mm512_sll_epi32(_mm512_and_si512(number, low), place));
+            }
+            for k in 0..RANK {
+                let along = _mm512_set1_ps(along[k]);
+                for p in 0..PANELS {
+                    left[p][k] = _mm512_fmadd_ps(along, error[p], left[p][k]);
+                }
+            }
+            if at % QUAD == QUAD - 1 || at + 1 == inputs {
+                for p in 0..PANELS {
+                    let of_group = ((first + p) * groups + at / QUAD) * LANES;
+                    // SAFETY: there are words for all groups.
+                    unsafe { _mm512_storeu_si512(words.as_mut_ptr().add(of_group).cast(), word[p]) };
+                    word[p] = _mm512_setzero_si512();
+                }
+            }
+        }
+    }
+    for (p, sum) in sum.into_iter().enumerate() {
+        // SAFETY: there are sums for all panels.
+        unsafe { _mm512_storeu_si512(sums.as_mut_ptr().add((first + p) * LANES).cast(), sum) };
+    }
 }
 
 /// `count` numbers of each of LANES rows of `len`, from `start` on; the rest is 0.
@@ -119,22 +169,26 @@ pub(in super::super) unsafe fn round_with_feedback_in_halves<const RANK: usize>(
     grid: &Grid<'_>,
     steps: &[[[f32; RANK]; 2]],
     words: &mut [u32],
-) -> [i32; LANES] {
+    sums: &mut [i32],
+) {
     let (least, most, round) = (_mm256_set1_ps(grid.least), _mm256_set1_ps(grid.most), _mm256_set1_ps(ROUND));
-    let (before, low) = (_mm256_castps_si256(round), _mm256_set1_epi32(0xff));
+    let low = _mm256_set1_epi32(0xff);
     let inputs = steps.len();
-    let halves = [0, HALF].map(|first| {
-        let (mut left, mut sums) = ([_mm256_setzero_ps(); RANK], _mm256_setzero_si256());
+    let (groups, blocks) = (inputs.div_ceil(QUAD), inputs.div_ceil(grid.block));
+    for row in (0..sums.len()).step_by(HALF) {
+        let (panel, first) = (row / LANES, row % LANES);
+        let (mut left, mut sum) = ([_mm256_setzero_ps(); RANK], _mm256_setzero_si256());
         let (mut scale, mut inverse) = (_mm256_setzero_ps(), _mm256_setzero_ps());
         let mut word = _mm256_setzero_si256();
         for (i, [ahead, along]) in steps.iter().enumerate() {
             if i.is_multiple_of(grid.block) {
+                let of_block = (panel * blocks + i / grid.block) * LANES + first;
                 // SAFETY: there are scales for all blocks.
-                scale = unsafe { _mm256_loadu_ps(grid.scales.as_ptr().add(i / grid.block * LANES + first)) };
+                scale = unsafe { _mm256_loadu_ps(grid.scales.as_ptr().add(of_block)) };
                 let there = _mm256_cmp_ps::<_CMP_NEQ_UQ>(scale, _mm256_setzero_ps());
                 inverse = _mm256_and_ps(_mm256_div_ps(_mm256_set1_ps(1.0), scale), there);
             }
-            let weights: [f32; HALF] = std::array::from_fn(|lane| rows[(first + lane) * inputs + i]);
+            let weights: [f32; HALF] = std::array::from_fn(|lane| rows[(row + lane) * inputs + i]);
             // SAFETY: one register.
             let weight = unsafe { _mm256_loadu_ps(weights.as_ptr()) };
             let mut moved = [weight, _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()];
@@ -148,17 +202,18 @@ pub(in super::super) unsafe fn round_with_feedback_in_halves<const RANK: usize>(
             for k in 0..RANK {
                 left[k] = _mm256_fmadd_ps(_mm256_set1_ps(along[k]), error, left[k]);
             }
-            let number = _mm256_sub_epi32(_mm256_castps_si256(rounded), before);
-            sums = _mm256_add_epi32(sums, number);
+            let number = _mm256_sub_epi32(_mm256_castps_si256(rounded), _mm256_castps_si256(round));
+            sum = _mm256_add_epi32(sum, number);
             let place = _mm_cvtsi32_si128(8 * (i % QUAD) as i32);
             word = _mm256_or_si256(word, _mm256_sll_epi32(_mm256_and_si256(number, low), place));
             if i % QUAD == QUAD - 1 || i + 1 == inputs {
+                let of_group = (panel * groups + i / QUAD) * LANES + first;
                 // SAFETY: there are words for all groups.
-                unsafe { _mm256_storeu_si256(words.as_mut_ptr().add(i / QUAD * LANES + first).cast(), word) };
+                unsafe { _mm256_storeu_si256(words.as_mut_ptr().add(of_group).cast(), word) };
                 word = _mm256_setzero_si256();
             }
         }
-        bytemuck::cast::<_, [i32; HALF]>(sums)
-    });
-    bytemuck::cast(halves)
+        // SAFETY: there are sums for all rows.
+        unsafe { _mm256_storeu_si256(sums.as_mut_ptr().add(row).cast(), sum) };
+    }
 }

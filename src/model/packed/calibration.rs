@@ -12,7 +12,7 @@ use crate::config::{Rotary, TextConfig};
 use crate::kernels::{Cpu, Hessian, KeyValueCache, PackedLinear, Precision, Rotation, Rows, Then, gather};
 
 /// Tokens that are drawn.
-const TOKENS: usize = 64;
+const TOKENS: usize = 32;
 
 /// Tokens on their way; without any, all that they are asked for is unknown.
 #[derive(Default)]
@@ -36,7 +36,7 @@ impl Calibration {
         let mut pass = Self { tokens: TOKENS, x: vec![0.0; TOKENS * config.hidden_size], ..Self::default() };
         for (number, row) in pass.x.chunks_exact_mut(config.hidden_size).enumerate() {
             // Evenly over the logarithms, in no order.
-            let part = (number * 29 % TOKENS) as f64 / TOKENS as f64;
+            let part = (number * 13 % TOKENS) as f64 / TOKENS as f64;
             embeddings.row(((config.vocab_size as f64).powf(part) as usize).min(config.vocab_size - 1), row);
         }
         if let Some(rotation) = rotation {

@@ -106,8 +106,15 @@ impl Rotation {
         });
     }
 
-    /// Turns the columns of a matrix [size, width], on the caller's rayon pool.
-    pub fn turn_columns(&self, matrix: &mut [f32], width: usize, cpu: Cpu) {
+    /// A matrix [size, width] whose columns are turned, on the caller's rayon pool. `read` writes
+    /// some numbers of a row, from a column on.
+    pub fn turn_columns(
+        &self,
+        read: impl Fn(usize, usize, &mut [f32]) + Sync,
+        matrix: &mut [f32],
+        width: usize,
+        cpu: Cpu,
+    ) {
         let size = self.size();
         assert_eq!(matrix.len(), size * width);
         let matrix = Split::new(matrix);
@@ -115,15 +122,14 @@ impl Rotation {
             || vec![0.0; size * BAND],
             |band, number| {
                 let (first, count) = (number * BAND, BAND.min(width - number * BAND));
-                // SAFETY: no other task has these columns.
-                let column = |row: usize| unsafe { matrix.part(row * width + first, count) };
                 for (row, to) in band.chunks_exact_mut(BAND).enumerate() {
-                    to[..count].copy_from_slice(column(row));
+                    read(row, first, &mut to[..count]);
                 }
                 math::hadamard_columns(band, &self.signs, self.block, cpu);
                 self.across.iter().for_each(|across| across.turn(band, BAND, cpu));
                 for (row, from) in band.chunks_exact(BAND).enumerate() {
-                    column(row).copy_from_slice(&from[..count]);
+                    // SAFETY: no other task has these columns.
+                    unsafe { matrix.part(row * width + first, count) }.copy_from_slice(&from[..count]);
                 }
             },
         );
@@ -205,8 +211,11 @@ mod tests {
             let rotation = Rotation::new(size);
             for cpu in Cpu::available() {
                 let rows = numbers(size * width, 5);
-                let mut columns: Vec<f32> = (0..size * width).map(|at| rows[at % width * size + at / width]).collect();
-                rotation.turn_columns(&mut columns, width, cpu);
+                let mut columns = vec![0.0; size * width];
+                let read = |row: usize, first: usize, out: &mut [f32]| {
+                    (first..).zip(out).for_each(|(column, x)| *x = rows[column * size + row]);
+                };
+                rotation.turn_columns(read, &mut columns, width, cpu);
                 let mut turned = rows.clone();
                 rotation.turn_rows(&mut turned, cpu);
                 let back: Vec<f32> = (0..size * width).map(|at| columns[at % size * width + at / size]).collect();

@@ -83,7 +83,7 @@ impl Model {
                 let loader = Loader::new(weights, *dtype, device);
                 let vision = Box::new(tensors::VisionModel::load(&loader.at("model"), model)?);
                 let text = Box::new(tensors::TextModel::load(&loader, model)?);
-                weights.refuse_unread()?;
+                weights.loaded()?;
                 Networks::Tensors { vision, text }
             }
             Arithmetic::Packed(precision, dir) => Store::with(dir.as_deref(), weights, *precision, |store| {
@@ -92,7 +92,7 @@ impl Model {
                 let vision = Box::new(packed::VisionModel::load(&at, model, *precision, normalise.clone())?);
                 let text = Box::new(packed::TextModel::load(&loader, model, *precision)?);
                 // Before anything of it is kept, and after a start from what was kept.
-                weights.refuse_unread()?;
+                weights.loaded()?;
                 Ok(Networks::Packed { vision, text })
             })?,
         };

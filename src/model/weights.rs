@@ -2,17 +2,17 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::Metadata;
+use std::mem;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
 use half::f16;
 use memmap2::Mmap;
 #[cfg(unix)]
 use memmap2::UncheckedAdvice;
-use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
@@ -21,7 +21,7 @@ use super::packed::Store;
 use crate::config::{foreign, parse};
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
-use crate::kernels::{self, Cpu, Hessian, PackedLinear, Precision, Rotation};
+use crate::kernels::{self, Cpu, Hessian, PackedLinear, Precision, Rotation, grow};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -57,6 +57,9 @@ const AT_ONCE: usize = 16 << 20;
 pub struct Weights {
     shards: Vec<Shard>,
     tensors: HashMap<String, (Entry, Read)>,
+    /// For a matrix on its way, until [`Weights::loaded`]: memory from the system costs more than
+    /// what is done in it.
+    room: Mutex<Vec<f32>>,
 }
 
 /// That somebody has asked for a tensor.
@@ -81,7 +84,7 @@ struct Entry {
 impl Weights {
     /// Maps the files and checks their headers; no tensor is read yet.
     pub fn open(files: &ModelFiles) -> Result<Self> {
-        let mut weights = Self { shards: Vec::new(), tensors: HashMap::new() };
+        let mut weights = Self { shards: Vec::new(), tensors: HashMap::new(), room: Mutex::default() };
         if files.has(SINGLE) || !files.has(INDEX) {
             if !files.has(SINGLE)
                 && let Some(error) = foreign::explain(files)
@@ -117,9 +120,10 @@ impl Weights {
         Err(Error::unsupported(format!("{}: {name} is of {what} weights; {cure}", self.path_of(name))))
     }
 
-    /// Refuses a tensor of the model that nobody has asked for: another model's, whose answers
-    /// would be others.
-    pub fn refuse_unread(&self) -> Result<()> {
+    /// To be called when all of the model is loaded. Refuses a tensor of the model that nobody has
+    /// asked for: another model's, whose answers would be others.
+    pub fn loaded(&self) -> Result<()> {
+        *self.room.lock().unwrap_or_else(PoisonError::into_inner) = Vec::new();
         let counts = |name: &str| {
             let of_model = name.starts_with("model.") || name.starts_with("lm_head.");
             of_model && !HARMLESS.iter().any(|harmless| name.ends_with(harmless))
@@ -308,12 +312,18 @@ impl Matrix {
     }
 
     /// Writes a row [inputs]; one that is not there is left out.
-    pub fn row(&self, mut row: usize, out: &mut [f32]) {
+    pub fn row(&self, row: usize, out: &mut [f32]) {
+        self.some(row, 0, out);
+    }
+
+    /// Writes as many of a row's numbers as `out` has, from `first` on.
+    fn some(&self, mut row: usize, first: usize, out: &mut [f32]) {
         for part in &self.parts {
             if row < part.outputs {
                 let bytes = self.weights.bytes(&part.entry);
-                let size = self.inputs * part.stored.size_in_bytes();
-                return read(&bytes[row * size..][..size], part.stored, out);
+                let size = part.stored.size_in_bytes();
+                let start = (row * self.inputs + first) * size;
+                return read(&bytes[start..][..out.len() * size], part.stored, out);
             }
             row -= part.outputs;
         }
@@ -337,19 +347,25 @@ impl Matrix {
         if let Store::From(reader) = store {
             return PackedLinear::restore(shape, bias, precision, cpu, |size| reader.take(&label, size));
         }
-        let read = |output: usize, row: &mut [f32]| {
-            self.row(output, row);
-            fold.row(row, cpu);
-        };
         let packed = match fold.outputs {
-            None => PackedLinear::new(shape, read, bias, precision, fold.hessian, cpu),
-            Some(rotation) => {
-                let inputs = self.inputs;
-                let mut all = vec![0.0; shape.0 * inputs];
-                all.par_chunks_exact_mut(inputs).enumerate().for_each(|(output, row)| read(output, row));
-                rotation.turn_columns(&mut all, inputs, cpu);
-                let read = |output: usize, row: &mut [f32]| row.copy_from_slice(&all[output * inputs..][..inputs]);
+            None => {
+                let read = |output: usize, row: &mut [f32]| {
+                    self.row(output, row);
+                    fold.row(row, cpu);
+                };
                 PackedLinear::new(shape, read, bias, precision, fold.hessian, cpu)
+            }
+            Some(rotation) => {
+                let mut room = mem::take(&mut *self.weights.room.lock().unwrap_or_else(PoisonError::into_inner));
+                let all = grow(&mut room, shape.0 * self.inputs);
+                rotation.turn_columns(|row, first, out| self.some(row, first, out), all, self.inputs, cpu);
+                let read = |output: usize, row: &mut [f32]| {
+                    row.copy_from_slice(&all[output * self.inputs..][..self.inputs]);
+                    fold.row(row, cpu);
+                };
+                let packed = PackedLinear::new(shape, read, bias, precision, fold.hessian, cpu);
+                *self.weights.room.lock().unwrap_or_else(PoisonError::into_inner) = room;
+                packed
             }
         };
         for Part { entry, .. } in &self.parts {

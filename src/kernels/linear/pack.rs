@@ -140,19 +140,20 @@ impl<F: Fn(usize, &mut [f32]) + Sync> Matrix<'_, F> {
         let all = all.zip(corrections.par_chunks_mut(AT_ONCE * LANES));
         self.each(all, |((values, scales), corrections), some| {
             let words: &mut [u32] = bytemuck::cast_slice_mut(values);
-            some.words.resize(groups, 0);
-            for (output, (row, scale)) in some.rows.chunks_exact(self.inputs).zip(&mut *scales).enumerate() {
-                *scale = math::to_int8(row, &mut some.words, self.cpu);
-                if self.hessian.is_none() {
+            let rows = some.rows.chunks_exact(self.inputs);
+            if let Some(hessian) = self.hessian {
+                rows.zip(&mut *scales).for_each(|(row, scale)| *scale = math::int8_scale(row, self.cpu));
+                let grid = Grid { scales, block: self.inputs, least: -127.0, most: 127.0 };
+                hessian.round(&some.rows, &grid, words, &mut some.sums, self.cpu);
+            } else {
+                some.words.resize(groups, 0);
+                for (output, (row, scale)) in rows.zip(scales).enumerate() {
+                    *scale = math::to_int8(row, &mut some.words, self.cpu);
                     some.sums[output] = math::sign(&mut some.words, self.cpu);
                     let panel = &mut words[output / LANES * LANES * groups..][..LANES * groups];
                     let lane = panel.iter_mut().skip(output % LANES).step_by(LANES);
                     lane.zip(&some.words).for_each(|(to, word)| *to = *word);
                 }
-            }
-            if let Some(hessian) = self.hessian {
-                let grid = Grid { scales, block: self.inputs, least: -127.0, most: 127.0 };
-                hessian.round(&some.rows, &grid, words, &mut some.sums, self.cpu);
             }
             corrections.iter_mut().zip(&some.sums).for_each(|(correction, sum)| *correction = OFFSET * sum);
         });

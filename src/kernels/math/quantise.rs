@@ -80,6 +80,13 @@ pub(in super::super) fn to_int8(x: &[f32], words: &mut [u32], cpu: Cpu) -> f32 {
 }
 
 vectorised! {
+    /// What [`to_int8`] says, alone.
+    int8_scale(x: &[f32]) -> f32 {
+        largest(x, 0.0, f32::abs) / 127.0
+    }
+}
+
+vectorised! {
     /// [`to_int8`] without instructions of its own.
     to_int8_elsewhere(x: &[f32], words: &mut [u32]) -> f32 {
         let largest = largest(x, 0.0, f32::abs);

@@ -11,8 +11,10 @@ use super::text::angles;
 use crate::config::{Rotary, TextConfig};
 use crate::kernels::{Cpu, Hessian, KeyValueCache, PackedLinear, Precision, Rotation, Rows, Then, gather};
 
-/// Tokens that are drawn.
-const TOKENS: usize = 32;
+/// Tokens that are drawn: for 8 bits more change nothing, and 4 take in more directions.
+fn tokens(precision: Precision) -> usize {
+    if precision == Precision::Int4 { 32 } else { 16 }
+}
 
 /// Tokens on their way; without any, all that they are asked for is unknown.
 #[derive(Default)]
@@ -32,17 +34,24 @@ pub(super) struct Calibration {
 
 impl Calibration {
     /// Tokens at the decoder's beginning, whose stream `rotation` turns.
-    pub(super) fn new(embeddings: &Matrix, config: &TextConfig, rotation: Option<&Rotation>, rotary: &Rotary) -> Self {
-        let mut pass = Self { tokens: TOKENS, x: vec![0.0; TOKENS * config.hidden_size], ..Self::default() };
+    pub(super) fn new(
+        embeddings: &Matrix,
+        config: &TextConfig,
+        precision: Precision,
+        rotation: Option<&Rotation>,
+        rotary: &Rotary,
+    ) -> Self {
+        let tokens = tokens(precision);
+        let mut pass = Self { tokens, x: vec![0.0; tokens * config.hidden_size], ..Self::default() };
         for (number, row) in pass.x.chunks_exact_mut(config.hidden_size).enumerate() {
             // Evenly over the logarithms, in no order.
-            let part = (number * 13 % TOKENS) as f64 / TOKENS as f64;
+            let part = (number * 7 % tokens) as f64 / tokens as f64;
             embeddings.row(((config.vocab_size as f64).powf(part) as usize).min(config.vocab_size - 1), row);
         }
         if let Some(rotation) = rotation {
             rotation.turn_rows(&mut pass.x, Cpu::detect());
         }
-        angles(rotary, 0..TOKENS, &mut pass.cosines, &mut pass.sines);
+        angles(rotary, 0..tokens, &mut pass.cosines, &mut pass.sines);
         pass
     }
 

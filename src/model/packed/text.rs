@@ -42,7 +42,7 @@ impl TextModel {
         let mut pass = if precision == Precision::Bf16 || matches!(loader.store, Store::From(_)) {
             Calibration::default()
         } else {
-            Calibration::new(&embed_tokens, text, rotation.as_ref(), &rotary)
+            Calibration::new(&embed_tokens, text, precision, rotation.as_ref(), &rotary)
         };
         let layers = (0..text.num_hidden_layers)
             .map(|i| Layer::load(&at.at("layers").at(i), text, precision, rotation.as_ref(), &mut pass))

@@ -57,12 +57,13 @@ unsafe fn some_panels<const RANK: usize, const PANELS: usize>(
     let mut left = [[zero; RANK]; PANELS];
     let (mut scale, mut inverse) = ([zero; PANELS], [zero; PANELS]);
     let (mut word, mut sum) = ([_mm512_setzero_si512(); PANELS], [_mm512_setzero_si512(); PANELS]);
+    let mut weights = [[[0f32; LANES]; LANES]; PANELS];
     for start in (0..inputs).step_by(LANES) {
         let count = LANES.min(inputs - start);
-        let weights: [_; PANELS] = std::array::from_fn(|p| {
+        for (p, weights) in weights.iter_mut().enumerate() {
             // SAFETY: the rows have so many numbers from here on.
-            transposed(unsafe { columns(&rows[(first + p) * LANES * inputs..], inputs, (start, count)) })
-        });
+            unsafe { columns(&rows[(first + p) * LANES * inputs..], inputs, (start, count), weights) };
+        }
         for (i, [ahead, along]) in steps[start..start + count].iter().enumerate() {
             let at = start + i;
             if at.is_multiple_of(grid.block) {
@@ -76,7 +77,13 @@ unsafe fn some_panels<const RANK: usize, const PANELS: usize>(
             }
             let place = _mm_cvtsi32_si128(8 * (at % QUAD) as i32);
             // Four sums, so that none waits for the one before it.
-            let mut moved: [_; PANELS] = std::array::from_fn(|p| [weights[p][i], zero, zero, zero]);
+            let mut weight = [zero; PANELS];
+            let mut moved = [[zero; 4]; PANELS];
+            for p in 0..PANELS {
+                // SAFETY: one register.
+                weight[p] = unsafe { _mm512_loadu_ps(weights[p][i].as_ptr()) };
+                moved[p][0] = weight[p];
+            }
             for k in 0..RANK {
                 let ahead = _mm512_set1_ps(ahead[k]);
                 for p in 0..PANELS {
@@ -89,7 +96,7 @@ unsafe fn some_panels<const RANK: usize, const PANELS: usize>(
                 let moved = _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d));
                 let scaled = _mm512_min_ps(_mm512_max_ps(_mm512_mul_ps(moved, inverse[p]), least), most);
                 let rounded = _mm512_add_ps(scaled, round);
-                error[p] = _mm512_fmsub_ps(_mm512_sub_ps(rounded, round), scale[p], weights[p][i]);
+                error[p] = _mm512_fmsub_ps(_mm512_sub_ps(rounded, round), scale[p], weight[p]);
                 let number = _mm512_sub_epi32(_mm512_castps_si512(rounded), _mm512_castps_si512(round));
                 sum[p] = _mm512_add_epi32(sum[p], number);
                 word[p] = _mm512_or_si512(word[p], _mm512_sll_epi32(_mm512_and_si512(number, low), place));
@@ -116,47 +123,46 @@ unsafe fn some_panels<const RANK: usize, const PANELS: usize>(
     }
 }
 
-/// `count` numbers of each of LANES rows of `len`, from `start` on; the rest is 0.
+/// `count` numbers of each of LANES rows of `len`, from `start` on, the rows made columns; the rest
+/// is 0.
 ///
 /// # Safety
 /// The processor has AVX-512 F; the rows have them.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn columns(rows: &[f32], len: usize, (start, count): (usize, usize)) -> [__m512; LANES] {
+unsafe fn columns(rows: &[f32], len: usize, (start, count): (usize, usize), out: &mut [[f32; LANES]; LANES]) {
     let mask = (u32::MAX >> (32 - count)) as __mmask16;
-    // SAFETY: the mask lets through what is there.
-    std::array::from_fn(|lane| unsafe { _mm512_maskz_loadu_ps(mask, rows.as_ptr().add(lane * len + start)) })
-}
-
-/// A square of numbers, its rows made columns.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn transposed(rows: [__m512; LANES]) -> [__m512; LANES] {
     let zero = _mm512_setzero_ps();
     let (mut a, mut b) = ([zero; LANES], [zero; LANES]);
-    for i in (0..LANES).step_by(2) {
-        a[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
-        a[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+    for (lane, b) in b.iter_mut().enumerate() {
+        // SAFETY: the mask lets through what is there.
+        *b = unsafe { _mm512_maskz_loadu_ps(mask, rows.as_ptr().add(lane * len + start)) };
     }
-    let pairs = |x: __m512, y: __m512| (_mm512_castps_pd(x), _mm512_castps_pd(y));
+    for i in (0..LANES).step_by(2) {
+        a[i] = _mm512_unpacklo_ps(b[i], b[i + 1]);
+        a[i + 1] = _mm512_unpackhi_ps(b[i], b[i + 1]);
+    }
     for i in (0..LANES).step_by(4) {
         for half in 0..2 {
-            let (x, y) = pairs(a[i + half], a[i + 2 + half]);
+            let (x, y) = (_mm512_castps_pd(a[i + half]), _mm512_castps_pd(a[i + 2 + half]));
             b[i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(x, y));
             b[i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(x, y));
         }
     }
     // Quarters of a register have columns 4 apart; now those of rows 4 apart come together.
     for i in 0..4 {
-        let (low, high) = (_mm512_shuffle_f32x4::<0x88>(b[i], b[i + 4]), _mm512_shuffle_f32x4::<0xdd>(b[i], b[i + 4]));
-        let (more_low, more_high) =
+        let (even, odd) = (_mm512_shuffle_f32x4::<0x88>(b[i], b[i + 4]), _mm512_shuffle_f32x4::<0xdd>(b[i], b[i + 4]));
+        let (more_even, more_odd) =
             (_mm512_shuffle_f32x4::<0x88>(b[i + 8], b[i + 12]), _mm512_shuffle_f32x4::<0xdd>(b[i + 8], b[i + 12]));
-        a[i] = _mm512_shuffle_f32x4::<0x88>(low, more_low);
-        a[i + 8] = _mm512_shuffle_f32x4::<0xdd>(low, more_low);
-        a[i + 4] = _mm512_shuffle_f32x4::<0x88>(high, more_high);
-        a[i + 12] = _mm512_shuffle_f32x4::<0xdd>(high, more_high);
+        a[i] = _mm512_shuffle_f32x4::<0x88>(even, more_even);
+        a[i + 8] = _mm512_shuffle_f32x4::<0xdd>(even, more_even);
+        a[i + 4] = _mm512_shuffle_f32x4::<0x88>(odd, more_odd);
+        a[i + 12] = _mm512_shuffle_f32x4::<0xdd>(odd, more_odd);
     }
-    a
+    for (out, column) in out.iter_mut().zip(a) {
+        // SAFETY: one register.
+        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), column) };
+    }
 }
 
 /// The same.

@@ -16,7 +16,7 @@ const FLOOR: f32 = 1e-3;
 /// directions.
 pub enum Hessian {
     /// Enough of them for 8 bits.
-    Few(Vec<Step<4>>),
+    Few(Vec<Step<8>>),
     /// Each is worth more where errors are larger.
     Many(Vec<Step<16>>),
 }

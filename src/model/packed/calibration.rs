@@ -8,7 +8,7 @@
 use super::super::Matrix;
 use super::layer::Shape;
 use super::text::angles;
-use crate::config::{Rotary, TextConfig};
+use crate::config::TextConfig;
 use crate::kernels::{Cpu, Hessian, KeyValueCache, PackedLinear, Precision, Rotation, Rows, Then, gather};
 
 /// Tokens that are drawn: for 8 bits more change nothing, and 4 take in more directions.
@@ -18,7 +18,7 @@ fn tokens(precision: Precision) -> usize {
 
 /// Tokens on their way; without any, all that they are asked for is unknown.
 #[derive(Default)]
-pub(super) struct Calibration {
+pub(super) struct Calibration<'a> {
     tokens: usize,
     /// The residual stream [tokens, hidden].
     x: Vec<f32>,
@@ -27,19 +27,20 @@ pub(super) struct Calibration {
     qkv: Vec<f32>,
     mixed: Vec<f32>,
     inside: Vec<f32>,
+    /// Until there are angles.
+    config: Option<&'a TextConfig>,
     /// [tokens, head_dim / 2]
     cosines: Vec<f32>,
     sines: Vec<f32>,
 }
 
-impl Calibration {
+impl<'a> Calibration<'a> {
     /// Tokens at the decoder's beginning, whose stream `rotation` turns.
     pub(super) fn new(
         embeddings: &Matrix,
-        config: &TextConfig,
+        config: &'a TextConfig,
         precision: Precision,
         rotation: Option<&Rotation>,
-        rotary: &Rotary,
     ) -> Self {
         let tokens = tokens(precision);
         let mut pass = Self { tokens, x: vec![0.0; tokens * config.hidden_size], ..Self::default() };
@@ -51,7 +52,7 @@ impl Calibration {
         if let Some(rotation) = rotation {
             rotation.turn_rows(&mut pass.x, Cpu::detect());
         }
-        angles(rotary, 0..tokens, &mut pass.cosines, &mut pass.sines);
+        pass.config = Some(config);
         pass
     }
 
@@ -62,8 +63,12 @@ impl Calibration {
 
     /// What comes out of attention.
     pub(super) fn attend(&mut self, shape: &Shape, qkv_proj: &PackedLinear) -> Option<Hessian> {
-        self.step(qkv_proj.precision(), |Self { tokens, rows, qkv, mixed, cosines, sines, .. }| {
+        self.step(qkv_proj.precision(), |Self { tokens, rows, qkv, mixed, config, cosines, sines, .. }| {
             let cpu = Cpu::detect();
+            // Once the first matrix is there: before that, a head's width is only a file's word.
+            if let Some(config) = config.take() {
+                angles(&config.rotary(), 0..*tokens, cosines, sines);
+            }
             qkv.resize(*tokens * shape.qkv_width(), 0.0);
             mixed.resize(*tokens * shape.width(), 0.0);
             qkv_proj.multiply(rows, qkv, Then::Store);

@@ -100,7 +100,7 @@ impl Layer {
         config: &TextConfig,
         precision: Precision,
         rotation: Option<&Rotation>,
-        pass: &mut Calibration,
+        pass: &mut Calibration<'_>,
     ) -> Result<Self> {
         let shape = Shape::new(config, rotation);
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);

@@ -38,11 +38,10 @@ impl TextModel {
         // A few channels of a trained model's stream are tens of times larger than the others. Of
         // 16 bits each has its own exponent.
         let rotation = (precision != Precision::Bf16).then(|| Rotation::new(text.hidden_size));
-        let rotary = text.rotary();
         let mut pass = if precision == Precision::Bf16 || matches!(loader.store, Store::From(_)) {
             Calibration::default()
         } else {
-            Calibration::new(&embed_tokens, text, precision, rotation.as_ref(), &rotary)
+            Calibration::new(&embed_tokens, text, precision, rotation.as_ref())
         };
         let layers = (0..text.num_hidden_layers)
             .map(|i| Layer::load(&at.at("layers").at(i), text, precision, rotation.as_ref(), &mut pass))
@@ -56,7 +55,7 @@ impl TextModel {
         } else {
             loader.packed(&[head], text.hidden_size, &[text.vocab_size], precision_of_head, &fold)?
         };
-        Ok(Self { embed_tokens, layers, norm, lm_head, rotation, rotary, config: text.clone() })
+        Ok(Self { embed_tokens, layers, norm, lm_head, rotation, rotary: text.rotary(), config: text.clone() })
     }
 
     /// Appends the embeddings of `ids` to `out`.

@@ -1,8 +1,8 @@
 //! Linear layers: rows of activations times weights in bf16, 8 or 4 bits, packed once, with the
 //! bias in the same pass.
 //!
-//! 8-bit weights have one scale per output, 4-bit ones a scale for every block of inputs; either
-//! way activations have 8 bits and one scale per row.
+//! 8-bit weights have one scale per output, those of 4 to 6 bits a scale for every block of inputs;
+//! either way activations have 8 bits and one scale per row.
 
 mod pack;
 mod widen;
@@ -12,7 +12,7 @@ use std::cell::RefCell;
 use self::pack::{Matrix, Weights};
 use self::widen::Widened;
 use super::aligned::Mapped;
-use super::block::{BLOCK_BYTES, Block, LANES, Out, PAIR, PANELS, Panels, QUAD, Strides};
+use super::block::{Block, High, LANES, Out, PAIR, PANELS, Panels, QUAD, Strides};
 use super::team::{self, Split};
 use super::{Cpu, Rows};
 
@@ -39,6 +39,27 @@ pub enum Precision {
     Int8,
     /// One scale per output and block of 32 inputs; activations as in `Int8`.
     Int4,
+    /// The same, with weights of 5 bits.
+    Int5,
+    /// Of 6.
+    Int6,
+}
+
+impl Precision {
+    /// What weights in blocks have beyond 4 bits; `None` for others.
+    pub(super) fn high(self) -> Option<High> {
+        match self {
+            Self::Bf16 | Self::Int8 => None,
+            Self::Int4 => Some(High::NONE),
+            Self::Int5 => Some(High::of(1)),
+            Self::Int6 => Some(High::of(2)),
+        }
+    }
+
+    /// What rows are in for such weights: all blocks take the same ones.
+    pub(super) fn of_rows(self) -> Self {
+        if self.high().is_some() { Self::Int4 } else { self }
+    }
 }
 
 /// What becomes of the results.
@@ -184,10 +205,10 @@ impl PackedLinear {
             block.run(&mut out, self.cpu);
         };
         match (self.panels(panel, rows), rows.precision) {
-            (Panels::Int4 { values, scales }, Precision::Int8) => WIDENED.with_borrow_mut(|widened| {
+            (Panels::Int4 { values, high, scales }, Precision::Int8) => WIDENED.with_borrow_mut(|widened| {
                 let blocks = panel_count * rows.blocks();
-                let (values, scales) = (&values[..blocks * BLOCK_BYTES], &scales[..blocks * LANES]);
-                run(widened.set(values, scales, rows.groups, self.cpu));
+                let (values, scales) = (&values[..blocks * high.block_bytes()], &scales[..blocks * LANES]);
+                run(widened.set((values, high), scales, rows.groups, self.cpu));
             }),
             (panels, _) => run(panels),
         }
@@ -219,8 +240,9 @@ impl PackedLinear {
                 scales: &scales[first * LANES..],
                 corrections: Some(&corrections[first * LANES..]),
             },
-            Weights::Int4 { values, scales } => Panels::Int4 {
-                values: &values[first * rows.blocks() * BLOCK_BYTES..],
+            Weights::Int4 { values, high, scales } => Panels::Int4 {
+                values: &values[first * rows.blocks() * high.block_bytes()..],
+                high: *high,
                 scales: &scales[first * rows.blocks() * LANES..],
             },
         }
@@ -244,6 +266,8 @@ mod tests {
         (13, 3, 200),
         (129, 257, 79),
     ];
+
+    const ALL: [Precision; 5] = [Precision::Bf16, Precision::Int8, Precision::Int4, Precision::Int5, Precision::Int6];
 
     struct Case {
         x: Vec<f32>,
@@ -281,9 +305,8 @@ mod tests {
     fn a_product_is_exact_but_for_its_precisions_rounding() {
         for shape in SHAPES {
             let case = Case::new(shape);
-            for (precision, rounding) in
-                [(Precision::Bf16, 2f32.powi(-8)), (Precision::Int8, 1.0 / 127.0), (Precision::Int4, 1.0 / 8.0)]
-            {
+            let roundings = [2f32.powi(-8), 1.0 / 127.0, 1.0 / 8.0, 1.0 / 16.0, 1.0 / 32.0];
+            for (precision, rounding) in ALL.into_iter().zip(roundings) {
                 // Each product is off by the rounding of both factors, which lie in -1 to 1; they
                 // add up like a random walk.
                 let tolerance = 4.0 * rounding * (case.inputs as f32).sqrt();
@@ -298,7 +321,7 @@ mod tests {
     fn every_kernel_is_the_portable_one() {
         for shape in SHAPES {
             let case = Case::new(shape);
-            for precision in [Precision::Bf16, Precision::Int8, Precision::Int4] {
+            for precision in ALL {
                 for then in [Then::Store, Then::Add] {
                     let portable = case.ours(precision, Cpu::Portable, then);
                     for cpu in Cpu::available() {
@@ -337,7 +360,7 @@ mod tests {
     #[test]
     fn results_are_added_to_what_is_there() {
         let case = Case::new((7, 100, 65));
-        for precision in [Precision::Bf16, Precision::Int8, Precision::Int4] {
+        for precision in ALL {
             for cpu in Cpu::available() {
                 let stored: Vec<f32> = case.ours(precision, cpu, Then::Store).iter().map(|x| x + 0.5).collect();
                 assert!(largest_difference(&case.ours(precision, cpu, Then::Add), &stored) < 1e-5);

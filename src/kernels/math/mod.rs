@@ -55,7 +55,7 @@ pub(super) use nonlinear::{
 };
 pub(super) use quantise::{
     KeyPanel, WidePanel, add_int16, high_half, interleave_int8, keys_to_int8, low_half, round_bf16, set_high, set_low,
-    sign, sign_and_sum, spread_int16, to_bf16, to_int4, to_int8, to_int16, widen_int4,
+    sign, sign_and_sum, spread_int16, to_bf16, to_int8, to_int16, to_levels, widen,
 };
 
 /// The larger one, without what `f32::max` promises for NaN: one instruction.

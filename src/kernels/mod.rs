@@ -23,7 +23,7 @@ mod x86;
 pub use aligned::Mapped;
 pub use attention::{Attend, CacheRoom, Heads, Int8KeysValues, Int16KeysValues, Int16Room, KeyValueCache, Stored};
 pub use cpu::Cpu;
-pub use linear::{PackedLinear, Precision, Then};
+pub use linear::{Mix, PackedLinear, Precision, Then};
 pub use rotary::rotate;
 pub use rotation::{Rotation, spread, spread_of, spread_rows};
 pub use rows::{Rows, grow, layer_norm};

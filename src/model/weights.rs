@@ -21,7 +21,7 @@ use super::packed::Store;
 use crate::config::{foreign, parse};
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
-use crate::kernels::{self, Cpu, PackedLinear, Precision, Rotation};
+use crate::kernels::{self, Cpu, Mix, PackedLinear, Rotation};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -322,32 +322,33 @@ impl Matrix {
     pub fn pack(
         &self,
         mut bias: Vec<f32>,
-        precision: Precision,
+        mix: impl Into<Mix>,
         fold: &Fold<'_>,
         store: &Store,
     ) -> Result<PackedLinear> {
+        let mix = mix.into();
         let (shape, cpu) = ((self.outputs(), self.inputs), Cpu::detect());
         let names: Vec<_> = self.parts.iter().map(|part| &*part.name).collect();
-        let label = format!("{} {shape:?} {precision:?}", names.join(" "));
+        let label = format!("{} {shape:?} {mix:?}", names.join(" "));
         if let Some(rotation) = fold.outputs.filter(|_| !bias.is_empty()) {
             rotation.turn(&mut bias, cpu);
         }
         if let Store::From(reader) = store {
-            return PackedLinear::restore(shape, bias, precision, cpu, |size| reader.take(&label, size));
+            return PackedLinear::restore(shape, bias, mix, cpu, |size| reader.take(&label, size));
         }
         let read = |output: usize, row: &mut [f32]| {
             self.row(output, row);
             fold.row(row, cpu);
         };
         let packed = match fold.outputs {
-            None => PackedLinear::new(shape, read, bias, precision, cpu),
+            None => PackedLinear::new(shape, read, bias, mix, cpu),
             Some(rotation) => {
                 let inputs = self.inputs;
                 let mut all = vec![0.0; shape.0 * inputs];
                 all.par_chunks_exact_mut(inputs).enumerate().for_each(|(output, row)| read(output, row));
                 rotation.turn_columns(&mut all, inputs, cpu);
                 let read = |output: usize, row: &mut [f32]| row.copy_from_slice(&all[output * inputs..][..inputs]);
-                PackedLinear::new(shape, read, bias, precision, cpu)
+                PackedLinear::new(shape, read, bias, mix, cpu)
             }
         };
         for Part { entry, .. } in &self.parts {

@@ -1,6 +1,7 @@
 //! The model on the CPU's kernels: packed weights, plain rows of f32 between the products.
 
 mod chunks;
+mod recipe;
 mod store;
 mod text;
 mod vision;

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::super::{Ends, Fold, Loader, Matrix, Wanted};
 use super::chunks;
+use super::recipe::Recipe;
 use crate::config::{ModelConfig, Rotary, TextConfig};
 use crate::error::Result;
 use crate::kernels::{
@@ -33,11 +34,11 @@ impl TextModel {
         let at = loader.at("model.text_model");
         let Ends { embedding, head } = Ends::choose(loader, config)?;
         let embed_tokens = loader.matrix(&[embedding], text.hidden_size, &[text.vocab_size])?;
-        // A token is chosen by small differences among many: four bits are too few for the head.
-        let precision_of_head = if precision == Precision::Int4 { Precision::Int8 } else { precision };
+        let precision_of_head = Recipe::of_head(precision);
         // A few channels of a trained model's stream are tens of times larger than the others. Of
         // 16 bits each has its own exponent.
-        let rotation = (precision == Precision::Int8).then(|| Rotation::new(text.hidden_size));
+        let rotation = (precision != Precision::Bf16 && std::env::var("X_NOROT").is_err())
+            .then(|| Rotation::new(text.hidden_size));
         let mut norm = at.at("norm").floats("weight", &[text.hidden_size])?;
         let fold = fold_norm(&norm, rotation.as_ref());
         let lm_head = if head == embedding {
@@ -45,8 +46,10 @@ impl TextModel {
         } else {
             loader.packed(&[head], text.hidden_size, &[text.vocab_size], precision_of_head, &fold)?
         };
+        let values_from = (text.num_attention_heads + text.num_key_value_heads) * text.head_dim;
+        let recipe = |i| Recipe::of_layer(precision, (i, text.num_hidden_layers), values_from);
         let layers = (0..text.num_hidden_layers)
-            .map(|i| Layer::load(&at.at("layers").at(i), text, precision, rotation.as_ref()))
+            .map(|i| Layer::load(&at.at("layers").at(i), text, &recipe(i), rotation.as_ref()))
             .collect::<Result<_>>()?;
         if rotation.is_some() {
             norm.fill(1.0);
@@ -275,7 +278,7 @@ struct Layer {
 }
 
 impl Layer {
-    fn load(at: &Loader<'_>, config: &TextConfig, precision: Precision, rotation: Option<&Rotation>) -> Result<Self> {
+    fn load(at: &Loader<'_>, config: &TextConfig, recipe: &Recipe, rotation: Option<&Rotation>) -> Result<Self> {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let (queries, keys) =
             (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
@@ -292,7 +295,7 @@ impl Layer {
                 &["q_proj", "k_proj", "v_proj"],
                 hidden,
                 &[queries, keys, keys],
-                precision,
+                recipe.qkv,
                 &fold_norm(&input_layernorm, rotation),
             )?,
             o_proj: attention.packed_if(
@@ -300,7 +303,7 @@ impl Layer {
                 &["o_proj"],
                 queries,
                 &[hidden],
-                precision,
+                recipe.o,
                 &Fold { spread: head_spread, ..back },
             )?,
             gate_up_proj: mlp.packed_if(
@@ -308,7 +311,7 @@ impl Layer {
                 &["gate_proj", "up_proj"],
                 hidden,
                 &[inner; 2],
-                precision,
+                recipe.gate_up,
                 &fold_norm(&post_attention_layernorm, rotation),
             )?,
             down_proj: mlp.packed_if(
@@ -316,7 +319,7 @@ impl Layer {
                 &["down_proj"],
                 inner,
                 &[hidden],
-                precision,
+                recipe.down,
                 &Fold { spread, ..back },
             )?,
             input_layernorm,

@@ -77,22 +77,24 @@ const MATRICES: [(usize, usize, usize); 8] = [
 /// inputs x outputs, times one row.
 const VECTORS: [(usize, usize); 5] = [(576, 576), (576, 960), (576, 3072), (1536, 576), (576, 49_280)];
 
-/// Of so many weights; 4 bits have 16 more for the scale of every 32.
+/// Of so many weights; those of up to 6 bits have 16 more for the scale of every 32.
 fn bytes(weights: usize, precision: Precision) -> usize {
     match precision {
         Precision::Bf16 => weights * 2,
         Precision::Int8 => weights,
         Precision::Int4 => weights * 9 / 16,
+        Precision::Int5 => weights * 11 / 16,
+        Precision::Int6 => weights * 13 / 16,
     }
 }
 
 fn products(criterion: &mut Criterion) {
-    for precision in [Precision::Bf16, Precision::Int8, Precision::Int4] {
+    for precision in [Precision::Bf16, Precision::Int8, Precision::Int4, Precision::Int5, Precision::Int6] {
         let shapes = MATRICES.into_iter().chain(VECTORS.map(|(inputs, outputs)| (1, inputs, outputs)));
         for (rows, inputs, outputs) in shapes {
             let weights = numbers(inputs * outputs);
             let read = |output: usize, row: &mut [f32]| row.copy_from_slice(&weights[output * inputs..][..inputs]);
-            let packed = PackedLinear::new((outputs, inputs), read, Vec::new(), precision, Cpu::detect());
+            let packed = PackedLinear::new((outputs, inputs), read, Vec::new(), precision, None, Cpu::detect());
             let mut x = Rows::default();
             x.convert(precision, &numbers(rows * inputs), inputs, Cpu::detect());
             let mut out = vec![0.0; rows * outputs];
@@ -121,7 +123,11 @@ fn step(criterion: &mut Criterion) {
             let read = |output: usize, row: &mut [f32]| row.copy_from_slice(&random[output * inputs..][..inputs]);
             let mut x = Rows::default();
             x.convert(precision, &numbers(inputs), inputs, Cpu::detect());
-            (PackedLinear::new((outputs, inputs), read, Vec::new(), precision, Cpu::detect()), x, vec![0.0; outputs])
+            (
+                PackedLinear::new((outputs, inputs), read, Vec::new(), precision, None, Cpu::detect()),
+                x,
+                vec![0.0; outputs],
+            )
         };
         let [layer @ .., head] = VECTORS;
         let size = |(inputs, outputs): (usize, usize)| inputs * outputs;

@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 
-use super::block::{BLOCK, PAIR, QUAD};
+use super::block::{BLOCK, OFFSET, PAIR, QUAD};
 use super::rotation::spread;
 use super::team::{self, Split};
 use super::{Cpu, Precision, math};
@@ -11,6 +11,10 @@ use super::{Cpu, Precision, math};
 /// From as many rows on, they are made for 8-bit weights where weights have 4: those become such,
 /// for a moment, since that is done once for all rows.
 const MANY: usize = 16;
+
+/// As many halves has a row that is alone, of 16 bits: in a decode step weights take longer to come
+/// from memory than to be multiplied twice.
+pub(super) const HALVES: usize = 2;
 
 /// Rows that one task makes.
 const TASK: usize = 8;
@@ -28,6 +32,9 @@ pub struct Rows {
     pub(super) sums: Vec<i32>,
     pub(super) precision: Precision,
     pub(super) count: usize,
+    /// Whether the one row that there is has 16 bits: its upper halves come first, then its lower
+    /// ones, as if they were two rows, whose products are to be added up.
+    pub(super) halved: bool,
     pub(super) width: usize,
 }
 
@@ -57,24 +64,35 @@ impl Rows {
         cpu: Cpu,
         give: impl Fn(usize, &dyn Fn(&[f32])) + Sync,
     ) {
-        self.shape(precision, (count, width));
+        let halves = if count == 1 && precision != Precision::Bf16 { HALVES } else { 1 };
+        self.shape(precision, (count * halves, width));
+        (self.count, self.halved) = (count, halves > 1);
         let (groups, blocks, precision) = (self.groups, self.blocks(), self.precision);
         let (words, scales, sums) =
             (Split::new(&mut self.words), Split::new(&mut self.scales), Split::new(&mut self.sums));
         team::share(count.div_ceil(TASK), |task| {
             for row in task * TASK..count.min((task + 1) * TASK) {
                 give(row, &|numbers| {
-                    // SAFETY: no other task has this row.
-                    let words = unsafe { words.part(row * groups, groups) };
+                    // SAFETY: no other task has this row, or these halves of it.
+                    let words = unsafe { words.part(row * groups, halves * groups) };
                     if precision == Precision::Bf16 {
                         return math::to_bf16(numbers, words, cpu);
                     }
                     // SAFETY: as above.
-                    let scale = unsafe { scales.part(row, 1) };
-                    scale[0] = math::to_int8(numbers, words, cpu);
+                    let scales = unsafe { scales.part(row, halves) };
+                    if halves > 1 {
+                        let (high, low) = words.split_at_mut(groups);
+                        scales[1] = math::to_int8_twice(numbers, high, low, cpu);
+                        scales[0] = 256.0 * scales[1];
+                    } else {
+                        scales[0] = math::to_int8(numbers, words, cpu);
+                    }
                     if precision == Precision::Int4 {
                         // SAFETY: as above.
-                        math::sign_and_sum(words, unsafe { sums.part(row * blocks, blocks) }, cpu);
+                        let sums = unsafe { sums.part(row * blocks, halves * blocks) };
+                        for (words, sums) in words.chunks_exact_mut(groups).zip(sums.chunks_exact_mut(blocks)) {
+                            math::sign_and_sum(words, sums, cpu);
+                        }
                     }
                 });
             }
@@ -107,7 +125,7 @@ impl Rows {
             Precision::Int4 if count >= MANY => Precision::Int8,
             of_rows => of_rows,
         };
-        (self.precision, self.count, self.width) = (precision, count, width);
+        (self.precision, self.count, self.halved, self.width) = (precision, count, false, width);
         self.groups = width.div_ceil(if precision == Precision::Bf16 { PAIR } else { QUAD });
         grow(&mut self.words, count * self.groups);
         grow(&mut self.scales, count);
@@ -158,6 +176,14 @@ impl Rows {
             math::silu_mul(gates, numbers, out, cpu.narrow());
             spread(out, block, cpu.narrow());
         });
+    }
+
+    /// The numbers of one of many rows in 8 bits, but for their rounding.
+    pub(super) fn restore(&self, row: usize, out: &mut [f32]) {
+        assert!(self.precision == Precision::Int8 && !self.halved);
+        for (x, byte) in out.iter_mut().zip(bytemuck::cast_slice::<_, u8>(self.row(row))) {
+            *x = (i32::from(*byte) - OFFSET) as f32 * self.scales[row];
+        }
     }
 
     pub(super) fn row(&self, row: usize) -> &[u32] {

@@ -21,7 +21,7 @@ use super::packed::Store;
 use crate::config::{foreign, parse};
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
-use crate::kernels::{self, Cpu, Mix, PackedLinear, Rotation};
+use crate::kernels::{self, Cpu, Hessian, Mix, PackedLinear, Rotation};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -270,6 +270,8 @@ pub struct Fold<'a> {
     pub spread: usize,
     /// What its outputs leave turned by.
     pub outputs: Option<&'a Rotation>,
+    /// Of its inputs, after all that.
+    pub hessian: Option<&'a Hessian>,
 }
 
 impl Fold<'_> {
@@ -341,14 +343,14 @@ impl Matrix {
             fold.row(row, cpu);
         };
         let packed = match fold.outputs {
-            None => PackedLinear::new(shape, read, bias, mix, cpu),
+            None => PackedLinear::new(shape, read, bias, mix, fold.hessian, cpu),
             Some(rotation) => {
                 let inputs = self.inputs;
                 let mut all = vec![0.0; shape.0 * inputs];
                 all.par_chunks_exact_mut(inputs).enumerate().for_each(|(output, row)| read(output, row));
                 rotation.turn_columns(&mut all, inputs, cpu);
                 let read = |output: usize, row: &mut [f32]| row.copy_from_slice(&all[output * inputs..][..inputs]);
-                PackedLinear::new(shape, read, bias, mix, cpu)
+                PackedLinear::new(shape, read, bias, mix, fold.hessian, cpu)
             }
         };
         for Part { entry, .. } in &self.parts {

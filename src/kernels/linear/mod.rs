@@ -2,7 +2,7 @@
 //! bias in the same pass.
 //!
 //! 8-bit weights have one scale per output, those of 4 to 6 bits a scale for every block of inputs;
-//! either way activations have 8 bits and one scale per row.
+//! either way activations have 8 bits and one scale per row, and a row that is alone has 16 bits.
 
 mod pack;
 mod widen;
@@ -15,8 +15,9 @@ use self::pack::{Matrix, Weights};
 use self::widen::Widened;
 use super::aligned::Mapped;
 use super::block::{Block, High, LANES, Out, PAIR, PANELS, Panels, QUAD, Strides};
+use super::rows::HALVES;
 use super::team::{self, Split};
-use super::{Cpu, Rows};
+use super::{Cpu, Hessian, Rows};
 
 /// Rows that one task takes, at most: enough to use a panel's weights again and again from cache,
 /// few enough to share out.
@@ -128,19 +129,22 @@ pub struct PackedLinear {
 
 impl PackedLinear {
     /// Packs a matrix [outputs, inputs], whose rows `read` writes, on the caller's rayon pool.
-    /// `bias`: [outputs], or empty.
+    /// `bias`: [outputs], or empty; `hessian`: of what comes into it, if that is known. Of no use
+    /// in bf16.
     pub fn new(
         (outputs, inputs): (usize, usize),
         read: impl Fn(usize, &mut [f32]) + Sync,
         mut bias: Vec<f32>,
         mix: impl Into<Mix>,
+        hessian: Option<&Hessian>,
         cpu: Cpu,
     ) -> Self {
         assert!(inputs > 0 && (bias.is_empty() || bias.len() == outputs));
+        assert!(hessian.is_none_or(|hessian| hessian.steps.len() == inputs));
         bias.resize(bias.len().next_multiple_of(LANES), 0.0);
         let pack = |(band, precision): (Range<usize>, Precision)| {
             let read = |output: usize, row: &mut [f32]| read(band.start + output, row);
-            let weights = Matrix { outputs: band.len(), inputs, read, cpu }.pack(precision);
+            let weights = Matrix { outputs: band.len(), inputs, read, hessian, cpu }.pack(precision);
             Band { panel: band.start / LANES, weights }
         };
         let bands = mix.into().bands(outputs).map(pack).collect();
@@ -247,6 +251,26 @@ impl PackedLinear {
         // task has both.
         let mut out =
             unsafe { Out::new(out.at(row * self.outputs + column), self.outputs, columns, bias, then == Then::Add) };
+        if rows.halved {
+            let mut halves = [0.0; HALVES * PANELS * LANES];
+            // SAFETY: nobody else has them while they are written.
+            let mut both = unsafe { Out::new(halves.as_mut_ptr(), PANELS * LANES, columns, &[], false) };
+            self.run(rows, (0, HALVES), panel, &mut both, next);
+            let (high, low) = halves.split_at(PANELS * LANES);
+            for (panel, (high, low)) in
+                high.chunks_exact(LANES).zip(low.chunks_exact(LANES)).take(panel_count).enumerate()
+            {
+                // SAFETY: the row and the panel are the block's.
+                unsafe { out.store(0, panel, &std::array::from_fn(|lane| high[lane] + low[lane])) };
+            }
+        } else {
+            self.run(rows, (row, count), panel, &mut out, next);
+        }
+    }
+
+    /// The same, written to `out`.
+    fn run(&self, rows: &Rows, (row, count): (usize, usize), panel: usize, out: &mut Out<'_>, next: &[u8]) {
+        let panel_count = PANELS.min(self.outputs.div_ceil(LANES) - panel);
         let mut run = |panels: Panels<'_>| {
             assert_eq!(panels.precision(), rows.precision);
             let block = Block {
@@ -258,7 +282,7 @@ impl PackedLinear {
                 strides: Strides { panel: rows.groups, group: 1 },
                 ahead: Some(self.block_bytes(panel + PANELS)).filter(|bytes| !bytes.is_empty()).unwrap_or(next),
             };
-            block.run(&mut out, self.cpu);
+            block.run(out, self.cpu);
         };
         match (self.panels(panel, rows), rows.precision) {
             (Panels::Int4 { values, high, scales }, Precision::Int8) => WIDENED.with_borrow_mut(|widened| {
@@ -350,7 +374,7 @@ mod tests {
             let read =
                 |output: usize, row: &mut [f32]| row.copy_from_slice(&self.w[output * self.inputs..][..self.inputs]);
             let shape = (self.w.len() / self.inputs, self.inputs);
-            let linear = PackedLinear::new(shape, read, self.bias.clone(), precision, cpu);
+            let linear = PackedLinear::new(shape, read, self.bias.clone(), precision, None, cpu);
             let (mut rows, mut out) = (Rows::default(), vec![0.5; self.x.len() / self.inputs * linear.outputs()]);
             rows.convert(precision, &self.x, self.inputs, cpu);
             linear.multiply(&rows, &mut out, then);
@@ -425,7 +449,7 @@ mod tests {
                 packed.multiply(&x, &mut out, Then::Store);
                 out
             };
-            let packed = |mix: Mix| PackedLinear::new(shape, read, case.bias.clone(), mix, cpu);
+            let packed = |mix: Mix| PackedLinear::new(shape, read, case.bias.clone(), mix, None, cpu);
             let [four, six] = [Precision::Int4, Precision::Int6].map(|precision| product(&packed(precision.into())));
             for count in [0, 64, 130, 199, OUTPUTS] {
                 let mix = Mix { first: Precision::Int4, count, rest: Precision::Int6 };
@@ -450,7 +474,8 @@ mod tests {
                 case.bias.len(),
             );
             for cpu in Cpu::available() {
-                let linear = PackedLinear::new((outputs, case.inputs), read, case.bias.clone(), Precision::Int8, cpu);
+                let linear =
+                    PackedLinear::new((outputs, case.inputs), read, case.bias.clone(), Precision::Int8, None, cpu);
                 let mut row = Rows::default();
                 row.convert(Precision::Int8, &case.x, case.inputs, cpu);
                 let (mut whole, mut out) = (vec![0.0; outputs], vec![0.0; outputs]);

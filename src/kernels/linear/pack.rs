@@ -5,7 +5,8 @@ use rayon::prelude::*;
 
 use super::super::aligned::{Aligned, Mapped, Numbers};
 use super::super::block::{BLOCK, High, LANES, OFFSET, PAIR, QUAD};
-use super::super::{Cpu, math};
+use super::super::math::Grid;
+use super::super::{Cpu, Hessian, math};
 use super::Precision;
 
 /// As [`Panels`](super::Panels) has them, of all outputs.
@@ -74,14 +75,29 @@ impl Sizes {
 }
 
 /// A matrix that is to be packed.
-pub(super) struct Matrix<F> {
+pub(super) struct Matrix<'a, F> {
     pub(super) outputs: usize,
     pub(super) inputs: usize,
     pub(super) read: F,
+    /// Of what comes into it, if that is known.
+    pub(super) hessian: Option<&'a Hessian>,
     pub(super) cpu: Cpu,
 }
 
-impl<F: Fn(usize, &mut [f32]) + Sync> Matrix<F> {
+/// Memory for a panel on its way.
+struct Panel {
+    /// Its weights [LANES, inputs]; those of outputs that are not there are 0.
+    rows: Vec<f32>,
+    /// The same [inputs, LANES], and what they are rounded to.
+    columns: Vec<f32>,
+    rounded: Vec<i8>,
+    /// [blocks, LANES]
+    scales: Vec<f32>,
+    /// A row in 8 bits.
+    words: Vec<u32>,
+}
+
+impl<F: Fn(usize, &mut [f32]) + Sync> Matrix<'_, F> {
     pub(super) fn pack(&self, precision: Precision) -> Weights {
         let sizes = Sizes::new(self.outputs, self.inputs, precision);
         match (precision.high(), precision) {
@@ -91,26 +107,32 @@ impl<F: Fn(usize, &mut [f32]) + Sync> Matrix<F> {
         }
     }
 
-    /// Calls `pack` for each output with what `all` has for its panel, its lane there, and its
-    /// weights.
-    fn each<P: Send>(&self, all: impl IndexedParallelIterator<Item = P>, pack: impl Fn(&mut P, usize, &[f32]) + Sync) {
-        all.enumerate().for_each_init(
-            || vec![0.0; self.inputs],
-            |row, (p, mut panel)| {
-                for (lane, output) in (p * LANES..self.outputs.min((p + 1) * LANES)).enumerate() {
-                    (self.read)(output, row);
-                    pack(&mut panel, lane, row);
-                }
-            },
-        );
+    /// Calls `pack` for each panel with what `all` has for it, and its weights.
+    fn each<P: Send>(&self, all: impl IndexedParallelIterator<Item = P>, pack: impl Fn(P, &mut Panel) + Sync) {
+        let make = || Panel {
+            rows: vec![0.0; LANES * self.inputs],
+            columns: Vec::new(),
+            rounded: Vec::new(),
+            scales: Vec::new(),
+            words: vec![0; self.inputs.div_ceil(QUAD)],
+        };
+        all.enumerate().for_each_init(make, |panel, (p, all)| {
+            for (lane, row) in panel.rows.chunks_exact_mut(self.inputs).enumerate() {
+                let output = p * LANES + lane;
+                if output < self.outputs { (self.read)(output, row) } else { row.fill(0.0) }
+            }
+            pack(all, panel);
+        });
     }
 
     fn bf16(&self, sizes: Sizes) -> Weights {
         let panel = self.inputs.div_ceil(PAIR) * LANES * PAIR;
         let mut packed = Aligned::<bf16>::zeros(sizes.values);
-        self.each(packed.par_chunks_exact_mut(panel), |panel, lane, row| {
-            for (i, &w) in row.iter().enumerate() {
-                panel[((i / PAIR) * LANES + lane) * PAIR + i % PAIR] = math::round_bf16(w);
+        self.each(packed.par_chunks_exact_mut(panel), |panel, of| {
+            for (lane, row) in of.rows.chunks_exact(self.inputs).enumerate() {
+                for (i, &w) in row.iter().enumerate() {
+                    panel[((i / PAIR) * LANES + lane) * PAIR + i % PAIR] = math::round_bf16(w);
+                }
             }
         });
         Weights::Bf16(Numbers::Own(packed))
@@ -122,18 +144,34 @@ impl<F: Fn(usize, &mut [f32]) + Sync> Matrix<F> {
         let (mut scales, mut corrections) = (Aligned::<f32>::zeros(sizes.scales), Aligned::<i32>::zeros(sizes.scales));
         let all = packed.par_chunks_exact_mut(LANES * groups * QUAD).zip(scales.par_chunks_exact_mut(LANES));
         let all = all.zip(corrections.par_chunks_exact_mut(LANES));
-        self.each(all, |((panel, scales), corrections), lane, row| {
-            let mut words = vec![0; groups];
-            scales[lane] = math::to_int8(row, &mut words, self.cpu);
-            let mut sum = 0;
-            for (quad, word) in panel.chunks_exact_mut(QUAD).skip(lane).step_by(LANES).zip(words) {
-                for (value, byte) in quad.iter_mut().zip(word.to_le_bytes()) {
-                    let signed = i32::from(byte) - OFFSET;
-                    *value = signed as i8;
-                    sum += signed;
+        self.each(all, |((values, scales), corrections), panel| {
+            let words: &mut [u32] = bytemuck::cast_slice_mut(values);
+            let rows = panel.rows.chunks_exact(self.inputs);
+            for (lane, ((row, scale), correction)) in rows.zip(&mut *scales).zip(&mut *corrections).enumerate() {
+                *scale = math::to_int8(row, &mut panel.words, self.cpu);
+                if self.hessian.is_some() {
+                    continue;
                 }
+                *correction = OFFSET * math::sign(&mut panel.words, self.cpu);
+                words.iter_mut().skip(lane).step_by(LANES).zip(&panel.words).for_each(|(to, word)| *to = *word);
             }
-            corrections[lane] = OFFSET * sum;
+            if let Some(hessian) = self.hessian {
+                panel.scales.clear();
+                panel.scales.extend_from_slice(scales);
+                self.round(panel, hessian, (self.inputs, -127.0, 127.0));
+                let mut sums = [0; LANES];
+                for (group, words) in panel.rounded.chunks(QUAD * LANES).zip(words.chunks_exact_mut(LANES)) {
+                    for (lane, (word, sum)) in words.iter_mut().zip(&mut sums).enumerate() {
+                        let mut bytes = [0; QUAD];
+                        for (byte, values) in bytes.iter_mut().zip(group.chunks_exact(LANES)) {
+                            *byte = values[lane] as u8;
+                            *sum += i32::from(values[lane]);
+                        }
+                        *word = u32::from_le_bytes(bytes);
+                    }
+                }
+                corrections.iter_mut().zip(sums).for_each(|(correction, sum)| *correction = OFFSET * sum);
+            }
         });
         Weights::Int8 {
             values: Numbers::Own(packed),
@@ -148,22 +186,46 @@ impl<F: Fn(usize, &mut [f32]) + Sync> Matrix<F> {
         let mut scales = Aligned::<f16>::zeros(sizes.scales);
         let all =
             values.par_chunks_exact_mut(blocks * high.block_bytes()).zip(scales.par_chunks_exact_mut(blocks * LANES));
-        self.each(all, |(values, scales), lane, row| {
-            for (b, block) in row.chunks(BLOCK).enumerate() {
-                let (scale, integers) = quantise(block, high, self.cpu);
-                scales[b * LANES + lane] = scale;
-                let values = &mut values[b * high.block_bytes()..][..high.block_bytes()];
-                for (i, integer) in integers.into_iter().enumerate() {
-                    let (group, number) = (i / QUAD, lane * QUAD + i % QUAD);
-                    values[group / 2 * LANES * QUAD + number] |= (integer & 0xf) << (4 * (group % 2));
-                    if high != High::NONE {
-                        let (vector, shift) = high.place(group);
-                        values[vector + number] |= integer >> 4 << shift;
+        self.each(all, |(values, scales), panel| {
+            panel.rounded.resize(self.inputs * LANES, 0);
+            for (lane, row) in panel.rows.chunks_exact(self.inputs).enumerate() {
+                for (b, block) in row.chunks(BLOCK).enumerate() {
+                    let (scale, integers) = quantise(block, high, self.cpu);
+                    scales[b * LANES + lane] = scale;
+                    for (i, integer) in integers.into_iter().enumerate().take(block.len()) {
+                        panel.rounded[(b * BLOCK + i) * LANES + lane] = integer as i8 - high.offset() as i8;
                     }
+                }
+            }
+            if let Some(hessian) = self.hessian {
+                panel.scales.clear();
+                panel.scales.extend(scales.iter().map(|scale| scale.to_f32()));
+                let (least, most) = (-high.offset() as f32, (high.offset() - 1) as f32);
+                self.round(panel, hessian, (BLOCK, least, most));
+            }
+            // What is not there is 0, as are its activations.
+            for (i, lanes) in panel.rounded.chunks_exact(LANES).enumerate() {
+                let values = &mut values[i / BLOCK * high.block_bytes()..][..high.block_bytes()];
+                for (lane, value) in lanes.iter().enumerate() {
+                    let weight = (i32::from(*value) + high.offset()) as u8;
+                    high.set_weight(values, i % BLOCK / QUAD, lane * QUAD + i % QUAD, weight);
                 }
             }
         });
         Weights::Int4 { values: Numbers::Own(values), high, scales: Numbers::Own(scales) }
+    }
+
+    /// Rounds a panel's weights to whole numbers of its scales, `block` inputs with one, from
+    /// `least` to `most`.
+    fn round(&self, panel: &mut Panel, hessian: &Hessian, (block, least, most): (usize, f32, f32)) {
+        panel.columns.resize(panel.rows.len(), 0.0);
+        panel.rounded.resize(panel.rows.len(), 0);
+        for (lane, row) in panel.rows.chunks_exact(self.inputs).enumerate() {
+            let column = panel.columns.iter_mut().skip(lane).step_by(LANES);
+            column.zip(row).for_each(|(to, weight)| *to = *weight);
+        }
+        let grid = Grid { scales: &panel.scales, block, least, most };
+        math::round_with_feedback(&panel.columns, &grid, &hessian.steps, &mut panel.rounded, self.cpu);
     }
 }
 

@@ -61,7 +61,7 @@ mod tests {
                     *x = w[output * inputs + i] * 0.3f32.powi((i / BLOCK % 5) as i32);
                 }
             };
-            let packed = Matrix { outputs, inputs, read, cpu: Cpu::Portable }.pack(precision);
+            let packed = Matrix { outputs, inputs, read, hessian: None, cpu: Cpu::Portable }.pack(precision);
             let Weights::Int4 { values, high, scales } = &packed else { unreachable!() };
             let (groups, blocks) = (inputs.div_ceil(QUAD), inputs.div_ceil(BLOCK));
             for cpu in Cpu::available() {

@@ -48,6 +48,7 @@ macro_rules! vectorised {
 mod hadamard;
 mod nonlinear;
 mod quantise;
+mod round;
 
 pub(super) use hadamard::{BAND, hadamard, hadamard_columns, mix};
 pub(super) use nonlinear::{
@@ -55,8 +56,9 @@ pub(super) use nonlinear::{
 };
 pub(super) use quantise::{
     KeyPanel, WidePanel, add_int16, high_half, interleave_int8, keys_to_int8, low_half, round_bf16, set_high, set_low,
-    sign, sign_and_sum, spread_int16, to_bf16, to_int8, to_int16, to_levels, widen,
+    sign, sign_and_sum, spread_int16, to_bf16, to_int8, to_int8_twice, to_int16, to_levels, widen,
 };
+pub(super) use round::{Grid, RANK, Step, add_scaled, dot, look_ahead, round_with_feedback};
 
 /// The larger one, without what `f32::max` promises for NaN: one instruction.
 #[inline(always)]

@@ -8,6 +8,9 @@ use super::super::block::{BLOCK, High, OFFSET, QUAD};
 use super::super::x86;
 use super::{LANES, ROUND, fold, larger, largest};
 
+/// The largest number of 16 bits whose upper half, rounded, has 8.
+const TWICE: f32 = 127.0 * 256.0;
+
 #[inline]
 pub(in super::super) fn low_half(word: u32) -> f32 {
     f32::from_bits(word << 16)
@@ -79,6 +82,26 @@ vectorised! {
             *byte = (x * inverse + ROUND).to_bits().wrapping_add(OFFSET as u32) as u8;
         }
         largest / 127.0
+    }
+}
+
+vectorised! {
+    /// The same in 16 bits: their upper halves to `high`, and what is left, in 8 bits too, to
+    /// `low`. What the lower ones have to be multiplied by; it is 256 times as much for the upper ones.
+    to_int8_twice(x: &[f32], high: &mut [u32], low: &mut [u32]) -> f32 {
+        let largest = largest(x, 0.0, f32::abs);
+        let inverse = if largest > 0.0 { TWICE / largest } else { 0.0 };
+        let [high, low]: [&mut [u8]; 2] = [bytemuck::cast_slice_mut(high), bytemuck::cast_slice_mut(low)];
+        for bytes in [&mut *high, &mut *low] {
+            bytes[x.len()..].fill(OFFSET as u8);
+        }
+        for ((high, low), x) in high.iter_mut().zip(low).zip(x) {
+            let bits = (x * inverse + ROUND).to_bits();
+            *low = bits.wrapping_add(OFFSET as u32) as u8;
+            // Rounded: the lower half is signed.
+            *high = (bits.wrapping_add(128) >> 8).wrapping_add(OFFSET as u32) as u8;
+        }
+        largest / TWICE
     }
 }
 

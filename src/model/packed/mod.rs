@@ -1,6 +1,8 @@
 //! The model on the CPU's kernels: packed weights, plain rows of f32 between the products.
 
+mod calibration;
 mod chunks;
+mod layer;
 mod recipe;
 mod store;
 mod text;

@@ -28,7 +28,7 @@ use crate::{files, log};
 /// To be changed with what packing makes of weights, or the order in which they are loaded; a test
 /// notices the former.
 const HEADER: &[u8; ALIGNMENT] =
-    b"smolvlm: packed weights, layout 2\n\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    b"smolvlm: packed weights, layout 3\n\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 
 /// A cache line, as kernels want it.
 const ALIGNMENT: usize = 64;
@@ -230,7 +230,7 @@ mod tests {
         };
         for cpu in Cpu::available() {
             let digests = [Precision::Bf16, Precision::Int8, Precision::Int4].map(|precision| {
-                let packed = PackedLinear::new((45, 70), read, Vec::new(), precision, cpu);
+                let packed = PackedLinear::new((45, 70), read, Vec::new(), precision, None, cpu);
                 let digest = Sha256::digest(packed.arrays().concat());
                 digest[..4].iter().map(|byte| format!("{byte:02x}")).collect::<String>()
             });

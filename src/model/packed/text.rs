@@ -4,14 +4,14 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use super::super::{Ends, Fold, Loader, Matrix, Wanted};
+use super::calibration::Calibration;
 use super::chunks;
+use super::layer::{Layer, fold_norm, unfolded};
 use super::recipe::Recipe;
+use super::store::Store;
 use crate::config::{ModelConfig, Rotary, TextConfig};
 use crate::error::Result;
-use crate::kernels::{
-    self, Attend, CacheRoom, Cpu, Heads, KeyValueCache, PackedLinear, Precision, Rotation, Rows, Split, Stored, Then,
-    grow,
-};
+use crate::kernels::{CacheRoom, Cpu, KeyValueCache, PackedLinear, Precision, Rotation, Rows, Split, Then, grow};
 use crate::largest::Largest;
 
 /// Decoder, token embedding and head.
@@ -37,24 +37,28 @@ impl TextModel {
         let precision_of_head = Recipe::of_head(precision);
         // A few channels of a trained model's stream are tens of times larger than the others. Of
         // 16 bits each has its own exponent.
-        let rotation = (precision != Precision::Bf16 && std::env::var("X_NOROT").is_err())
-            .then(|| Rotation::new(text.hidden_size));
-        let mut norm = at.at("norm").floats("weight", &[text.hidden_size])?;
-        let fold = fold_norm(&norm, rotation.as_ref());
+        let rotation = (precision != Precision::Bf16).then(|| Rotation::new(text.hidden_size));
+        let rotary = text.rotary();
+        let mut pass = if precision == Precision::Bf16 || matches!(loader.store, Store::From(_)) {
+            Calibration::default()
+        } else {
+            Calibration::new(&embed_tokens, text, rotation.as_ref(), &rotary)
+        };
+        let layers = (0..text.num_hidden_layers)
+            .map(|i| {
+                Layer::load(&at.at("layers").at(i), text, &Recipe::of_layer(precision, i), rotation.as_ref(), &mut pass)
+            })
+            .collect::<Result<_>>()?;
+        let gains = at.at("norm").floats("weight", &[text.hidden_size])?;
+        let norm = unfolded(&gains, rotation.as_ref());
+        let hessian = pass.norm(precision_of_head, &norm, text.rms_norm_eps as f32);
+        let fold = Fold { hessian: hessian.as_ref(), ..fold_norm(&gains, rotation.as_ref()) };
         let lm_head = if head == embedding {
             embed_tokens.pack(Vec::new(), precision_of_head, &fold, loader.store)?
         } else {
             loader.packed(&[head], text.hidden_size, &[text.vocab_size], precision_of_head, &fold)?
         };
-        let values_from = (text.num_attention_heads + text.num_key_value_heads) * text.head_dim;
-        let recipe = |i| Recipe::of_layer(precision, (i, text.num_hidden_layers), values_from);
-        let layers = (0..text.num_hidden_layers)
-            .map(|i| Layer::load(&at.at("layers").at(i), text, &recipe(i), rotation.as_ref()))
-            .collect::<Result<_>>()?;
-        if rotation.is_some() {
-            norm.fill(1.0);
-        }
-        Ok(Self { embed_tokens, layers, norm, lm_head, rotation, rotary: text.rotary(), config: text.clone() })
+        Ok(Self { embed_tokens, layers, norm, lm_head, rotation, rotary, config: text.clone() })
     }
 
     /// Appends the embeddings of `ids` to `out`.
@@ -74,7 +78,7 @@ impl TextModel {
     /// An empty cache for one sequence.
     pub fn cache(&self) -> Cache {
         let (heads, head_dim) = (self.config.num_key_value_heads, self.config.head_dim);
-        let layer = |layer: &Layer| KeyValueCache::new(heads, head_dim, layer.qkv_proj.precision(), Cpu::detect());
+        let layer = |layer: &Layer| KeyValueCache::new(heads, head_dim, layer.precision(), Cpu::detect());
         Cache { layers: self.layers.iter().map(layer).collect(), len: 0, buffers: Buffers::default() }
     }
 
@@ -91,7 +95,7 @@ impl TextModel {
         let hidden = self.config.hidden_size;
         let tokens = embeddings.len() / hidden;
         let Cache { layers, len, buffers } = cache;
-        buffers.turn(*len, tokens, &self.rotary);
+        angles(&self.rotary, *len..*len + tokens, &mut buffers.cos, &mut buffers.sin);
         let Buffers { x, qkv, cos, sin, .. } = buffers;
         let x = grow(x, tokens * hidden);
         x.copy_from_slice(embeddings);
@@ -99,7 +103,7 @@ impl TextModel {
             rotation.turn_rows(x, Cpu::detect());
         }
         let angles = (&cos[..], &sin[..]);
-        let qkv_width = self.layers.first().map_or(0, |layer| layer.qkv_proj.outputs());
+        let qkv_width = (self.config.num_attention_heads + 2 * self.config.num_key_value_heads) * self.config.head_dim;
         let before = *len;
         let mut stream = Stream { x, qkv: grow(qkv, tokens * qkv_width), before, tokens };
         if let Some((first, cache)) = self.layers.first().zip(layers.first_mut()) {
@@ -122,7 +126,7 @@ impl TextModel {
             let next = next.map(|(layer, cache)| (layer, room(cache, before, tokens)));
             // A task goes on with its tokens into the next layer: only keys and values are for all.
             stream.in_chunks(some, |chunk, buffers| {
-                let first = next.as_ref().map_or(&[][..], |(next, _)| next.qkv_proj.first());
+                let first = next.as_ref().map_or(&[][..], |(next, _)| next.first());
                 layer.finish(chunk, &seen, before, first, buffers);
                 if let Some((next, room)) = &next {
                     next.project(chunk, angles, room, buffers);
@@ -198,16 +202,14 @@ struct Buffers {
     sin: Vec<f32>,
 }
 
-impl Buffers {
-    /// Angles of `tokens` positions from `start` on.
-    fn turn(&mut self, start: usize, tokens: usize, rotary: &Rotary) {
-        self.cos.clear();
-        self.sin.clear();
-        for angle in (start..start + tokens).flat_map(|p| rotary.inv_freq.iter().map(move |f| p as f32 * f)) {
-            let (sin, cos) = angle.sin_cos();
-            self.cos.push(cos * rotary.scale);
-            self.sin.push(sin * rotary.scale);
-        }
+/// Cosines and sines of the angles of these positions, [positions, head_dim / 2].
+pub(super) fn angles(rotary: &Rotary, positions: Range<usize>, cosines: &mut Vec<f32>, sines: &mut Vec<f32>) {
+    cosines.clear();
+    sines.clear();
+    for angle in positions.flat_map(|p| rotary.inv_freq.iter().map(move |f| p as f32 * f)) {
+        let (sin, cos) = angle.sin_cos();
+        cosines.push(cos * rotary.scale);
+        sines.push(sin * rotary.scale);
     }
 }
 
@@ -227,10 +229,10 @@ struct Stream<'a> {
 }
 
 /// Some tokens of it.
-struct Chunk<'a> {
-    tokens: Range<usize>,
-    x: &'a mut [f32],
-    qkv: &'a mut [f32],
+pub(super) struct Chunk<'a> {
+    pub(super) tokens: Range<usize>,
+    pub(super) x: &'a mut [f32],
+    pub(super) qkv: &'a mut [f32],
 }
 
 impl Stream<'_> {
@@ -248,150 +250,5 @@ impl Stream<'_> {
             };
             work(&mut Chunk { tokens, x, qkv }, buffers);
         });
-    }
-}
-
-/// What a matrix takes over from the norm before it, whose rows come turned by `rotation`; without
-/// one, nothing.
-fn fold_norm<'a>(gains: &'a [f32], rotation: Option<&'a Rotation>) -> Fold<'a> {
-    Fold { gains: rotation.map_or(&[], |_| gains), inputs: rotation, ..Fold::default() }
-}
-
-struct Layer {
-    input_layernorm: Vec<f32>,
-    /// Queries, keys and values side by side.
-    qkv_proj: PackedLinear,
-    o_proj: PackedLinear,
-    post_attention_layernorm: Vec<f32>,
-    /// Gates, and the numbers they gate, side by side.
-    gate_up_proj: PackedLinear,
-    down_proj: PackedLinear,
-    inner: usize,
-    /// Blocks in which what goes into `down_proj` is spread.
-    spread: usize,
-    /// Blocks in which queries, keys and values are spread.
-    head_spread: usize,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    eps: f32,
-}
-
-impl Layer {
-    fn load(at: &Loader<'_>, config: &TextConfig, recipe: &Recipe, rotation: Option<&Rotation>) -> Result<Self> {
-        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        let (queries, keys) =
-            (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
-        let attention = at.at("self_attn");
-        let mlp = at.at("mlp");
-        let input_layernorm = at.at("input_layernorm").floats("weight", &[hidden])?;
-        let post_attention_layernorm = at.at("post_attention_layernorm").floats("weight", &[hidden])?;
-        let spread_of = |width| if rotation.is_some() { kernels::spread_of(width) } else { 1 };
-        let (spread, head_spread) = (spread_of(inner), spread_of(config.head_dim));
-        let back = Fold { outputs: rotation, ..Fold::default() };
-        let mut layer = Self {
-            qkv_proj: attention.packed_if(
-                config.attention_bias,
-                &["q_proj", "k_proj", "v_proj"],
-                hidden,
-                &[queries, keys, keys],
-                recipe.qkv,
-                &fold_norm(&input_layernorm, rotation),
-            )?,
-            o_proj: attention.packed_if(
-                config.attention_bias,
-                &["o_proj"],
-                queries,
-                &[hidden],
-                recipe.o,
-                &Fold { spread: head_spread, ..back },
-            )?,
-            gate_up_proj: mlp.packed_if(
-                config.mlp_bias,
-                &["gate_proj", "up_proj"],
-                hidden,
-                &[inner; 2],
-                recipe.gate_up,
-                &fold_norm(&post_attention_layernorm, rotation),
-            )?,
-            down_proj: mlp.packed_if(
-                config.mlp_bias,
-                &["down_proj"],
-                inner,
-                &[hidden],
-                recipe.down,
-                &Fold { spread, ..back },
-            )?,
-            input_layernorm,
-            post_attention_layernorm,
-            inner,
-            spread,
-            head_spread,
-            heads: config.num_attention_heads,
-            kv_heads: config.num_key_value_heads,
-            head_dim: config.head_dim,
-            eps: config.rms_norm_eps as f32,
-        };
-        if rotation.is_some() {
-            layer.input_layernorm.fill(1.0);
-            layer.post_attention_layernorm.fill(1.0);
-        }
-        Ok(layer)
-    }
-
-    /// Queries, keys and values of a chunk, turned; `angles` are all tokens'. Keys and values go to
-    /// `room`.
-    fn project(
-        &self,
-        chunk: &mut Chunk<'_>,
-        angles: (&[f32], &[f32]),
-        room: &CacheRoom<'_>,
-        buffers: &mut chunks::Buffers,
-    ) {
-        let rows = &mut buffers.rows;
-        rows.rms_norm(self.qkv_proj.precision(), chunk.x, &self.input_layernorm, self.eps, Cpu::detect());
-        self.qkv_proj.multiply(rows, chunk.qkv, Then::Store);
-        let half = self.head_dim / 2;
-        let of_chunk = chunk.tokens.start * half..chunk.tokens.end * half;
-        let angles = (&angles.0[of_chunk.clone()], &angles.1[of_chunk]);
-        kernels::rotate(chunk.qkv, self.qkv_proj.outputs(), self.heads + self.kv_heads, self.head_dim, angles);
-        // Products of queries and keys are as before, and so is what `o_proj` makes of values.
-        let width = self.qkv_proj.outputs();
-        kernels::spread_rows(chunk.qkv, width, width, self.head_spread, Cpu::detect());
-        let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let of_cache = (self.kv_heads, self.head_dim);
-        let [keys, values] =
-            [queries, queries + keys].map(|first| Heads::beside(chunk.qkv, self.qkv_proj.outputs(), first, of_cache));
-        // SAFETY: no other task has these tokens, and `chunks::in_chunks` begins none but the first
-        // chunk within a pair.
-        unsafe { room.put(chunk.tokens.start, keys, values) };
-    }
-
-    /// What follows when `all` keys and values are there; `before` of them are of earlier tokens.
-    fn finish(
-        &self,
-        chunk: &mut Chunk<'_>,
-        all: &Stored<'_>,
-        before: usize,
-        next: &[u8],
-        buffers: &mut chunks::Buffers,
-    ) {
-        let chunks::Buffers { rows, mixed, inside } = buffers;
-        let (cpu, tokens) = (Cpu::detect(), chunk.tokens.len());
-        let width = self.heads * self.head_dim;
-
-        let mixed = grow(mixed, tokens * width);
-        let queries = Heads::beside(chunk.qkv, self.qkv_proj.outputs(), 0, (self.heads, self.head_dim));
-        let causally = Attend::CausallyFrom(before + chunk.tokens.start);
-        all.attend(queries, (self.head_dim as f32).powf(-0.5), causally, mixed, self.o_proj.first());
-        rows.convert(self.o_proj.precision(), mixed, width, cpu);
-        self.o_proj.multiply_and_fetch(rows, chunk.x, Then::Add, self.gate_up_proj.first());
-
-        rows.rms_norm(self.gate_up_proj.precision(), chunk.x, &self.post_attention_layernorm, self.eps, cpu);
-        // Gates, and the numbers they gate.
-        let gate_up = grow(inside, tokens * 2 * self.inner);
-        self.gate_up_proj.multiply_and_fetch(rows, gate_up, Then::Store, self.down_proj.first());
-        rows.silu_mul(self.down_proj.precision(), gate_up, (self.inner, self.spread), cpu);
-        self.down_proj.multiply_and_fetch(rows, chunk.x, Then::Add, next);
     }
 }

@@ -1,0 +1,180 @@
+//! Which errors of rounded weights matter: the directions in which activations are large.
+//!
+//! A trained model's activations have most of their energy in a few directions, the mean of all
+//! tokens first of all. A weight's rounding error is made good, as far as it lies in them, by the
+//! weights that are rounded after it: GPTQ (arXiv 2210.17323), whose Hessian is the activations'
+//! second moment. Here that is a multiple of the identity plus a matrix of low rank, so that a
+//! weight costs two products with as many numbers as there are directions.
+
+use super::math::{self, RANK, Step};
+use super::{Cpu, Rows};
+
+/// Times that the directions are made longer by their eigenvalues, and told apart again.
+const TURNS: usize = 2;
+
+/// The least part of the mean eigenvalue that is counted on in directions not seen.
+const FLOOR: f32 = 1e-3;
+
+/// Second moments of what comes into a matrix.
+pub struct Hessian {
+    /// For each input.
+    pub(super) steps: Vec<Step>,
+}
+
+impl Hessian {
+    /// Of `rows` in 8 bits, with one scale each; none where they are not finite, or all zero.
+    pub fn new(rows: &Rows, cpu: Cpu) -> Option<Self> {
+        let (count, width) = (rows.count(), rows.width());
+        let mut x = vec![0.0; count * width];
+        x.chunks_exact_mut(width).enumerate().for_each(|(row, out)| rows.restore(row, out));
+        let total = x.chunks_exact(width).map(|row| math::dot(row, row, cpu)).sum::<f32>() / count as f32;
+        if !(total.is_finite() && total > 0.0) {
+            return None;
+        }
+        // Of directions, [RANK, width]: any will do to begin with, if they are not alike.
+        let mut directions = vec![0.0; RANK * width];
+        for (k, direction) in directions.chunks_exact_mut(width).enumerate() {
+            for (t, row) in x.chunks_exact(width).enumerate() {
+                let sign = if ((k * count + t) as u32).wrapping_mul(2_654_435_761) >> 31 == 0 { 1.0 } else { -1.0 };
+                math::add_scaled(row, sign, direction, cpu);
+            }
+        }
+        orthonormalise(&mut directions, width, cpu);
+        for _ in 0..TURNS {
+            let along = project(&x, &directions, width, cpu);
+            directions.fill(0.0);
+            for (row, along) in x.chunks_exact(width).zip(&along) {
+                for (direction, along) in directions.chunks_exact_mut(width).zip(along) {
+                    math::add_scaled(row, *along, direction, cpu);
+                }
+            }
+            orthonormalise(&mut directions, width, cpu);
+        }
+        let mut moments = [[0.0; RANK]; RANK];
+        for along in project(&x, &directions, width, cpu) {
+            for (row, a) in moments.iter_mut().zip(&along) {
+                row.iter_mut().zip(&along).for_each(|(moment, b)| *moment += a * b / count as f32);
+            }
+        }
+        let seen = (0..RANK).map(|k| moments[k][k]).sum::<f32>();
+        let rest = ((total - seen) / width as f32).max(FLOOR * total / width as f32);
+        let root = cholesky(&moments);
+        let mut steps = vec![Step { ahead: [0.0; RANK], along: [0.0; RANK] }; width];
+        for (k, direction) in directions.chunks_exact(width).enumerate() {
+            for (step, x) in steps.iter_mut().zip(direction) {
+                for (along, factor) in step.along.iter_mut().zip(&root[k]) {
+                    *along += x * factor;
+                }
+            }
+        }
+        math::look_ahead(&mut steps, rest, cpu);
+        let finite = |step: &Step| step.ahead.iter().chain(&step.along).all(|x| x.is_finite());
+        steps.iter().all(finite).then_some(Self { steps })
+    }
+}
+
+/// Of every row, how far it goes along each direction.
+fn project(x: &[f32], directions: &[f32], width: usize, cpu: Cpu) -> Vec<[f32; RANK]> {
+    let along = |row: &[f32]| std::array::from_fn(|k| math::dot(row, &directions[k * width..][..width], cpu));
+    x.chunks_exact(width).map(along).collect()
+}
+
+/// Makes rows of `width` orthogonal to each other, and of length 1; what lies in those before it
+/// becomes 0.
+fn orthonormalise(rows: &mut [f32], width: usize, cpu: Cpu) {
+    for k in 0..rows.len() / width {
+        let (before, row) = rows.split_at_mut(k * width);
+        let row = &mut row[..width];
+        let length = math::dot(row, row, cpu);
+        for other in before.chunks_exact(width) {
+            let along = math::dot(row, other, cpu);
+            math::add_scaled(other, -along, row, cpu);
+        }
+        let left = math::dot(row, row, cpu);
+        // Less than that of it is rounding.
+        let scale = if left > 1e-6 * length { left.sqrt().recip() } else { 0.0 };
+        row.iter_mut().for_each(|x| *x *= scale);
+    }
+}
+
+/// A lower triangle whose product with its transpose is `matrix`, which is positive
+/// semidefinite.
+fn cholesky(matrix: &[[f32; RANK]; RANK]) -> [[f32; RANK]; RANK] {
+    let mut root = [[0f32; RANK]; RANK];
+    for row in 0..RANK {
+        for column in 0..=row {
+            let dot: f32 = (0..column).map(|k| root[row][k] * root[column][k]).sum();
+            let rest = matrix[row][column] - dot;
+            root[row][column] = if row == column {
+                rest.max(0.0).sqrt()
+            } else if root[column][column] > 0.0 {
+                rest / root[column][column]
+            } else {
+                0.0
+            };
+        }
+    }
+    root
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::math::tests::numbers;
+    use super::super::{PackedLinear, Precision, Then};
+    use super::*;
+
+    /// Rows that have much in common: what most of them have in one direction, and a little of
+    /// their own.
+    fn rows(count: usize, width: usize, seed: u32) -> Vec<f32> {
+        let mean = numbers(width, 1);
+        let mut rows = numbers(count * width, seed);
+        for row in rows.chunks_exact_mut(width) {
+            row.iter_mut().zip(&mean).for_each(|(x, mean)| *x = 0.2 * *x + 3.0 * mean);
+        }
+        rows
+    }
+
+    /// The mean square of a product's errors.
+    fn error(precision: Precision, (outputs, inputs): (usize, usize), feedback: bool, cpu: Cpu) -> f64 {
+        let w = numbers(outputs * inputs, 7);
+        let mut seen = Rows::default();
+        seen.convert(Precision::Int8, &rows(40, inputs, 3), inputs, cpu);
+        let hessian = Hessian::new(&seen, cpu).filter(|_| feedback);
+        let read = |output: usize, row: &mut [f32]| row.copy_from_slice(&w[output * inputs..][..inputs]);
+        let packed = PackedLinear::new((outputs, inputs), read, Vec::new(), precision, hessian.as_ref(), cpu);
+        // Rows that were not among those seen.
+        let x = rows(30, inputs, 99);
+        let mut sum = 0.0;
+        for x in x.chunks_exact(inputs) {
+            let (mut row, mut out) = (Rows::default(), vec![0.0; outputs]);
+            row.convert(precision, x, inputs, cpu);
+            packed.multiply(&row, &mut out, Then::Store);
+            for (output, out) in out.iter().enumerate() {
+                let exact: f64 = x.iter().zip(&w[output * inputs..]).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                sum += (f64::from(*out) - exact).powi(2);
+            }
+        }
+        sum
+    }
+
+    #[test]
+    fn errors_in_common_directions_are_made_good() {
+        for cpu in Cpu::available() {
+            for precision in [Precision::Int8, Precision::Int4] {
+                for shape in [(17, 64), (48, 576), (5, 33)] {
+                    let (with, without) = (error(precision, shape, true, cpu), error(precision, shape, false, cpu));
+                    assert!(with < 0.35 * without, "{cpu:?} {precision:?} {shape:?}: {with} of {without}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_or_nothing_says_nothing() {
+        for bad in [0.0, f32::INFINITY, f32::NAN] {
+            let mut seen = Rows::default();
+            seen.convert(Precision::Int8, &[bad; 4 * 20], 20, Cpu::detect());
+            assert!(Hessian::new(&seen, Cpu::detect()).is_none(), "{bad}");
+        }
+    }
+}

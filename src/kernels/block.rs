@@ -71,15 +71,6 @@ impl High {
         nibble | block[vector + number] >> shift << 4 & self.mask()
     }
 
-    /// Sets a weight that is 0; see [`Self::weight`].
-    pub(super) fn set_weight(self, block: &mut [u8], group: usize, number: usize, weight: u8) {
-        block[group / 2 * LANES * QUAD + number] |= (weight & 0xf) << (group % 2 * 4);
-        if self != Self::NONE {
-            let (vector, shift) = self.place(group);
-            block[vector + number] |= weight >> 4 << shift;
-        }
-    }
-
     /// The bits of a weight that these are.
     #[inline(always)]
     pub(super) const fn mask(self) -> u8 {

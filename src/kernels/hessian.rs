@@ -6,8 +6,9 @@
 //! second moment. Here that is a multiple of the identity plus a matrix of low rank, so that a
 //! weight costs two products with as many numbers as there are directions.
 
-use super::math::{self, RANK, Step};
-use super::{Cpu, Rows};
+use super::block::LANES;
+use super::math::{self, Grid, Step};
+use super::{Cpu, Precision, Rows};
 
 /// Times that the directions are made longer by their eigenvalues, and told apart again.
 const TURNS: usize = 2;
@@ -15,66 +16,90 @@ const TURNS: usize = 2;
 /// The least part of the mean eigenvalue that is counted on in directions not seen.
 const FLOOR: f32 = 1e-3;
 
-/// Second moments of what comes into a matrix.
-pub struct Hessian {
-    /// For each input.
-    pub(super) steps: Vec<Step>,
+/// Second moments of what comes into a matrix: for each input, what it has to do with the
+/// directions.
+pub enum Hessian {
+    /// Enough of them for 8 bits.
+    Few(Vec<Step<8>>),
+    /// Each is worth more where errors are larger.
+    Many(Vec<Step<16>>),
 }
 
 impl Hessian {
-    /// Of `rows` in 8 bits, with one scale each; none where they are not finite, or all zero.
-    pub fn new(rows: &Rows, cpu: Cpu) -> Option<Self> {
-        let (count, width) = (rows.count(), rows.width());
-        let mut x = vec![0.0; count * width];
-        x.chunks_exact_mut(width).enumerate().for_each(|(row, out)| rows.restore(row, out));
-        let total = x.chunks_exact(width).map(|row| math::dot(row, row, cpu)).sum::<f32>() / count as f32;
-        if !(total.is_finite() && total > 0.0) {
-            return None;
+    /// Of `rows` in 8 bits, with one scale each, for weights in `precision`; none where they are
+    /// not finite, or all zero.
+    pub fn new(rows: &Rows, precision: Precision, cpu: Cpu) -> Option<Self> {
+        Some(match precision {
+            Precision::Int4 => Self::Many(steps(rows, cpu)?),
+            _ => Self::Few(steps(rows, cpu)?),
+        })
+    }
+
+    /// Inputs that it is of.
+    pub(super) fn inputs(&self) -> usize {
+        match self {
+            Self::Few(steps) => steps.len(),
+            Self::Many(steps) => steps.len(),
         }
-        // Of directions, [RANK, width]: any will do to begin with, if they are not alike.
-        let mut directions = vec![0.0; RANK * width];
-        for (k, direction) in directions.chunks_exact_mut(width).enumerate() {
-            for (t, row) in x.chunks_exact(width).enumerate() {
-                let sign = if ((k * count + t) as u32).wrapping_mul(2_654_435_761) >> 31 == 0 { 1.0 } else { -1.0 };
-                math::add_scaled(row, sign, direction, cpu);
-            }
+    }
+
+    /// See [`math::round_with_feedback`].
+    pub(super) fn round(&self, rows: &[f32], grid: &Grid<'_>, words: &mut [u32], cpu: Cpu) -> [i32; LANES] {
+        match self {
+            Self::Few(steps) => math::round_with_feedback(rows, grid, steps, words, cpu),
+            Self::Many(steps) => math::round_with_feedback(rows, grid, steps, words, cpu),
         }
-        orthonormalise(&mut directions, width, cpu);
-        for _ in 0..TURNS {
-            let along = project(&x, &directions, width, cpu);
-            directions.fill(0.0);
-            for (row, along) in x.chunks_exact(width).zip(&along) {
-                for (direction, along) in directions.chunks_exact_mut(width).zip(along) {
-                    math::add_scaled(row, *along, direction, cpu);
-                }
-            }
-            orthonormalise(&mut directions, width, cpu);
-        }
-        let mut moments = [[0.0; RANK]; RANK];
-        for along in project(&x, &directions, width, cpu) {
-            for (row, a) in moments.iter_mut().zip(&along) {
-                row.iter_mut().zip(&along).for_each(|(moment, b)| *moment += a * b / count as f32);
-            }
-        }
-        let seen = (0..RANK).map(|k| moments[k][k]).sum::<f32>();
-        let rest = ((total - seen) / width as f32).max(FLOOR * total / width as f32);
-        let root = cholesky(&moments);
-        let mut steps = vec![Step { ahead: [0.0; RANK], along: [0.0; RANK] }; width];
-        for (k, direction) in directions.chunks_exact(width).enumerate() {
-            for (step, x) in steps.iter_mut().zip(direction) {
-                for (along, factor) in step.along.iter_mut().zip(&root[k]) {
-                    *along += x * factor;
-                }
-            }
-        }
-        math::look_ahead(&mut steps, rest, cpu);
-        let finite = |step: &Step| step.ahead.iter().chain(&step.along).all(|x| x.is_finite());
-        steps.iter().all(finite).then_some(Self { steps })
     }
 }
 
+fn steps<const RANK: usize>(rows: &Rows, cpu: Cpu) -> Option<Vec<Step<RANK>>> {
+    let (count, width) = (rows.count(), rows.width());
+    let mut x = vec![0.0; count * width];
+    x.chunks_exact_mut(width).enumerate().for_each(|(row, out)| rows.restore(row, out));
+    let total = x.chunks_exact(width).map(|row| math::dot(row, row, cpu)).sum::<f32>() / count as f32;
+    if !(total.is_finite() && total > 0.0) {
+        return None;
+    }
+    // [RANK, width]: any will do to begin with, if they are not alike.
+    let mut directions = vec![0.0; RANK * width];
+    for (k, direction) in directions.chunks_exact_mut(width).enumerate() {
+        for (t, row) in x.chunks_exact(width).enumerate() {
+            let sign = if ((k * count + t) as u32).wrapping_mul(2_654_435_761) >> 31 == 0 { 1.0 } else { -1.0 };
+            math::add_scaled(row, sign, direction, cpu);
+        }
+    }
+    orthonormalise(&mut directions, width, cpu);
+    for _ in 0..TURNS {
+        let along = project::<RANK>(&x, &directions, width, cpu);
+        directions.fill(0.0);
+        for (row, along) in x.chunks_exact(width).zip(&along) {
+            for (direction, along) in directions.chunks_exact_mut(width).zip(along) {
+                math::add_scaled(row, *along, direction, cpu);
+            }
+        }
+        orthonormalise(&mut directions, width, cpu);
+    }
+    let mut moments = [[0.0; RANK]; RANK];
+    for along in project::<RANK>(&x, &directions, width, cpu) {
+        for (row, a) in moments.iter_mut().zip(&along) {
+            row.iter_mut().zip(&along).for_each(|(moment, b)| *moment += a * b / count as f32);
+        }
+    }
+    let seen = (0..RANK).map(|k| moments[k][k]).sum::<f32>();
+    let rest = (total - seen).max(FLOOR * total) / width as f32;
+    let root = cholesky(&moments);
+    let mut steps = vec![[[0.0; RANK]; 2]; width];
+    for (direction, factors) in directions.chunks_exact(width).zip(&root) {
+        for ([_, along], x) in steps.iter_mut().zip(direction) {
+            along.iter_mut().zip(factors).for_each(|(along, factor)| *along += x * factor);
+        }
+    }
+    math::look_ahead(&mut steps, rest);
+    steps.as_flattened().as_flattened().iter().all(|x| x.is_finite()).then_some(steps)
+}
+
 /// Of every row, how far it goes along each direction.
-fn project(x: &[f32], directions: &[f32], width: usize, cpu: Cpu) -> Vec<[f32; RANK]> {
+fn project<const RANK: usize>(x: &[f32], directions: &[f32], width: usize, cpu: Cpu) -> Vec<[f32; RANK]> {
     let along = |row: &[f32]| std::array::from_fn(|k| math::dot(row, &directions[k * width..][..width], cpu));
     x.chunks_exact(width).map(along).collect()
 }
@@ -99,7 +124,7 @@ fn orthonormalise(rows: &mut [f32], width: usize, cpu: Cpu) {
 
 /// A lower triangle whose product with its transpose is `matrix`, which is positive
 /// semidefinite.
-fn cholesky(matrix: &[[f32; RANK]; RANK]) -> [[f32; RANK]; RANK] {
+fn cholesky<const RANK: usize>(matrix: &[[f32; RANK]; RANK]) -> [[f32; RANK]; RANK] {
     let mut root = [[0f32; RANK]; RANK];
     for row in 0..RANK {
         for column in 0..=row {
@@ -120,7 +145,7 @@ fn cholesky(matrix: &[[f32; RANK]; RANK]) -> [[f32; RANK]; RANK] {
 #[cfg(test)]
 mod tests {
     use super::super::math::tests::numbers;
-    use super::super::{PackedLinear, Precision, Then};
+    use super::super::{PackedLinear, Then};
     use super::*;
 
     /// Rows that have much in common: what most of them have in one direction, and a little of
@@ -139,7 +164,7 @@ mod tests {
         let w = numbers(outputs * inputs, 7);
         let mut seen = Rows::default();
         seen.convert(Precision::Int8, &rows(40, inputs, 3), inputs, cpu);
-        let hessian = Hessian::new(&seen, cpu).filter(|_| feedback);
+        let hessian = Hessian::new(&seen, precision, cpu).filter(|_| feedback);
         let read = |output: usize, row: &mut [f32]| row.copy_from_slice(&w[output * inputs..][..inputs]);
         let packed = PackedLinear::new((outputs, inputs), read, Vec::new(), precision, hessian.as_ref(), cpu);
         // Rows that were not among those seen.
@@ -174,7 +199,7 @@ mod tests {
         for bad in [0.0, f32::INFINITY, f32::NAN] {
             let mut seen = Rows::default();
             seen.convert(Precision::Int8, &[bad; 4 * 20], 20, Cpu::detect());
-            assert!(Hessian::new(&seen, Cpu::detect()).is_none(), "{bad}");
+            assert!(Hessian::new(&seen, Precision::Int8, Cpu::detect()).is_none(), "{bad}");
         }
     }
 }

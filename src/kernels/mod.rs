@@ -26,6 +26,7 @@ pub use attention::{Attend, CacheRoom, Heads, Int8KeysValues, Int16KeysValues, I
 pub use cpu::Cpu;
 pub use hessian::Hessian;
 pub use linear::{Mix, PackedLinear, Precision, Then};
+pub(crate) use math::{from_bf16, multiply};
 pub use rotary::rotate;
 pub use rotation::{Rotation, spread, spread_of, spread_rows};
 pub use rows::{Rows, grow, layer_norm};

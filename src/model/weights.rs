@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::{DType, Device, Tensor};
-use half::{bf16, f16};
+use half::f16;
 use memmap2::Mmap;
 #[cfg(unix)]
 use memmap2::UncheckedAdvice;
@@ -276,7 +276,7 @@ pub struct Fold<'a> {
 
 impl Fold<'_> {
     fn row(&self, row: &mut [f32], cpu: Cpu) {
-        row.iter_mut().zip(self.gains).for_each(|(weight, gain)| *weight *= gain);
+        kernels::multiply(row, self.gains, cpu);
         if let Some(rotation) = self.inputs {
             rotation.turn(row, cpu);
         }
@@ -388,10 +388,6 @@ fn read(bytes: &[u8], stored: DType, out: &mut [f32]) {
                 *out = f16::from_le_bytes(bytes).to_f32();
             }
         }
-        _ => {
-            for (out, &bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
-                *out = bf16::from_le_bytes(bytes).to_f32();
-            }
-        }
+        _ => kernels::from_bf16(bytes, out, Cpu::detect()),
     }
 }

@@ -140,7 +140,7 @@ impl PackedLinear {
         cpu: Cpu,
     ) -> Self {
         assert!(inputs > 0 && (bias.is_empty() || bias.len() == outputs));
-        assert!(hessian.is_none_or(|hessian| hessian.steps.len() == inputs));
+        assert!(hessian.is_none_or(|hessian| hessian.inputs() == inputs));
         bias.resize(bias.len().next_multiple_of(LANES), 0.0);
         let pack = |(band, precision): (Range<usize>, Precision)| {
             let read = |output: usize, row: &mut [f32]| read(band.start + output, row);

@@ -88,12 +88,9 @@ pub(super) struct Matrix<'a, F> {
 struct Panel {
     /// Its weights [LANES, inputs]; those of outputs that are not there are 0.
     rows: Vec<f32>,
-    /// The same [inputs, LANES], and what they are rounded to.
-    columns: Vec<f32>,
-    rounded: Vec<i8>,
     /// [blocks, LANES]
     scales: Vec<f32>,
-    /// A row in 8 bits.
+    /// What weights are rounded to, four to a word: [groups, LANES], or of a row.
     words: Vec<u32>,
 }
 
@@ -109,13 +106,7 @@ impl<F: Fn(usize, &mut [f32]) + Sync> Matrix<'_, F> {
 
     /// Calls `pack` for each panel with what `all` has for it, and its weights.
     fn each<P: Send>(&self, all: impl IndexedParallelIterator<Item = P>, pack: impl Fn(P, &mut Panel) + Sync) {
-        let make = || Panel {
-            rows: vec![0.0; LANES * self.inputs],
-            columns: Vec::new(),
-            rounded: Vec::new(),
-            scales: Vec::new(),
-            words: vec![0; self.inputs.div_ceil(QUAD)],
-        };
+        let make = || Panel { rows: vec![0.0; LANES * self.inputs], scales: Vec::new(), words: Vec::new() };
         all.enumerate().for_each_init(make, |panel, (p, all)| {
             for (lane, row) in panel.rows.chunks_exact_mut(self.inputs).enumerate() {
                 let output = p * LANES + lane;
@@ -146,30 +137,18 @@ impl<F: Fn(usize, &mut [f32]) + Sync> Matrix<'_, F> {
         let all = all.zip(corrections.par_chunks_exact_mut(LANES));
         self.each(all, |((values, scales), corrections), panel| {
             let words: &mut [u32] = bytemuck::cast_slice_mut(values);
+            panel.words.resize(groups, 0);
             let rows = panel.rows.chunks_exact(self.inputs);
             for (lane, ((row, scale), correction)) in rows.zip(&mut *scales).zip(&mut *corrections).enumerate() {
                 *scale = math::to_int8(row, &mut panel.words, self.cpu);
-                if self.hessian.is_some() {
-                    continue;
+                if self.hessian.is_none() {
+                    *correction = OFFSET * math::sign(&mut panel.words, self.cpu);
+                    words.iter_mut().skip(lane).step_by(LANES).zip(&panel.words).for_each(|(to, word)| *to = *word);
                 }
-                *correction = OFFSET * math::sign(&mut panel.words, self.cpu);
-                words.iter_mut().skip(lane).step_by(LANES).zip(&panel.words).for_each(|(to, word)| *to = *word);
             }
             if let Some(hessian) = self.hessian {
-                panel.scales.clear();
-                panel.scales.extend_from_slice(scales);
-                self.round(panel, hessian, (self.inputs, -127.0, 127.0));
-                let mut sums = [0; LANES];
-                for (group, words) in panel.rounded.chunks(QUAD * LANES).zip(words.chunks_exact_mut(LANES)) {
-                    for (lane, (word, sum)) in words.iter_mut().zip(&mut sums).enumerate() {
-                        let mut bytes = [0; QUAD];
-                        for (byte, values) in bytes.iter_mut().zip(group.chunks_exact(LANES)) {
-                            *byte = values[lane] as u8;
-                            *sum += i32::from(values[lane]);
-                        }
-                        *word = u32::from_le_bytes(bytes);
-                    }
-                }
+                let grid = Grid { scales, block: self.inputs, least: -127.0, most: 127.0 };
+                let sums = hessian.round(&panel.rows, &grid, words, self.cpu);
                 corrections.iter_mut().zip(sums).for_each(|(correction, sum)| *correction = OFFSET * sum);
             }
         });
@@ -187,13 +166,17 @@ impl<F: Fn(usize, &mut [f32]) + Sync> Matrix<'_, F> {
         let all =
             values.par_chunks_exact_mut(blocks * high.block_bytes()).zip(scales.par_chunks_exact_mut(blocks * LANES));
         self.each(all, |(values, scales), panel| {
-            panel.rounded.resize(self.inputs * LANES, 0);
+            panel.words.clear();
+            panel.words.resize(blocks * BLOCK / QUAD * LANES, 0);
             for (lane, row) in panel.rows.chunks_exact(self.inputs).enumerate() {
                 for (b, block) in row.chunks(BLOCK).enumerate() {
                     let (scale, integers) = quantise(block, high, self.cpu);
                     scales[b * LANES + lane] = scale;
-                    for (i, integer) in integers.into_iter().enumerate().take(block.len()) {
-                        panel.rounded[(b * BLOCK + i) * LANES + lane] = integer as i8 - high.offset() as i8;
+                    if self.hessian.is_none() {
+                        for (group, quad) in integers.as_chunks::<QUAD>().0.iter().enumerate() {
+                            let bytes = quad.map(|integer| integer.wrapping_sub(high.offset() as u8));
+                            panel.words[(b * BLOCK / QUAD + group) * LANES + lane] = u32::from_le_bytes(bytes);
+                        }
                     }
                 }
             }
@@ -201,31 +184,28 @@ impl<F: Fn(usize, &mut [f32]) + Sync> Matrix<'_, F> {
                 panel.scales.clear();
                 panel.scales.extend(scales.iter().map(|scale| scale.to_f32()));
                 let (least, most) = (-high.offset() as f32, (high.offset() - 1) as f32);
-                self.round(panel, hessian, (BLOCK, least, most));
+                let grid = Grid { scales: &panel.scales, block: BLOCK, least, most };
+                let there = self.inputs.div_ceil(QUAD) * LANES;
+                hessian.round(&panel.rows, &grid, &mut panel.words[..there], self.cpu);
             }
-            // What is not there is 0, as are its activations.
-            for (i, lanes) in panel.rounded.chunks_exact(LANES).enumerate() {
-                let values = &mut values[i / BLOCK * high.block_bytes()..][..high.block_bytes()];
-                for (lane, value) in lanes.iter().enumerate() {
-                    let weight = (i32::from(*value) + high.offset()) as u8;
-                    high.set_weight(values, i % BLOCK / QUAD, lane * QUAD + i % QUAD, weight);
+            let every = |byte: i32| u32::from_ne_bytes([byte as u8; QUAD]);
+            let (mask, offset) = (every(2 * high.offset() - 1), every(high.offset()));
+            let blocks = panel.words.chunks_exact(BLOCK / QUAD * LANES);
+            for (values, words) in values.chunks_exact_mut(high.block_bytes()).zip(blocks) {
+                let values: &mut [u32] = bytemuck::cast_slice_mut(values);
+                for (group, words) in words.chunks_exact(LANES).enumerate() {
+                    let (vector, shift) = high.place(group);
+                    for (lane, word) in words.iter().enumerate() {
+                        let weights = word & mask ^ offset;
+                        values[group / 2 * LANES + lane] |= (weights & every(0xf)) << (group % 2 * 4);
+                        if high != High::NONE {
+                            values[vector / QUAD + lane] |= (weights >> 4 & every(0xf)) << shift;
+                        }
+                    }
                 }
             }
         });
         Weights::Int4 { values: Numbers::Own(values), high, scales: Numbers::Own(scales) }
-    }
-
-    /// Rounds a panel's weights to whole numbers of its scales, `block` inputs with one, from
-    /// `least` to `most`.
-    fn round(&self, panel: &mut Panel, hessian: &Hessian, (block, least, most): (usize, f32, f32)) {
-        panel.columns.resize(panel.rows.len(), 0.0);
-        panel.rounded.resize(panel.rows.len(), 0);
-        for (lane, row) in panel.rows.chunks_exact(self.inputs).enumerate() {
-            let column = panel.columns.iter_mut().skip(lane).step_by(LANES);
-            column.zip(row).for_each(|(to, weight)| *to = *weight);
-        }
-        let grid = Grid { scales: &panel.scales, block, least, most };
-        math::round_with_feedback(&panel.columns, &grid, &hessian.steps, &mut panel.rounded, self.cpu);
     }
 }
 

@@ -100,12 +100,31 @@ vectorised! {
 }
 
 vectorised! {
-    /// The same of columns: `x` has rows of BAND numbers, `block` of them in a block.
-    hadamard_columns(x: &mut [f32], block: usize) {
+    /// The same of columns: `x` has rows of BAND numbers, `block` of them in a block, and each is
+    /// multiplied by its sign first.
+    hadamard_columns(x: &mut [f32], signs: &[f32], block: usize) {
         let scale = 1.0 / (block as f32).sqrt();
-        x.iter_mut().for_each(|x| *x *= scale);
+        for (row, sign) in x.chunks_exact_mut(BAND).zip(signs) {
+            let by = sign * scale;
+            row.iter_mut().for_each(|x| *x *= by);
+        }
         for x in x.chunks_exact_mut(block * BAND) {
             stages(x, BAND, block * BAND);
+        }
+    }
+}
+
+vectorised! {
+    /// Reflects three parts of `len` numbers across each other, as if each were a number: all of
+    /// them come to have some of the others.
+    thirds(x: &mut [f32], len: usize) {
+        for x in x.chunks_exact_mut(3 * len) {
+            let (first, rest) = x.split_at_mut(len);
+            let (second, third) = rest.split_at_mut(len);
+            for ((a, b), c) in first.iter_mut().zip(second).zip(third) {
+                let shared = (*a + *b + *c) * (2.0 / 3.0);
+                (*a, *b, *c) = (shared - *a, shared - *b, shared - *c);
+            }
         }
     }
 }

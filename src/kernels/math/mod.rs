@@ -15,7 +15,7 @@ const ROUND: f32 = 12_582_912.0;
 macro_rules! vectorised {
     ($(#[$doc:meta])* $name:ident($($argument:ident: $type:ty),*) $(-> $result:ty)? $body:block) => {
         $(#[$doc])*
-        pub(in crate::kernels) fn $name($($argument: $type,)* cpu: Cpu) $(-> $result)? {
+        pub(crate) fn $name($($argument: $type,)* cpu: Cpu) $(-> $result)? {
             #[allow(clippy::extra_unused_type_parameters)]
             #[inline(always)]
             fn generic<const FUSED: bool>($($argument: $type),*) $(-> $result)? $body
@@ -50,15 +50,16 @@ mod nonlinear;
 mod quantise;
 mod round;
 
-pub(super) use hadamard::{BAND, hadamard, hadamard_columns, mix};
+pub(super) use hadamard::{BAND, hadamard, hadamard_columns, mix, thirds};
 pub(super) use nonlinear::{
     exp2_row, exp2_row_int8, exp2_row_int16, gelu, layer_norm, power_of_two, rms_norm, silu_mul,
 };
+pub(crate) use quantise::from_bf16;
 pub(super) use quantise::{
     KeyPanel, WidePanel, add_int16, high_half, interleave_int8, keys_to_int8, low_half, round_bf16, set_high, set_low,
     sign, sign_and_sum, spread_int16, to_bf16, to_int8, to_int8_twice, to_int16, to_levels, widen,
 };
-pub(super) use round::{Grid, RANK, Step, add_scaled, dot, look_ahead, round_with_feedback};
+pub(super) use round::{Grid, Step, add_scaled, dot, look_ahead, round_with_feedback};
 
 /// The larger one, without what `f32::max` promises for NaN: one instruction.
 #[inline(always)]
@@ -106,6 +107,13 @@ vectorised! {
     scale_and_add(x: &[f32], by: f32, rest: &[f32], out: &mut [f32]) {
         out.iter_mut().zip(x).for_each(|(out, x)| *out = x * by);
         out.iter_mut().zip(rest).for_each(|(out, rest)| *out += rest);
+    }
+}
+
+vectorised! {
+    /// Each number times another one.
+    multiply(x: &mut [f32], by: &[f32]) {
+        x.iter_mut().zip(by).for_each(|(x, by)| *x *= by);
     }
 }
 

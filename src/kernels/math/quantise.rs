@@ -42,6 +42,15 @@ vectorised! {
 }
 
 vectorised! {
+    /// Numbers in bf16, little-endian, at any address.
+    from_bf16(bytes: &[u8], x: &mut [f32]) {
+        for (x, bytes) in x.iter_mut().zip(bytes.as_chunks().0) {
+            *x = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
+        }
+    }
+}
+
+vectorised! {
     /// A number to the lower half of each word, rounded to bf16; the upper one becomes 0.
     set_low(x: &[f32], words: &mut [u32]) {
         for (word, x) in words.iter_mut().zip(x) {

@@ -9,6 +9,7 @@ mod int16;
 mod int4;
 mod int8;
 mod quantise;
+mod round;
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -21,6 +22,7 @@ pub(super) use int4::int4_block;
 pub(super) use int8::int8_block;
 pub(super) use int16::{KEY_BLOCK, keys_to_int8, to_int16};
 pub(super) use quantise::to_int8;
+pub(super) use round::{round_with_feedback, round_with_feedback_in_halves};
 
 /// Rows of a register tile: 6 rows by 4 panels are 24 accumulators of the 32 registers.
 pub(super) const TILE_ROWS: usize = 6;

@@ -48,12 +48,12 @@ impl Calibration {
 
     /// What comes into the matrix behind a norm.
     pub(super) fn norm(&mut self, precision: Precision, gains: &[f32], eps: f32) -> Option<Hessian> {
-        self.step(|Self { x, rows, .. }| rows.rms_norm(precision, x, gains, eps, Cpu::detect()))
+        self.step(precision, |Self { x, rows, .. }| rows.rms_norm(precision, x, gains, eps, Cpu::detect()))
     }
 
     /// What comes out of attention.
     pub(super) fn attend(&mut self, shape: &Shape, qkv_proj: &PackedLinear) -> Option<Hessian> {
-        self.step(|Self { tokens, rows, qkv, mixed, cosines, sines, .. }| {
+        self.step(qkv_proj.precision(), |Self { tokens, rows, qkv, mixed, cosines, sines, .. }| {
             let cpu = Cpu::detect();
             qkv.resize(*tokens * shape.qkv_width(), 0.0);
             mixed.resize(*tokens * shape.width(), 0.0);
@@ -69,7 +69,7 @@ impl Calibration {
 
     /// What the gates let through.
     pub(super) fn gate(&mut self, shape: &Shape, gate_up_proj: &PackedLinear) -> Option<Hessian> {
-        self.step(|Self { tokens, rows, inside, .. }| {
+        self.step(gate_up_proj.precision(), |Self { tokens, rows, inside, .. }| {
             inside.resize(*tokens * 2 * shape.inner, 0.0);
             gate_up_proj.multiply(rows, inside, Then::Store);
             rows.silu_mul(gate_up_proj.precision(), inside, (shape.inner, shape.spread), Cpu::detect());
@@ -83,12 +83,13 @@ impl Calibration {
         }
     }
 
-    /// The second moments of the rows that `make` makes, if there are tokens.
-    fn step(&mut self, make: impl FnOnce(&mut Self) + Send) -> Option<Hessian> {
+    /// The second moments of the rows that `make` makes for a matrix in `precision`, if there are
+    /// tokens.
+    fn step(&mut self, precision: Precision, make: impl FnOnce(&mut Self) + Send) -> Option<Hessian> {
         if self.tokens == 0 {
             return None;
         }
         gather(|| make(self));
-        Hessian::new(&self.rows, Cpu::detect())
+        Hessian::new(&self.rows, precision, Cpu::detect())
     }
 }

@@ -38,6 +38,7 @@ impl High {
     }
 
     #[inline(always)]
+    #[cfg(target_arch = "x86_64")]
     pub(super) const fn bits(self) -> usize {
         self.0
     }

@@ -328,7 +328,7 @@ unsafe fn int4_tile<const ROWS: usize, const PANELS: usize>(
             let first_group = b * (BLOCK / QUAD);
             for group in first_group..groups.min(first_group + BLOCK / QUAD) {
                 let in_block = group - first_group;
-                if in_block > 0 && in_block % at_once == 0 {
+                if in_block > 0 && in_block.is_multiple_of(at_once) {
                     for (wide, sums) in wide.iter_mut().zip(&mut sums) {
                         for (wide, sum) in wide.iter_mut().zip(sums) {
                             *wide = _mm256_add_epi32(*wide, _mm256_madd_epi16(*sum, _mm256_set1_epi16(1)));

@@ -199,8 +199,8 @@ typedef enum smolvlm_dtype {
    */
   SMOLVLM_DTYPE_BNB4 = 9,
   /**
-   * Candle on the processor: the decoder's layers in 4 bits, in blocks of 32 weights, the rest
-   * as INT8.
+   * Candle on the processor: the decoder in 4 to 6 bits, in blocks of 32 weights, the rest as
+   * INT8.
    */
   SMOLVLM_DTYPE_INT4 = 10,
 } smolvlm_dtype;

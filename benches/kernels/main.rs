@@ -77,17 +77,19 @@ const MATRICES: [(usize, usize, usize); 8] = [
 /// inputs x outputs, times one row.
 const VECTORS: [(usize, usize); 5] = [(576, 576), (576, 960), (576, 3072), (1536, 576), (576, 49_280)];
 
-/// Of so many weights; 4 bits have 16 more for the scale of every 32.
+/// Of so many weights; those of up to 6 bits have 16 more for the scale of every 32.
 fn bytes(weights: usize, precision: Precision) -> usize {
     match precision {
         Precision::Bf16 => weights * 2,
         Precision::Int8 => weights,
         Precision::Int4 => weights * 9 / 16,
+        Precision::Int5 => weights * 11 / 16,
+        Precision::Int6 => weights * 13 / 16,
     }
 }
 
 fn products(criterion: &mut Criterion) {
-    for precision in [Precision::Bf16, Precision::Int8, Precision::Int4] {
+    for precision in [Precision::Bf16, Precision::Int8, Precision::Int4, Precision::Int5, Precision::Int6] {
         let shapes = MATRICES.into_iter().chain(VECTORS.map(|(inputs, outputs)| (1, inputs, outputs)));
         for (rows, inputs, outputs) in shapes {
             let weights = numbers(inputs * outputs);

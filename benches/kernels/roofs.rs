@@ -37,10 +37,12 @@ pub fn products(cpu: Cpu, precision: Precision, threads: usize) -> (f64, &'stati
         (Cpu::Avx512F | Cpu::Avx512, Precision::Bf16) => (x86::fma_wide, 24 * 32, "VFMADD231PS, 512 bits"),
         (Cpu::Avx512Bf16, Precision::Bf16) => (x86::dpbf16, 24 * 64, "VDPBF16PS, 512 bits"),
         (Cpu::Avx512 | Cpu::Avx512Bf16, _) => (x86::dpbusd, 24 * 128, "VPDPBUSD, 512 bits"),
-        (Cpu::Amx, Precision::Int8 | Precision::Int4) => (x86::tdpbusd, 4 * 2 * 16 * 16 * 64, "TDPBUSD"),
         (Cpu::Amx, Precision::Bf16) => (x86::tdpbf16ps, 4 * 2 * 16 * 16 * 32, "TDPBF16PS"),
-        (Cpu::AvxVnni, Precision::Int8 | Precision::Int4) => (x86::dpbusd_vex, 12 * 64, "VPDPBUSD, 256 bits"),
-        (Cpu::Avx2 | Cpu::Avx512F, Precision::Int8 | Precision::Int4) => {
+        (Cpu::Amx, _) => (x86::tdpbusd, 4 * 2 * 16 * 16 * 64, "TDPBUSD"),
+        (Cpu::AvxVnni, Precision::Int8 | Precision::Int4 | Precision::Int5 | Precision::Int6) => {
+            (x86::dpbusd_vex, 12 * 64, "VPDPBUSD, 256 bits")
+        }
+        (Cpu::Avx2 | Cpu::Avx512F, Precision::Int8 | Precision::Int4 | Precision::Int5 | Precision::Int6) => {
             (x86::maddubs, 4 * 64, "VPSIGNB, VPMADDUBSW, VPMADDWD and VPADDD, 256 bits")
         }
         (Cpu::Avx2 | Cpu::AvxVnni, Precision::Bf16) => (x86::fma, 12 * 16, "VFMADD231PS, 256 bits"),

@@ -64,7 +64,7 @@ pub enum DTypeKind {
     Q4F16,
     /// 4 bits by bitsandbytes.
     Bnb4,
-    /// The decoder's layers in 4 bits, in blocks of 32 weights, the rest and all activations in 8.
+    /// The decoder in 4 to 6 bits, in blocks of 32 weights, whichever its parts need, the rest in 8.
     Int4,
 }
 

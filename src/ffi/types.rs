@@ -161,8 +161,8 @@ pub enum smolvlm_dtype {
     Q4f16 = 8,
     /// 4-bit weights as bitsandbytes has them.
     Bnb4 = 9,
-    /// Candle on the processor: the decoder's layers in 4 bits, in blocks of 32 weights, the rest
-    /// as INT8.
+    /// Candle on the processor: the decoder in 4 to 6 bits, in blocks of 32 weights, the rest as
+    /// INT8.
     Int4 = 10,
 }
 

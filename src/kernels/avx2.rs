@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::block::{BLOCK, BLOCK_BYTES, Block, INT4_OFFSET, LANES, OFFSET, Out, PAIR, QUAD};
+use super::block::{BLOCK, Block, High, Known, LANES, OFFSET, Out, PAIR, QUAD};
 use super::math;
 
 /// How far on few rows fetch, in bytes; as AVX-512's tiles in bf16.
@@ -280,12 +280,18 @@ const INT4_TILE_ROWS: usize = 2;
 /// # Safety
 /// The processor has AVX2, FMA and F16C. `values` and `scales` start at the block's first panel.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn int4_block(values: &[u8], scales: &[f16], block: &Block<'_>, out: &mut Out<'_>) {
+pub(super) unsafe fn int4_block((values, high): (&[u8], High), scales: &[f16], block: &Block<'_>, out: &mut Out<'_>) {
     let blocks = block.panel_count * block.rows.blocks();
-    assert!(values.len() >= blocks * BLOCK_BYTES && scales.len() >= blocks * LANES);
+    assert!(values.len() >= blocks * high.block_bytes() && scales.len() >= blocks * LANES);
     let first = |row, _| block.first_row + row;
     // SAFETY: as this function; the tiles lie in the block.
-    unsafe { tiles!(int4_tile, INT4_TILE_ROWS, block, first, values, scales, out) };
+    unsafe {
+        match high.bits() {
+            0 => tiles!(int4_tile, INT4_TILE_ROWS, block, first, values, [(); 0], scales, out),
+            1 => tiles!(int4_tile, INT4_TILE_ROWS, block, first, values, [(); 1], scales, out),
+            _ => tiles!(int4_tile, INT4_TILE_ROWS, block, first, values, [(); 2], scales, out),
+        }
+    }
 }
 
 /// # Safety
@@ -293,31 +299,62 @@ pub(super) unsafe fn int4_block(values: &[u8], scales: &[f16], block: &Block<'_>
 /// all rows, and `PANELS` panels from
 /// `panel` on.
 #[target_feature(enable = "avx2,fma,f16c")]
+#[expect(clippy::too_many_arguments)]
 unsafe fn int4_tile<const ROWS: usize, const PANELS: usize>(
     block: &Block<'_>,
     row: usize,
     panel: usize,
     first: usize,
     values: &[u8],
+    known: impl Known,
     scales: &[f16],
     out: &mut Out<'_>,
 ) {
     let (blocks, groups) = (block.rows.blocks(), block.rows.groups);
     let rows: [_; ROWS] = std::array::from_fn(|r| block.rows.int4_row(first + r));
+    let high = known.high();
     let low = _mm256_set1_epi8(0xf);
+    let beyond = _mm256_set1_epi8(high.mask() as i8);
     let mut results = [[[_mm256_setzero_ps(); 2]; PANELS]; ROWS];
     for b in 0..blocks {
         #[expect(clippy::needless_range_loop)]
         for p in 0..PANELS {
             let at = (panel + p) * blocks + b;
-            // 8 times 2 products of 4 and 7 bits and a sign fit 16 bits.
+            // Twice 8 products of 4 and 7 bits and a sign fit 16 bits, or 4 of 5 bits, or 2 of 6.
+            let at_once = (BLOCK / QUAD) >> high.bits();
             let mut sums = [[_mm256_setzero_si256(); 2]; ROWS];
-            for group in b * (BLOCK / QUAD)..groups.min((b + 1) * (BLOCK / QUAD)) {
-                let vector = at * BLOCK_BYTES + group % (BLOCK / QUAD) / 2 * LANES * QUAD;
+            let mut wide = [[_mm256_setzero_si256(); 2]; ROWS];
+            let mut others = [_mm256_setzero_si256(); 2];
+            let first_group = b * (BLOCK / QUAD);
+            for group in first_group..groups.min(first_group + BLOCK / QUAD) {
+                let in_block = group - first_group;
+                if in_block > 0 && in_block.is_multiple_of(at_once) {
+                    for (wide, sums) in wide.iter_mut().zip(&mut sums) {
+                        for (wide, sum) in wide.iter_mut().zip(sums) {
+                            *wide = _mm256_add_epi32(*wide, _mm256_madd_epi16(*sum, _mm256_set1_epi16(1)));
+                            *sum = _mm256_setzero_si256();
+                        }
+                    }
+                }
+                let start = at * high.block_bytes();
+                let vector = start + in_block / 2 * LANES * QUAD;
                 // SAFETY: the block's panels lie in the slice, as the caller has checked.
                 let pair = unsafe { load::<ROWS>(values.as_ptr().add(vector)) };
                 let shifted = if group % 2 == 0 { pair } else { pair.map(|x| _mm256_srli_epi16(x, 4)) };
-                let weights = shifted.map(|x| _mm256_and_si256(x, low));
+                let mut weights = shifted.map(|x| _mm256_and_si256(x, low));
+                if high.bits() > 0 {
+                    let (place, shift) = high.place(in_block);
+                    // As in AVX-512's tile.
+                    if shift % 4 == 0 {
+                        // SAFETY: as above.
+                        let bits = unsafe { load::<ROWS>(values.as_ptr().add(start + place)) };
+                        others = if shift == 0 { bits.map(|x| _mm256_slli_epi16(x, 4)) } else { bits };
+                    }
+                    for (weights, others) in weights.iter_mut().zip(&mut others) {
+                        *weights = _mm256_or_si256(*weights, _mm256_and_si256(*others, beyond));
+                        *others = _mm256_srl_epi16(*others, _mm_cvtsi32_si128(high.bits() as i32));
+                    }
+                }
                 for (sums, row) in sums.iter_mut().zip(&rows) {
                     let word = _mm256_set1_epi32(row.0[group] as i32);
                     for (sum, weights) in sums.iter_mut().zip(weights) {
@@ -326,11 +363,12 @@ unsafe fn int4_tile<const ROWS: usize, const PANELS: usize>(
                 }
             }
             for (r, sums) in sums.iter().enumerate() {
-                let offset = _mm256_set1_epi32(-INT4_OFFSET * rows[r].1[b]);
+                let offset = _mm256_set1_epi32(-high.offset() * rows[r].1[b]);
                 for (half, sum) in sums.iter().enumerate() {
                     // SAFETY: the slice holds the block's scales, as the caller has checked.
                     let scale = unsafe { _mm_loadu_si128(scales.as_ptr().add(at * LANES + half * HALF).cast()) };
-                    let sum = _mm256_add_epi32(_mm256_madd_epi16(*sum, _mm256_set1_epi16(1)), offset);
+                    let sum = _mm256_madd_epi16(*sum, _mm256_set1_epi16(1));
+                    let sum = _mm256_add_epi32(_mm256_add_epi32(sum, wide[r][half]), offset);
                     results[r][p][half] =
                         _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_cvtph_ps(scale), results[r][p][half]);
                 }

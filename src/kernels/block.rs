@@ -2,8 +2,9 @@
 //!
 //! Outputs are grouped into panels of [`LANES`]. For each group of inputs (2 in bf16, 4 in int8) a
 //! panel holds a vector: the group's weights of all its outputs, 64 bytes, one load of the widest
-//! kernel; in int4, a vector holds two groups. A row of activations is a sequence of 32-bit words,
-//! one per group.
+//! kernel; in int4, a vector holds two groups, and what weights of 5 or 6 bits have beyond 4 follows
+//! in vectors of eight groups or four. A row of activations is a sequence of 32-bit words, one per
+//! group.
 
 use half::{bf16, f16};
 
@@ -18,14 +19,83 @@ pub(super) const PANELS: usize = 4;
 /// Inputs of a group in bf16, and in int8 and int4.
 pub(super) const PAIR: usize = 2;
 pub(super) const QUAD: usize = 4;
-/// Inputs that share a scale in int4, and the bytes of a panel that hold them.
+/// Inputs that share a scale in int4, and the bytes of a panel that hold their nibbles.
 pub(super) const BLOCK: usize = 32;
 pub(super) const BLOCK_BYTES: usize = LANES * BLOCK / 2;
-/// What is added to a signed 4-bit weight to make it unsigned.
-pub(super) const INT4_OFFSET: i32 = 8;
+
+/// How many bits of a weight beyond 4 lie behind a block's nibbles: a group's lie in one vector with
+/// others', the first group's lowest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct High(usize);
+
+impl High {
+    pub(super) const NONE: Self = Self(0);
+
+    #[inline(always)]
+    pub(super) const fn of(bits: usize) -> Self {
+        assert!(bits <= 2);
+        Self(bits)
+    }
+
+    #[inline(always)]
+    #[cfg(target_arch = "x86_64")]
+    pub(super) const fn bits(self) -> usize {
+        self.0
+    }
+
+    /// What is added to a signed weight to make it unsigned.
+    #[inline(always)]
+    pub(super) const fn offset(self) -> i32 {
+        8 << self.0
+    }
+
+    /// Bytes of a panel that hold a block.
+    #[inline(always)]
+    pub(super) const fn block_bytes(self) -> usize {
+        BLOCK_BYTES + self.0 * LANES * BLOCK / 8
+    }
+
+    /// Where a group's bits lie in a block: from which byte on, and how far from each byte's lowest.
+    #[inline(always)]
+    pub(super) const fn place(self, group: usize) -> (usize, usize) {
+        let bit = group * self.0;
+        (BLOCK_BYTES + bit / 8 * LANES * QUAD, bit % 8)
+    }
+
+    /// A weight out of a block's bytes, unsigned; `number` is its in its group.
+    pub(super) fn weight(self, block: &[u8], group: usize, number: usize) -> u8 {
+        let nibble = block[group / 2 * LANES * QUAD + number] >> (group % 2 * 4) & 0xf;
+        if self == Self::NONE {
+            return nibble;
+        }
+        let (vector, shift) = self.place(group);
+        nibble | block[vector + number] >> shift << 4 & self.mask()
+    }
+
+    /// The bits of a weight that these are.
+    #[inline(always)]
+    pub(super) const fn mask(self) -> u8 {
+        ((1 << self.0) - 1) << 4
+    }
+}
+
 /// What is added to a signed 8-bit activation to make it unsigned, as the VNNI instructions want
 /// it.
 pub(super) const OFFSET: i32 = 128;
+
+/// A [`High`] that a kernel is compiled for.
+#[cfg(target_arch = "x86_64")]
+pub(super) trait Known: Copy {
+    fn high(self) -> High;
+}
+
+#[cfg(target_arch = "x86_64")]
+impl<const BITS: usize> Known for [(); BITS] {
+    #[inline(always)]
+    fn high(self) -> High {
+        const { High::of(BITS) }
+    }
+}
 
 /// Panels of weights.
 #[derive(Clone, Copy)]
@@ -38,9 +108,10 @@ pub(super) enum Panels<'a> {
         scales: &'a [f32],
         corrections: Option<&'a [i32]>,
     },
-    /// [panels, blocks, BLOCK_BYTES] and [panels, blocks, LANES].
+    /// [panels, blocks, the bytes of one] and [panels, blocks, LANES].
     Int4 {
         values: &'a [u8],
+        high: High,
         scales: &'a [f16],
     },
 }
@@ -218,8 +289,8 @@ impl Block<'_> {
             },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            (Panels::Int4 { values, scales }, Cpu::Avx512 | Cpu::Avx512Bf16 | Cpu::Amx) => unsafe {
-                x86::int4_block(values, scales, self, out);
+            (Panels::Int4 { values, high, scales }, Cpu::Avx512 | Cpu::Avx512Bf16 | Cpu::Amx) => unsafe {
+                x86::int4_block((values, high), scales, self, out);
             },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
@@ -236,11 +307,11 @@ impl Block<'_> {
             },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            (Panels::Int4 { values, scales }, Cpu::Avx2 | Cpu::Avx512F | Cpu::AvxVnni) => unsafe {
-                avx2::int4_block(values, scales, self, out);
+            (Panels::Int4 { values, high, scales }, Cpu::Avx2 | Cpu::Avx512F | Cpu::AvxVnni) => unsafe {
+                avx2::int4_block((values, high), scales, self, out);
             },
             (Panels::Bf16(values), _) => self.bf16(values, out),
-            (Panels::Int4 { values, scales }, _) => self.int4(values, scales, out),
+            (Panels::Int4 { values, high, scales }, _) => self.int4((values, high), scales, out),
             (Panels::Int8 { values, scales, corrections }, _) => self.int8(values, scales, corrections, out),
         }
     }
@@ -293,7 +364,7 @@ impl Block<'_> {
     }
 
     /// The reference of every int4 kernel.
-    fn int4(&self, values: &[u8], scales: &[f16], out: &mut Out<'_>) {
+    fn int4(&self, (values, high): (&[u8], High), scales: &[f16], out: &mut Out<'_>) {
         let blocks = self.rows.blocks();
         for row in 0..self.row_count {
             let (words, sums) = self.rows.int4_row(self.first_row + row);
@@ -301,15 +372,13 @@ impl Block<'_> {
                 let mut results = [0f32; LANES];
                 for (block, words) in words.chunks(BLOCK / QUAD).enumerate() {
                     let at = panel * blocks + block;
-                    let values = &values[at * BLOCK_BYTES..][..BLOCK_BYTES];
+                    let values = &values[at * high.block_bytes()..][..high.block_bytes()];
                     let scales = &scales[at * LANES..][..LANES];
                     for (lane, (result, scale)) in results.iter_mut().zip(scales).enumerate() {
-                        let mut sum = -INT4_OFFSET * sums[block];
+                        let mut sum = -high.offset() * sums[block];
                         for (group, word) in words.iter().enumerate() {
-                            let quad = &values[(group / 2 * LANES + lane) * QUAD..][..QUAD];
-                            let activations = word.to_le_bytes();
-                            for (byte, activation) in quad.iter().zip(activations) {
-                                let weight = if group % 2 == 0 { byte & 0xf } else { byte >> 4 };
+                            for (i, activation) in word.to_le_bytes().into_iter().enumerate() {
+                                let weight = high.weight(values, group, lane * QUAD + i);
                                 sum += i32::from(weight) * i32::from(activation as i8);
                             }
                         }

@@ -25,7 +25,7 @@ pub use aligned::Mapped;
 pub use attention::{Attend, CacheRoom, Heads, Int8KeysValues, Int16KeysValues, Int16Room, KeyValueCache, Stored};
 pub use cpu::Cpu;
 pub use hessian::Hessian;
-pub use linear::{PackedLinear, Precision, Then};
+pub use linear::{Mix, PackedLinear, Precision, Then};
 pub(crate) use math::{from_bf16, multiply};
 pub use rotary::rotate;
 pub use rotation::{Rotation, spread, spread_of, spread_rows};

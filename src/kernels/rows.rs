@@ -121,7 +121,10 @@ impl Rows {
 
     /// Makes room for `count` rows of `width`.
     pub(super) fn shape(&mut self, precision: Precision, (count, width): (usize, usize)) {
-        let precision = if precision == Precision::Int4 && count >= MANY { Precision::Int8 } else { precision };
+        let precision = match precision.of_rows() {
+            Precision::Int4 if count >= MANY => Precision::Int8,
+            of_rows => of_rows,
+        };
         (self.precision, self.count, self.halved, self.width) = (precision, count, false, width);
         self.groups = width.div_ceil(if precision == Precision::Bf16 { PAIR } else { QUAD });
         grow(&mut self.words, count * self.groups);

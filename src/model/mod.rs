@@ -19,7 +19,7 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::config::{ImageConfig, ModelConfig};
 use crate::error::{Error, Result};
-use crate::kernels::{PackedLinear, Precision, gather};
+use crate::kernels::{Mix, PackedLinear, Precision, gather};
 use crate::largest::Largest;
 use crate::preprocess::{Normalise, Tiles};
 use head::Ends;
@@ -321,12 +321,12 @@ impl<'a> Loader<'a> {
         names: &[&str],
         inputs: usize,
         outputs: &[usize],
-        precision: Precision,
+        mix: impl Into<Mix>,
         fold: &Fold<'_>,
     ) -> Result<PackedLinear> {
         let bias = |(name, &outputs): (&&str, &usize)| self.at(name).floats("bias", &[outputs]);
         let biases = names.iter().zip(outputs).map(bias).collect::<Result<Vec<_>>>()?;
-        self.matrix(names, inputs, outputs)?.pack(biases.concat(), precision, fold, self.store)
+        self.matrix(names, inputs, outputs)?.pack(biases.concat(), mix, fold, self.store)
     }
 
     /// As [`Self::linear_if`], packed.
@@ -336,13 +336,13 @@ impl<'a> Loader<'a> {
         names: &[&str],
         inputs: usize,
         outputs: &[usize],
-        precision: Precision,
+        mix: impl Into<Mix>,
         fold: &Fold<'_>,
     ) -> Result<PackedLinear> {
         if bias {
-            self.packed_bias(names, inputs, outputs, precision, fold)
+            self.packed_bias(names, inputs, outputs, mix, fold)
         } else {
-            self.packed(names, inputs, outputs, precision, fold)
+            self.packed(names, inputs, outputs, mix, fold)
         }
     }
 
@@ -352,9 +352,9 @@ impl<'a> Loader<'a> {
         names: &[&str],
         inputs: usize,
         outputs: &[usize],
-        precision: Precision,
+        mix: impl Into<Mix>,
         fold: &Fold<'_>,
     ) -> Result<PackedLinear> {
-        self.matrix(names, inputs, outputs)?.pack(Vec::new(), precision, fold, self.store)
+        self.matrix(names, inputs, outputs)?.pack(Vec::new(), mix, fold, self.store)
     }
 }

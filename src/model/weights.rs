@@ -21,7 +21,7 @@ use super::packed::Store;
 use crate::config::{foreign, parse};
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
-use crate::kernels::{self, Cpu, Hessian, PackedLinear, Precision, Rotation, grow};
+use crate::kernels::{self, Cpu, Hessian, Mix, PackedLinear, Rotation, grow};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -334,18 +334,19 @@ impl Matrix {
     pub fn pack(
         &self,
         mut bias: Vec<f32>,
-        precision: Precision,
+        mix: impl Into<Mix>,
         fold: &Fold<'_>,
         store: &Store,
     ) -> Result<PackedLinear> {
+        let mix = mix.into();
         let (shape, cpu) = ((self.outputs(), self.inputs), Cpu::detect());
         let names: Vec<_> = self.parts.iter().map(|part| &*part.name).collect();
-        let label = format!("{} {shape:?} {precision:?}", names.join(" "));
+        let label = format!("{} {shape:?} {mix:?}", names.join(" "));
         if let Some(rotation) = fold.outputs.filter(|_| !bias.is_empty()) {
             rotation.turn(&mut bias, cpu);
         }
         if let Store::From(reader) = store {
-            return PackedLinear::restore(shape, bias, precision, cpu, |size| reader.take(&label, size));
+            return PackedLinear::restore(shape, bias, mix, cpu, |size| reader.take(&label, size));
         }
         let packed = match fold.outputs {
             None => {
@@ -353,7 +354,7 @@ impl Matrix {
                     self.row(output, row);
                     fold.row(row, cpu);
                 };
-                PackedLinear::new(shape, read, bias, precision, fold.hessian, cpu)
+                PackedLinear::new(shape, read, bias, mix, fold.hessian, cpu)
             }
             Some(rotation) => {
                 let mut room = mem::take(&mut *self.weights.room.lock().unwrap_or_else(PoisonError::into_inner));
@@ -363,7 +364,7 @@ impl Matrix {
                     row.copy_from_slice(&all[output * self.inputs..][..self.inputs]);
                     fold.row(row, cpu);
                 };
-                let packed = PackedLinear::new(shape, read, bias, precision, fold.hessian, cpu);
+                let packed = PackedLinear::new(shape, read, bias, mix, fold.hessian, cpu);
                 *self.weights.room.lock().unwrap_or_else(PoisonError::into_inner) = room;
                 packed
             }

@@ -1,18 +1,20 @@
 //! Linear layers: rows of activations times weights in bf16, 8 or 4 bits, packed once, with the
 //! bias in the same pass.
 //!
-//! 8-bit weights have one scale per output, 4-bit ones a scale for every block of inputs; either
-//! way activations have 8 bits and one scale per row, and a row that is alone has 16 bits.
+//! 8-bit weights have one scale per output, those of 4 to 6 bits a scale for every block of inputs;
+//! either way activations have 8 bits and one scale per row, and a row that is alone has 16 bits.
 
 mod pack;
 mod widen;
 
 use std::cell::RefCell;
+use std::fmt;
+use std::ops::Range;
 
 use self::pack::{Matrix, Weights};
 use self::widen::Widened;
 use super::aligned::Mapped;
-use super::block::{BLOCK_BYTES, Block, LANES, Out, PAIR, PANELS, Panels, QUAD, Strides};
+use super::block::{Block, High, LANES, Out, PAIR, PANELS, Panels, QUAD, Strides};
 use super::rows::HALVES;
 use super::team::{self, Split};
 use super::{Cpu, Hessian, Rows};
@@ -20,6 +22,9 @@ use super::{Cpu, Hessian, Rows};
 /// Rows that one task takes, at most: enough to use a panel's weights again and again from cache,
 /// few enough to share out.
 const ROWS: usize = 96;
+
+/// Outputs of a block of panels.
+const BAND: usize = PANELS * LANES;
 
 /// Chunks of rows are multiples of it: the rows of a register tile, or half of a tall one.
 const TILE_ROWS: usize = 6;
@@ -40,6 +45,61 @@ pub enum Precision {
     Int8,
     /// One scale per output and block of 32 inputs; activations as in `Int8`.
     Int4,
+    /// The same, with weights of 5 bits.
+    Int5,
+    /// Of 6.
+    Int6,
+}
+
+impl Precision {
+    /// What weights in blocks have beyond 4 bits; `None` for others.
+    pub(super) fn high(self) -> Option<High> {
+        match self {
+            Self::Bf16 | Self::Int8 => None,
+            Self::Int4 => Some(High::NONE),
+            Self::Int5 => Some(High::of(1)),
+            Self::Int6 => Some(High::of(2)),
+        }
+    }
+
+    /// What rows are in for such weights: all blocks take the same ones.
+    pub(super) fn of_rows(self) -> Self {
+        if self.high().is_some() { Self::Int4 } else { self }
+    }
+}
+
+/// How a matrix's weights are kept: the first outputs in one precision, the others in another, which
+/// takes the same rows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Mix {
+    pub first: Precision,
+    /// Outputs that `first` is for, about: a block of panels has one precision.
+    pub count: usize,
+    pub rest: Precision,
+}
+
+impl Mix {
+    /// Which outputs are kept how.
+    fn bands(self, outputs: usize) -> impl Iterator<Item = (Range<usize>, Precision)> {
+        assert_eq!(self.first.of_rows(), self.rest.of_rows());
+        let count = if self.first == self.rest { 0 } else { self.count.min(outputs) / BAND * BAND };
+        [(0..count, self.first), (count..outputs, self.rest)].into_iter().filter(|(band, _)| !band.is_empty())
+    }
+}
+
+impl fmt::Debug for Mix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.first == self.rest {
+            return self.rest.fmt(f);
+        }
+        write!(f, "{:?} {} {:?}", self.first, self.count, self.rest)
+    }
+}
+
+impl From<Precision> for Mix {
+    fn from(precision: Precision) -> Self {
+        Self { first: precision, count: 0, rest: precision }
+    }
 }
 
 /// What becomes of the results.
@@ -50,11 +110,18 @@ pub enum Then {
     Add,
 }
 
+/// Outputs that are kept the same way.
+struct Band {
+    /// The first one's.
+    panel: usize,
+    weights: Weights,
+}
+
 /// A weight matrix, ready for products.
 pub struct PackedLinear {
     inputs: usize,
     outputs: usize,
-    weights: Weights,
+    bands: Vec<Band>,
     /// [outputs to a multiple of LANES], or empty.
     bias: Vec<f32>,
     cpu: Cpu,
@@ -68,15 +135,20 @@ impl PackedLinear {
         (outputs, inputs): (usize, usize),
         read: impl Fn(usize, &mut [f32]) + Sync,
         mut bias: Vec<f32>,
-        precision: Precision,
+        mix: impl Into<Mix>,
         hessian: Option<&Hessian>,
         cpu: Cpu,
     ) -> Self {
         assert!(inputs > 0 && (bias.is_empty() || bias.len() == outputs));
         assert!(hessian.is_none_or(|hessian| hessian.inputs() == inputs));
         bias.resize(bias.len().next_multiple_of(LANES), 0.0);
-        let weights = Matrix { outputs, inputs, read, hessian, cpu }.pack(precision);
-        Self { inputs, outputs, weights, bias, cpu }
+        let pack = |(band, precision): (Range<usize>, Precision)| {
+            let read = |output: usize, row: &mut [f32]| read(band.start + output, row);
+            let weights = Matrix { outputs: band.len(), inputs, read, hessian, cpu }.pack(precision);
+            Band { panel: band.start / LANES, weights }
+        };
+        let bands = mix.into().bands(outputs).map(pack).collect();
+        Self { inputs, outputs, bands, bias, cpu }
     }
 
     /// One whose [`Self::arrays`] have been kept: `take` is asked for each of them, by its size in
@@ -84,23 +156,28 @@ impl PackedLinear {
     pub fn restore<E>(
         (outputs, inputs): (usize, usize),
         mut bias: Vec<f32>,
-        precision: Precision,
+        mix: impl Into<Mix>,
         cpu: Cpu,
-        take: impl FnMut(usize) -> Result<Mapped, E>,
+        mut take: impl FnMut(usize) -> Result<Mapped, E>,
     ) -> Result<Self, E> {
         assert!(inputs > 0 && (bias.is_empty() || bias.len() == outputs));
         bias.resize(bias.len().next_multiple_of(LANES), 0.0);
-        Ok(Self { inputs, outputs, weights: Weights::restore((outputs, inputs), precision, take)?, bias, cpu })
+        let restore = |(band, precision): (Range<usize>, Precision)| {
+            let weights = Weights::restore((band.len(), inputs), precision, &mut take)?;
+            Ok(Band { panel: band.start / LANES, weights })
+        };
+        let bands = mix.into().bands(outputs).map(restore).collect::<Result<_, E>>()?;
+        Ok(Self { inputs, outputs, bands, bias, cpu })
     }
 
     /// What packing made: the same on every processor of one byte order. The bias is not among it.
     pub fn arrays(&self) -> Vec<&[u8]> {
-        self.weights.arrays()
+        self.bands.iter().flat_map(|band| band.weights.arrays()).collect()
     }
 
     /// What rows must be in.
     pub fn precision(&self) -> Precision {
-        match self.weights {
+        match self.bands[0].weights {
             Weights::Bf16(_) => Precision::Bf16,
             Weights::Int8 { .. } => Precision::Int8,
             Weights::Int4 { .. } => Precision::Int4,
@@ -208,10 +285,10 @@ impl PackedLinear {
             block.run(out, self.cpu);
         };
         match (self.panels(panel, rows), rows.precision) {
-            (Panels::Int4 { values, scales }, Precision::Int8) => WIDENED.with_borrow_mut(|widened| {
+            (Panels::Int4 { values, high, scales }, Precision::Int8) => WIDENED.with_borrow_mut(|widened| {
                 let blocks = panel_count * rows.blocks();
-                let (values, scales) = (&values[..blocks * BLOCK_BYTES], &scales[..blocks * LANES]);
-                run(widened.set(values, scales, rows.groups, self.cpu));
+                let (values, scales) = (&values[..blocks * high.block_bytes()], &scales[..blocks * LANES]);
+                run(widened.set((values, high), scales, rows.groups, self.cpu));
             }),
             (panels, _) => run(panels),
         }
@@ -225,26 +302,35 @@ impl PackedLinear {
 
     /// Those of a block of panels from `first` on.
     fn block_bytes(&self, first: usize) -> &[u8] {
-        match &self.weights {
+        let band = self.band(first);
+        match &band.weights {
             Weights::Int8 { values, .. } => {
                 let panel = self.inputs.div_ceil(QUAD) * LANES * QUAD;
-                let values = values.get(first * panel..).unwrap_or_default();
+                let values = values.get((first - band.panel) * panel..).unwrap_or_default();
                 bytemuck::cast_slice(&values[..values.len().min(PANELS * panel)])
             }
             _ => &[],
         }
     }
 
+    /// What has this panel, or would have it.
+    fn band(&self, panel: usize) -> &Band {
+        &self.bands[self.bands.partition_point(|band| band.panel <= panel) - 1]
+    }
+
     fn panels(&self, first: usize, rows: &Rows) -> Panels<'_> {
-        match &self.weights {
+        let band = self.band(first);
+        let first = first - band.panel;
+        match &band.weights {
             Weights::Bf16(values) => Panels::Bf16(&values[first * rows.groups * LANES * PAIR..]),
             Weights::Int8 { values, scales, corrections } => Panels::Int8 {
                 values: &values[first * rows.groups * LANES * QUAD..],
                 scales: &scales[first * LANES..],
                 corrections: Some(&corrections[first * LANES..]),
             },
-            Weights::Int4 { values, scales } => Panels::Int4 {
-                values: &values[first * rows.blocks() * BLOCK_BYTES..],
+            Weights::Int4 { values, high, scales } => Panels::Int4 {
+                values: &values[first * rows.blocks() * high.block_bytes()..],
+                high: *high,
                 scales: &scales[first * rows.blocks() * LANES..],
             },
         }
@@ -253,8 +339,9 @@ impl PackedLinear {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use std::sync::{Arc, Mutex};
 
+    use super::super::aligned::Aligned;
     use super::super::math::tests::{largest_difference, numbers};
     use super::*;
 
@@ -268,6 +355,8 @@ mod tests {
         (13, 3, 200),
         (129, 257, 79),
     ];
+
+    const ALL: [Precision; 5] = [Precision::Bf16, Precision::Int8, Precision::Int4, Precision::Int5, Precision::Int6];
 
     struct Case {
         x: Vec<f32>,
@@ -305,9 +394,8 @@ mod tests {
     fn a_product_is_exact_but_for_its_precisions_rounding() {
         for shape in SHAPES {
             let case = Case::new(shape);
-            for (precision, rounding) in
-                [(Precision::Bf16, 2f32.powi(-8)), (Precision::Int8, 1.0 / 127.0), (Precision::Int4, 1.0 / 8.0)]
-            {
+            let roundings = [2f32.powi(-8), 1.0 / 127.0, 1.0 / 8.0, 1.0 / 16.0, 1.0 / 32.0];
+            for (precision, rounding) in ALL.into_iter().zip(roundings) {
                 // Each product is off by the rounding of both factors, which lie in -1 to 1; they
                 // add up like a random walk.
                 let tolerance = 4.0 * rounding * (case.inputs as f32).sqrt();
@@ -322,7 +410,7 @@ mod tests {
     fn every_kernel_is_the_portable_one() {
         for shape in SHAPES {
             let case = Case::new(shape);
-            for precision in [Precision::Bf16, Precision::Int8, Precision::Int4] {
+            for precision in ALL {
                 for then in [Then::Store, Then::Add] {
                     let portable = case.ours(precision, Cpu::Portable, then);
                     for cpu in Cpu::available() {
@@ -331,6 +419,48 @@ mod tests {
                         let tolerance = if precision == Precision::Int8 { 1e-5 } else { 1e-6 * case.inputs as f32 };
                         assert!(difference <= tolerance, "{cpu:?} {precision:?} {then:?} {shape:?}: {difference}");
                     }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn outputs_may_be_kept_in_two_ways() {
+        struct Kept(Aligned<u8>);
+        impl AsRef<[u8]> for Kept {
+            fn as_ref(&self) -> &[u8] {
+                &self.0
+            }
+        }
+        let kept = |bytes: &[u8]| {
+            let mut kept = Kept(Aligned::zeros(bytes.len()));
+            kept.0.copy_from_slice(bytes);
+            Mapped::new(Arc::new(kept), 0..bytes.len())
+        };
+        const ROWS: usize = 18;
+        const OUTPUTS: usize = 200;
+        let case = Case::new((ROWS, 70, OUTPUTS));
+        let shape = (OUTPUTS, case.inputs);
+        let read = |output: usize, row: &mut [f32]| row.copy_from_slice(&case.w[output * case.inputs..][..case.inputs]);
+        for (cpu, rows) in Cpu::available().into_iter().flat_map(|cpu| [1, ROWS].map(|rows| (cpu, rows))) {
+            let product = |packed: &PackedLinear| {
+                let (mut x, mut out) = (Rows::default(), vec![0.0; rows * OUTPUTS]);
+                x.convert(packed.precision(), &case.x[..rows * case.inputs], case.inputs, cpu);
+                packed.multiply(&x, &mut out, Then::Store);
+                out
+            };
+            let packed = |mix: Mix| PackedLinear::new(shape, read, case.bias.clone(), mix, None, cpu);
+            let [four, six] = [Precision::Int4, Precision::Int6].map(|precision| product(&packed(precision.into())));
+            for count in [0, 64, 130, 199, OUTPUTS] {
+                let mix = Mix { first: Precision::Int4, count, rest: Precision::Int6 };
+                let ours = packed(mix);
+                let mut arrays = ours.arrays().into_iter().map(kept);
+                let take = |_| arrays.next().ok_or(());
+                let restored = PackedLinear::restore(shape, case.bias.clone(), mix, cpu, take).ok().unwrap();
+                assert_eq!(product(&ours), product(&restored), "{cpu:?} {rows} {mix:?}");
+                for (at, ours) in product(&ours).into_iter().enumerate() {
+                    let whole = if at % OUTPUTS < count / BAND * BAND { four[at] } else { six[at] };
+                    assert_eq!(ours, whole, "{cpu:?} {rows} {mix:?} {at}");
                 }
             }
         }
@@ -362,7 +492,7 @@ mod tests {
     #[test]
     fn results_are_added_to_what_is_there() {
         let case = Case::new((7, 100, 65));
-        for precision in [Precision::Bf16, Precision::Int8, Precision::Int4] {
+        for precision in ALL {
             for cpu in Cpu::available() {
                 let stored: Vec<f32> = case.ours(precision, cpu, Then::Store).iter().map(|x| x + 0.5).collect();
                 assert!(largest_difference(&case.ours(precision, cpu, Then::Add), &stored) < 1e-5);

@@ -4,7 +4,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::super::aligned::{Aligned, Mapped, Numbers};
-use super::super::block::{BLOCK, BLOCK_BYTES, INT4_OFFSET, LANES, OFFSET, PAIR, QUAD};
+use super::super::block::{BLOCK, High, LANES, OFFSET, PAIR, QUAD};
 use super::super::math::Grid;
 use super::super::{Cpu, Hessian, math};
 use super::Precision;
@@ -13,7 +13,7 @@ use super::Precision;
 pub(super) enum Weights {
     Bf16(Numbers<bf16>),
     Int8 { values: Numbers<i8>, scales: Numbers<f32>, corrections: Numbers<i32> },
-    Int4 { values: Numbers<u8>, scales: Numbers<f16> },
+    Int4 { values: Numbers<u8>, high: High, scales: Numbers<f16> },
 }
 
 impl Weights {
@@ -24,16 +24,19 @@ impl Weights {
         mut take: impl FnMut(usize) -> Result<Mapped, E>,
     ) -> Result<Self, E> {
         let Sizes { values, scales } = Sizes::new(outputs, inputs, precision);
+        if let Some(high) = precision.high() {
+            return Ok(Self::Int4 {
+                values: Numbers::mapped(take(values)?),
+                high,
+                scales: Numbers::mapped(take(scales * size_of::<f16>())?),
+            });
+        }
         Ok(match precision {
             Precision::Bf16 => Self::Bf16(Numbers::mapped(take(values * size_of::<bf16>())?)),
-            Precision::Int8 => Self::Int8 {
+            _ => Self::Int8 {
                 values: Numbers::mapped(take(values)?),
                 scales: Numbers::mapped(take(scales * size_of::<f32>())?),
                 corrections: Numbers::mapped(take(scales * size_of::<i32>())?),
-            },
-            Precision::Int4 => Self::Int4 {
-                values: Numbers::mapped(take(values)?),
-                scales: Numbers::mapped(take(scales * size_of::<f16>())?),
             },
         })
     }
@@ -45,7 +48,7 @@ impl Weights {
             Self::Int8 { values, scales, corrections } => {
                 vec![bytemuck::cast_slice(values), bytemuck::cast_slice(scales), bytemuck::cast_slice(corrections)]
             }
-            Self::Int4 { values, scales } => vec![bytemuck::cast_slice(values), bytemuck::cast_slice(scales)],
+            Self::Int4 { values, scales, .. } => vec![bytemuck::cast_slice(values), bytemuck::cast_slice(scales)],
         }
     }
 }
@@ -61,10 +64,12 @@ impl Sizes {
     fn new(outputs: usize, inputs: usize, precision: Precision) -> Self {
         let padded = outputs.next_multiple_of(LANES);
         let blocks = inputs.div_ceil(BLOCK);
+        if let Some(high) = precision.high() {
+            return Self { values: padded / LANES * blocks * high.block_bytes(), scales: padded * blocks };
+        }
         match precision {
             Precision::Bf16 => Self { values: padded * inputs.next_multiple_of(PAIR), scales: 0 },
-            Precision::Int8 => Self { values: padded * inputs.next_multiple_of(QUAD), scales: padded },
-            Precision::Int4 => Self { values: padded / LANES * blocks * BLOCK_BYTES, scales: padded * blocks },
+            _ => Self { values: padded * inputs.next_multiple_of(QUAD), scales: padded },
         }
     }
 }
@@ -96,10 +101,10 @@ struct Task {
 impl<F: Fn(usize, &mut [f32]) + Sync> Matrix<'_, F> {
     pub(super) fn pack(&self, precision: Precision) -> Weights {
         let sizes = Sizes::new(self.outputs, self.inputs, precision);
-        match precision {
-            Precision::Bf16 => self.bf16(sizes),
-            Precision::Int8 => self.int8(sizes),
-            Precision::Int4 => self.int4(sizes),
+        match (precision.high(), precision) {
+            (Some(high), _) => self.blocks(sizes, high),
+            (None, Precision::Bf16) => self.bf16(sizes),
+            (None, _) => self.int8(sizes),
         }
     }
 
@@ -164,25 +169,25 @@ impl<F: Fn(usize, &mut [f32]) + Sync> Matrix<'_, F> {
         }
     }
 
-    fn int4(&self, sizes: Sizes) -> Weights {
+    fn blocks(&self, sizes: Sizes, high: High) -> Weights {
         let (groups, blocks) = (self.inputs.div_ceil(QUAD), self.inputs.div_ceil(BLOCK));
+        let panel = blocks * high.block_bytes();
         let mut values = Aligned::<u8>::zeros(sizes.values);
         let mut scales = Aligned::<f16>::zeros(sizes.scales);
-        let all = values.par_chunks_mut(AT_ONCE * blocks * BLOCK_BYTES);
-        let all = all.zip(scales.par_chunks_mut(AT_ONCE * blocks * LANES));
+        let all = values.par_chunks_mut(AT_ONCE * panel).zip(scales.par_chunks_mut(AT_ONCE * blocks * LANES));
         self.each(all, |(values, scales), some| {
             some.words.clear();
             some.words.resize(some.sums.len() * groups, 0);
             for (output, row) in some.rows.chunks_exact(self.inputs).enumerate() {
                 let (panel, lane) = (output / LANES, output % LANES);
                 for (b, block) in row.chunks(BLOCK).enumerate() {
-                    let (scale, integers) = quantise_int4(block, self.cpu);
+                    let (scale, integers) = quantise(block, high, self.cpu);
                     scales[(panel * blocks + b) * LANES + lane] = scale;
                     if self.hessian.is_none() {
                         let first = panel * groups + b * BLOCK / QUAD;
                         let count = block.len().div_ceil(QUAD);
                         for (group, quad) in integers.as_chunks::<QUAD>().0.iter().enumerate().take(count) {
-                            let bytes = quad.map(|integer| integer.wrapping_sub(INT4_OFFSET as u8));
+                            let bytes = quad.map(|integer| integer.wrapping_sub(high.offset() as u8));
                             some.words[(first + group) * LANES + lane] = u32::from_le_bytes(bytes);
                         }
                     }
@@ -191,43 +196,52 @@ impl<F: Fn(usize, &mut [f32]) + Sync> Matrix<'_, F> {
             if let Some(hessian) = self.hessian {
                 some.scales.clear();
                 some.scales.extend(scales.iter().map(|scale| scale.to_f32()));
-                let (least, most) = (-INT4_OFFSET as f32, (INT4_OFFSET - 1) as f32);
+                let (least, most) = (-high.offset() as f32, (high.offset() - 1) as f32);
                 let grid = Grid { scales: &some.scales, block: BLOCK, least, most };
                 hessian.round(&some.rows, &grid, &mut some.words, &mut some.sums, self.cpu);
             }
-            let panels = values.chunks_exact_mut(blocks * BLOCK_BYTES).zip(some.words.chunks_exact(groups * LANES));
-            for (values, words) in panels {
-                // Of two groups, each number in half a byte.
-                for (values, words) in values.chunks_exact_mut(LANES * QUAD).zip(words.chunks(2 * LANES)) {
-                    let nibbles = |group: usize, lane: usize| {
-                        let word = words.get(group * LANES + lane).map_or(0, |word| *word);
-                        (word & 0x0f0f_0f0f) ^ 0x0808_0808
-                    };
-                    for (lane, value) in values.chunks_exact_mut(QUAD).enumerate() {
-                        value.copy_from_slice(&(nibbles(0, lane) | nibbles(1, lane) << 4).to_le_bytes());
+            let every = |byte: i32| u32::from_ne_bytes([byte as u8; QUAD]);
+            let (mask, offset) = (every(2 * high.offset() - 1), every(high.offset()));
+            for (values, words) in values.chunks_exact_mut(panel).zip(some.words.chunks_exact(groups * LANES)) {
+                let all = values.chunks_exact_mut(high.block_bytes()).zip(words.chunks(BLOCK / QUAD * LANES));
+                for (values, words) in all {
+                    let values: &mut [u32] = bytemuck::cast_slice_mut(values);
+                    for group in 0..BLOCK / QUAD {
+                        let (vector, shift) = high.place(group);
+                        for lane in 0..LANES {
+                            // What is not there is 0.
+                            let word = words.get(group * LANES + lane).map_or(0, |word| *word);
+                            let weights = word & mask ^ offset;
+                            values[group / 2 * LANES + lane] |= (weights & every(0xf)) << (group % 2 * 4);
+                            if high != High::NONE {
+                                values[vector / QUAD + lane] |= (weights >> 4 & every(0xf)) << shift;
+                            }
+                        }
                     }
                 }
             }
         });
-        Weights::Int4 { values: Numbers::Own(values), scales: Numbers::Own(scales) }
+        Weights::Int4 { values: Numbers::Own(values), high, scales: Numbers::Own(scales) }
     }
 }
 
-/// What the weight of largest magnitude in a block may become: ggml's Q4_0 takes -8 always, and
-/// with the others those in between are often closer.
-const EXTREMES: [f32; 4] = [-8.0, -7.5, -7.0, 7.0];
+/// How much less than half of all levels the weight of largest magnitude in a block may become, and
+/// with which sign: ggml's Q4_0 takes -8 always, and with the others those in between are often
+/// closer.
+const EXTREMES: [(f32, f32); 4] = [(0.0, -1.0), (0.5, -1.0), (1.0, -1.0), (1.0, 1.0)];
 
-/// The scale of a block, and its weights plus INT4_OFFSET, with the least squares of errors.
-fn quantise_int4(block: &[f32], cpu: Cpu) -> (f16, [u8; BLOCK]) {
+/// The scale of a block, and its weights plus the offset, with the least squares of errors.
+fn quantise(block: &[f32], high: High, cpu: Cpu) -> (f16, [u8; BLOCK]) {
     let extreme = block.iter().copied().fold(0f32, |a, b| if b.abs() > a.abs() { b } else { a });
-    let mut best = (f32::INFINITY, f16::ZERO, [INT4_OFFSET as u8; BLOCK]);
-    for target in EXTREMES {
-        let scale = f16::from_f32(extreme / target);
+    let offset = high.offset();
+    let mut best = (f32::INFINITY, f16::ZERO, [offset as u8; BLOCK]);
+    for (less, sign) in EXTREMES {
+        let scale = f16::from_f32(extreme / (sign * (offset as f32 - less)));
         if scale == f16::ZERO {
             continue;
         }
         let mut integers = [0; BLOCK];
-        let error = math::to_int4(block, scale.to_f32(), &mut integers, cpu);
+        let error = math::to_levels(block, (scale.to_f32(), offset), &mut integers, cpu);
         if error < best.0 {
             best = (error, scale, integers);
         }

@@ -3,7 +3,7 @@
 use half::bf16;
 
 use super::super::Cpu;
-use super::super::block::{BLOCK, INT4_OFFSET, OFFSET, QUAD};
+use super::super::block::{BLOCK, High, OFFSET, QUAD};
 #[cfg(target_arch = "x86_64")]
 use super::super::x86;
 use super::{LANES, ROUND, fold, larger, largest};
@@ -162,23 +162,24 @@ vectorised! {
 }
 
 vectorised! {
-    /// Numbers divided by `scale`, rounded to 4 bits, plus INT4_OFFSET; the sum of the squares of
-    /// the errors.
-    to_int4(x: &[f32], scale: f32, integers: &mut [u8; BLOCK]) -> f32 {
-        let inverse = scale.recip();
+    /// Numbers divided by a scale and rounded, plus an offset, which is half of all levels; the sum
+    /// of the squares of the errors.
+    to_levels(x: &[f32], scale: (f32, i32), integers: &mut [u8; BLOCK]) -> f32 {
+        let (scale, offset) = (scale.0, scale.1 as f32);
+        let (inverse, most) = (scale.recip(), 2.0 * offset - 1.0);
         let mut errors = [0f32; BLOCK];
         for ((error, integer), x) in errors.iter_mut().zip(integers).zip(x) {
-            let shifted = x * inverse + INT4_OFFSET as f32;
-            let rounded = larger(if shifted < 15.0 { shifted } else { 15.0 }, 0.0) + ROUND;
+            let shifted = x * inverse + offset;
+            let rounded = larger(if shifted < most { shifted } else { most }, 0.0) + ROUND;
             *integer = rounded.to_bits() as u8;
-            let difference = (rounded - ROUND - INT4_OFFSET as f32) * scale - x;
+            let difference = (rounded - ROUND - offset) * scale - x;
             *error = difference * difference;
         }
         errors.iter().sum()
     }
 }
 
-/// What becomes of a panel of 4-bit weights in 8 bits.
+/// What becomes of a panel of weights of fewer bits in 8 bits.
 pub(in super::super) struct WidePanel<'a> {
     /// [groups, LANES], each four of a column's numbers.
     pub(in super::super) words: &'a mut [u32],
@@ -188,10 +189,10 @@ pub(in super::super) struct WidePanel<'a> {
 }
 
 vectorised! {
-    /// A panel of 4-bit weights [blocks, pairs of groups, LANES] and its scales [blocks, LANES], in
-    /// f16, in 8 bits: as many groups as there is room for. The largest number of a column's block
-    /// with the largest scale is 127.
-    widen_int4(values: &[u32], scales: &[u16], panel: WidePanel<'_>) {
+    /// A panel of weights of 4 to 6 bits, in blocks, and its scales [blocks, LANES], in f16, in
+    /// 8 bits: as many groups as there is room for. The largest number of a column's block with the
+    /// largest scale is 127.
+    widen(values: (&[u32], High), scales: &[u16], panel: WidePanel<'_>) {
         // Numbers have 7 bits behind the point before they are rounded.
         const BITS: u32 = 7;
         // Exact for all but what is no number: the exponent's offset is 15 in 16 bits, and 127 in
@@ -200,6 +201,8 @@ vectorised! {
             let size = f32::from_bits((u32::from(bits) & 0x7fff) << 13) * 2f32.powi(112);
             f32::from_bits(size.to_bits() | (u32::from(bits) & 0x8000) << 16)
         };
+        let (values, high) = values;
+        let mask = u16::from(high.mask());
         let mut largest = [0f32; LANES];
         for block in scales.chunks_exact(LANES) {
             for (largest, bits) in largest.iter_mut().zip(block) {
@@ -208,11 +211,11 @@ vectorised! {
         }
         let mut inverses = [0f32; LANES];
         for ((inverse, step), largest) in inverses.iter_mut().zip(&mut *panel.scales).zip(largest) {
-            *step = largest * (INT4_OFFSET as f32 / 127.0);
-            *inverse = if largest > 0.0 { 127.0 / INT4_OFFSET as f32 * (1 << BITS) as f32 / largest } else { 0.0 };
+            *step = largest * (high.offset() as f32 / 127.0);
+            *inverse = if largest > 0.0 { 127.0 / high.offset() as f32 * (1 << BITS) as f32 / largest } else { 0.0 };
         }
         panel.sums.fill(0);
-        let blocks = values.chunks_exact(BLOCK / QUAD / 2 * LANES).zip(scales.chunks_exact(LANES));
+        let blocks = values.chunks_exact(high.block_bytes() / size_of::<u32>()).zip(scales.chunks_exact(LANES));
         for ((values, scales), words) in blocks.zip(panel.words.chunks_mut(BLOCK / QUAD * LANES)) {
             // Twice in a word, for two numbers at a time.
             let mut factors = [0u32; LANES];
@@ -223,22 +226,27 @@ vectorised! {
             let factors: &[i16; 2 * LANES] = bytemuck::cast_ref(&factors);
             let mut offsets = [0i16; 2 * LANES];
             for (offset, factor) in offsets.iter_mut().zip(factors) {
-                *offset = (1 << (BITS - 1)) - factor.wrapping_mul(INT4_OFFSET as i16);
+                *offset = (1 << (BITS - 1)) - factor.wrapping_mul(high.offset() as i16);
             }
             let mut sums = [0i16; 2 * LANES];
-            for (values, words) in values.chunks_exact(LANES).zip(words.chunks_mut(2 * LANES)) {
-                let values: &[u16] = bytemuck::cast_slice(values);
-                for (half, words) in words.chunks_exact_mut(LANES).enumerate() {
-                    let pairs: &mut [u16] = bytemuck::cast_slice_mut(words);
-                    let all = pairs.iter_mut().zip(values).zip(factors).zip(&offsets).zip(&mut sums);
-                    for ((((pair, value), factor), offset), sum) in all {
-                        let number = |nibble: u16| {
-                            (nibble as i16 & 0xf).wrapping_mul(*factor).wrapping_add(*offset) >> BITS
-                        };
-                        let (first, second) = (number(value >> (4 * half)), number(value >> (8 + 4 * half)));
-                        *pair = first as u16 & 0xff | (second as u16) << 8;
-                        *sum = sum.wrapping_add(first).wrapping_add(second);
-                    }
+            let values: &[u16] = bytemuck::cast_slice(values);
+            for (group, words) in words.chunks_exact_mut(LANES).enumerate() {
+                let half = 4 * (group % 2);
+                // What has no high bits takes none of what lies anywhere.
+                let (at, shift) = if high == High::NONE { (0, 0) } else { high.place(group) };
+                let nibbles = &values[group / 2 * 2 * LANES..][..2 * LANES];
+                let beyond = &values[at / size_of::<u16>()..][..2 * LANES];
+                let pairs: &mut [u16] = bytemuck::cast_slice_mut(words);
+                let all = pairs.iter_mut().zip(nibbles).zip(beyond).zip(factors).zip(&offsets).zip(&mut sums);
+                for (((((pair, nibbles), beyond), factor), offset), sum) in all {
+                    let number = |nibble: u16, beyond: u16| {
+                        let weight = nibble & 0xf | beyond << 4 & mask;
+                        (weight as i16).wrapping_mul(*factor).wrapping_add(*offset) >> BITS
+                    };
+                    let first = number(nibbles >> half, beyond >> shift);
+                    let second = number(nibbles >> (8 + half), beyond >> (8 + shift));
+                    *pair = first as u16 & 0xff | (second as u16) << 8;
+                    *sum = sum.wrapping_add(first).wrapping_add(second);
                 }
             }
             for (sum, pair) in panel.sums.iter_mut().zip(sums.chunks_exact(2)) {

@@ -1,26 +1,50 @@
-//! 4-bit weights times 8-bit activations.
+//! Weights of 4 to 6 bits times 8-bit activations.
 
 use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::super::block::{BLOCK, BLOCK_BYTES, Block, INT4_OFFSET, LANES, Out, QUAD};
+use super::super::block::{BLOCK, BLOCK_BYTES, Block, High, Known, LANES, Out, QUAD};
 use super::{Column, ON, TILE_ROWS, dispatch};
 
 /// # Safety
 /// The processor has AVX-512 F, BW and VNNI. `values` and `scales` start at the block's first
 /// panel.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub(in super::super) unsafe fn int4_block(values: &[u8], scales: &[f16], block: &Block<'_>, out: &mut Out<'_>) {
-    let blocks = block.panel_count * block.rows.blocks();
-    assert!(values.len() >= blocks * BLOCK_BYTES && scales.len() >= blocks * LANES);
+pub(in super::super) unsafe fn int4_block(
+    (values, high): (&[u8], High),
+    scales: &[f16],
+    block: &Block<'_>,
+    out: &mut Out<'_>,
+) {
+    // SAFETY: as this function.
+    unsafe {
+        match high.bits() {
+            0 => int4_tiles(values, [(); 0], scales, block, out),
+            1 => int4_tiles(values, [(); 1], scales, block, out),
+            _ => int4_tiles(values, [(); 2], scales, block, out),
+        }
+    }
+}
+
+/// # Safety
+/// As [`int4_block`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn int4_tiles(values: &[u8], known: impl Known, scales: &[f16], block: &Block<'_>, out: &mut Out<'_>) {
+    let (blocks, high) = (block.panel_count * block.rows.blocks(), known.high());
+    assert!(values.len() >= blocks * high.block_bytes() && scales.len() >= blocks * LANES);
     for row in (0..block.row_count).step_by(TILE_ROWS) {
         let rows = TILE_ROWS.min(block.row_count - row);
         for panel in (0..block.panel_count).step_by(INT4_PANELS) {
             let panels = INT4_PANELS.min(block.panel_count - panel);
             // SAFETY: as this function; the tile lies in the block.
             unsafe {
-                dispatch!(int4_tile, [1 2 3 4 5 6] [1 2], (rows, panels), (values, scales, block, (row, panel), out))
+                dispatch!(
+                    int4_tile,
+                    [1 2 3 4 5 6] [1 2],
+                    (rows, panels),
+                    (values, known, scales, block, (row, panel), out)
+                )
             };
         }
     }
@@ -35,6 +59,7 @@ const INT4_PANELS: usize = 2;
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn int4_tile<const ROWS: usize, const PANELS: usize>(
     values: &[u8],
+    known: impl Known,
     scales: &[f16],
     block: &Block<'_>,
     first: (usize, usize),
@@ -44,20 +69,23 @@ unsafe fn int4_tile<const ROWS: usize, const PANELS: usize>(
     let blocks = block.rows.blocks();
     let rows: [_; ROWS] = std::array::from_fn(|r| block.rows.int4_row(block.first_row + first.0 + r));
     let groups = block.rows.groups;
+    let high = known.high();
     let low = _mm512_set1_epi8(0xf);
+    let beyond = _mm512_set1_epi8(high.mask() as i8);
     let mut results = [[_mm512_setzero_ps(); PANELS]; ROWS];
     for b in 0..blocks {
         let mut sums = [[_mm512_setzero_si512(); PANELS]; ROWS];
         for (sums, row) in sums.iter_mut().zip(&rows) {
             // SAFETY: a row has as many sums as blocks.
-            *sums = [_mm512_set1_epi32(-INT4_OFFSET * unsafe { *row.1.get_unchecked(b) }); PANELS];
+            *sums = [_mm512_set1_epi32(-high.offset() * unsafe { *row.1.get_unchecked(b) }); PANELS];
         }
+        let mut others = [_mm512_setzero_si512(); PANELS];
         let mut at = [0; PANELS];
         at.iter_mut().enumerate().for_each(|(p, at)| *at = (first.1 + p) * blocks + b);
         for vector in 0..BLOCK_BYTES / VECTOR {
             let mut pairs = [_mm512_setzero_si512(); PANELS];
             for (pair, at) in pairs.iter_mut().zip(at) {
-                let vector = values.as_ptr().wrapping_add(at * BLOCK_BYTES + vector * VECTOR);
+                let vector = values.as_ptr().wrapping_add(at * high.block_bytes() + vector * VECTOR);
                 if ROWS == 1 {
                     _mm_prefetch::<_MM_HINT_T0>(vector.wrapping_add(ON).cast());
                 }
@@ -70,8 +98,26 @@ unsafe fn int4_tile<const ROWS: usize, const PANELS: usize>(
                     break;
                 }
                 let mut weights = [_mm512_setzero_si512(); PANELS];
-                for (weights, pair) in weights.iter_mut().zip(pairs) {
+                for (p, (weights, pair)) in weights.iter_mut().zip(pairs).enumerate() {
                     *weights = _mm512_and_si512(if half == 0 { pair } else { _mm512_srli_epi16::<4>(pair) }, low);
+                    if high.bits() > 0 {
+                        let (place, shift) = high.place(vector * 2 + half);
+                        // What is wanted of a byte stays in it: its lower half goes to the left, and
+                        // either half is then gone through to the right.
+                        if shift % 4 == 0 {
+                            let start = values.as_ptr().wrapping_add(at[p] * high.block_bytes() + place);
+                            // SAFETY: as above.
+                            let bits = unsafe { _mm512_loadu_si512(start.cast()) };
+                            others[p] = if shift == 0 { _mm512_slli_epi16::<4>(bits) } else { bits };
+                        }
+                        // a | b & c
+                        *weights = _mm512_ternarylogic_epi32::<0xf8>(*weights, others[p], beyond);
+                        others[p] = if high.bits() == 1 {
+                            _mm512_srli_epi16::<1>(others[p])
+                        } else {
+                            _mm512_srli_epi16::<2>(others[p])
+                        };
+                    }
                 }
                 for (sums, row) in sums.iter_mut().zip(&rows) {
                     // SAFETY: a row has `groups` words.

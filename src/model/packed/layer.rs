@@ -3,10 +3,11 @@
 use super::super::{Fold, Loader};
 use super::calibration::Calibration;
 use super::chunks;
+use super::recipe::Recipe;
 use super::text::Chunk;
 use crate::config::TextConfig;
 use crate::error::Result;
-use crate::kernels::{self, Attend, CacheRoom, Cpu, Heads, PackedLinear, Precision, Rotation, Stored, Then, grow};
+use crate::kernels::{self, Attend, CacheRoom, Cpu, Heads, Mix, PackedLinear, Precision, Rotation, Stored, Then, grow};
 
 /// What a matrix takes over from the norm before it, whose rows come turned by `rotation`; without
 /// one, nothing.
@@ -98,7 +99,7 @@ impl Layer {
     pub(super) fn load(
         at: &Loader<'_>,
         config: &TextConfig,
-        precision: Precision,
+        recipe: &Recipe,
         rotation: Option<&Rotation>,
         pass: &mut Calibration<'_>,
     ) -> Result<Self> {
@@ -111,13 +112,13 @@ impl Layer {
 
         let gains = at.at("input_layernorm").floats("weight", &[hidden])?;
         let input_layernorm = unfolded(&gains, rotation);
-        let hessian = pass.norm(precision, &input_layernorm, shape.eps);
+        let hessian = pass.norm(recipe.queries_keys, &input_layernorm, shape.eps);
         let qkv_proj = attention.packed_if(
             config.attention_bias,
             &["q_proj", "k_proj", "v_proj"],
             hidden,
             &[queries, keys, keys],
-            precision,
+            Mix { first: recipe.queries_keys, count: queries + keys, rest: recipe.values },
             &Fold { hessian: hessian.as_ref(), ..fold_norm(&gains, rotation) },
         )?;
         let hessian = pass.attend(&shape, &qkv_proj);
@@ -126,20 +127,20 @@ impl Layer {
             &["o_proj"],
             queries,
             &[hidden],
-            precision,
+            recipe.o,
             &Fold { spread: shape.head_spread, hessian: hessian.as_ref(), ..back },
         )?;
         pass.add(&o_proj);
 
         let gains = at.at("post_attention_layernorm").floats("weight", &[hidden])?;
         let post_attention_layernorm = unfolded(&gains, rotation);
-        let hessian = pass.norm(precision, &post_attention_layernorm, shape.eps);
+        let hessian = pass.norm(recipe.gate_up, &post_attention_layernorm, shape.eps);
         let gate_up_proj = mlp.packed_if(
             config.mlp_bias,
             &["gate_proj", "up_proj"],
             hidden,
             &[inner; 2],
-            precision,
+            recipe.gate_up,
             &Fold { hessian: hessian.as_ref(), ..fold_norm(&gains, rotation) },
         )?;
         let hessian = pass.gate(&shape, &gate_up_proj);
@@ -148,7 +149,7 @@ impl Layer {
             &["down_proj"],
             inner,
             &[hidden],
-            precision,
+            recipe.down,
             &Fold { spread: shape.spread, hessian: hessian.as_ref(), ..back },
         )?;
         pass.add(&down_proj);

@@ -3,6 +3,7 @@
 mod calibration;
 mod chunks;
 mod layer;
+mod recipe;
 mod store;
 mod text;
 mod vision;

@@ -7,6 +7,7 @@ use super::super::{Ends, Fold, Loader, Matrix, Wanted};
 use super::calibration::Calibration;
 use super::chunks;
 use super::layer::{Layer, fold_norm, unfolded};
+use super::recipe::Recipe;
 use super::store::Store;
 use crate::config::{ModelConfig, Rotary, TextConfig};
 use crate::error::Result;
@@ -33,8 +34,7 @@ impl TextModel {
         let at = loader.at("model.text_model");
         let Ends { embedding, head } = Ends::choose(loader, config)?;
         let embed_tokens = loader.matrix(&[embedding], text.hidden_size, &[text.vocab_size])?;
-        // A token is chosen by small differences among many: four bits are too few for the head.
-        let precision_of_head = if precision == Precision::Int4 { Precision::Int8 } else { precision };
+        let precision_of_head = Recipe::of_head(precision);
         // A few channels of a trained model's stream are tens of times larger than the others. Of
         // 16 bits each has its own exponent.
         let rotation = (precision != Precision::Bf16).then(|| Rotation::new(text.hidden_size));
@@ -44,7 +44,9 @@ impl TextModel {
             Calibration::new(&embed_tokens, text, precision, rotation.as_ref())
         };
         let layers = (0..text.num_hidden_layers)
-            .map(|i| Layer::load(&at.at("layers").at(i), text, precision, rotation.as_ref(), &mut pass))
+            .map(|i| {
+                Layer::load(&at.at("layers").at(i), text, &Recipe::of_layer(precision, i), rotation.as_ref(), &mut pass)
+            })
             .collect::<Result<_>>()?;
         let gains = at.at("norm").floats("weight", &[text.hidden_size])?;
         let norm = unfolded(&gains, rotation.as_ref());

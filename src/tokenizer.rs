@@ -4,12 +4,18 @@ use std::collections::HashMap;
 use std::panic;
 
 use aho_corasick::{AhoCorasick, MatchKind};
-use tokenizers::{AddedToken, DecoderWrapper};
+use tokenizers::models::bpe::BPE;
+use tokenizers::{
+    AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl,
+};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::ModelFiles;
 
 const FILE: &str = "tokenizer.json";
+
+/// Every tokenizer of the family.
+type Bpe = TokenizerImpl<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
 
 /// Ends a message, and so an answer.
 const END_OF_UTTERANCE: &str = "<end_of_utterance>";
@@ -44,7 +50,12 @@ impl Tokenizer {
 
     fn parse(json: &[u8]) -> Result<Self> {
         let invalid = |e: tokenizers::Error| Error::invalid_model(e.to_string());
-        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(invalid)?;
+        // Of any kind, the crate makes one of a tree of values that it makes of the file before:
+        // that takes three times as long. It says best what is wrong, too.
+        let mut inner = match serde_json::from_slice::<Bpe>(json) {
+            Ok(bpe) => bpe.into(),
+            Err(_) => tokenizers::Tokenizer::from_bytes(json).map_err(invalid)?,
+        };
         if !matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
             return Err(Error::unsupported("decoder: only ByteLevel is known in this family"));
         }
@@ -154,11 +165,14 @@ impl Tokenizer {
     }
 }
 
-/// The bytes of every token, undone from GPT-2's printable stand-ins.
+/// The bytes of every token, undone from GPT-2's printable stand-ins; `specials` ascend.
 fn token_bytes(tokenizer: &tokenizers::Tokenizer, specials: &[u32]) -> Result<Vec<Option<Box<[u8]>>>> {
     /// No published vocabulary has a million entries; an id beyond that is a damaged file.
     const MAX_ID: u32 = 1 << 24;
-    let stand_ins = byte_stand_ins();
+    let mut stand_ins = [None; 0x200];
+    for (stand_in, byte) in byte_stand_ins() {
+        stand_ins[stand_in as usize] = Some(byte);
+    }
     let vocab = tokenizer.get_vocab(true);
     let len = vocab.values().max().map_or(0, |&id| id as usize + 1);
     if len > MAX_ID as usize {
@@ -167,14 +181,14 @@ fn token_bytes(tokenizer: &tokenizers::Tokenizer, specials: &[u32]) -> Result<Ve
     let added = tokenizer.get_added_tokens_decoder();
     let mut bytes = vec![None; len];
     for (token, id) in vocab {
-        if specials.contains(&id) {
+        if specials.binary_search(&id).is_ok() {
             continue;
         }
         // Added tokens are stored as they are; the rest in stand-ins.
         let text = if added.contains_key(&id) {
             None
         } else {
-            token.chars().map(|c| stand_ins.get(&c).copied()).collect::<Option<Vec<u8>>>()
+            token.chars().map(|c| stand_ins.get(c as usize).copied().flatten()).collect::<Option<Vec<u8>>>()
         };
         bytes[id as usize] = Some(text.unwrap_or_else(|| token.into_bytes()).into_boxed_slice());
     }

@@ -153,7 +153,7 @@ fn a_checkpoint_that_changes_in_place_is_another() {
     let weights = model.0.join("model.safetensors");
     sleep(SETTLED);
     folder.load(&model.0, DTypeKind::Int8);
-    assert_eq!((folder.files("packed").len(), folder.files("sha256").len()), (1, usize::from(cfg!(unix))));
+    assert_eq!((folder.files("packed").len(), folder.files("blake3").len()), (1, usize::from(cfg!(unix))));
     let before = folder.packed();
     let (mut bytes, modified) = (fs::read(&weights).unwrap(), weights.metadata().unwrap().modified().unwrap());
     let last = bytes.len() - 2;
@@ -177,10 +177,10 @@ fn a_checkpoint_that_changes_in_place_is_another() {
 fn the_digest_is_remembered_and_only_whole() {
     let (folder, model) = (Folder::new("digest"), demo("digest-model"));
     folder.load(&model.0, DTypeKind::Int8);
-    assert!(folder.files("sha256").is_empty(), "the file has just been made");
+    assert!(folder.files("blake3").is_empty(), "the file has just been made");
     sleep(SETTLED);
     folder.load(&model.0, DTypeKind::Int8);
-    let [memory] = &folder.files("sha256")[..] else { panic!("{:?}", folder.files("sha256")) };
+    let [memory] = &folder.files("blake3")[..] else { panic!("{:?}", folder.files("blake3")) };
     let digest = fs::read_to_string(memory).unwrap();
     assert!(folder.packed().file_name().unwrap().to_str().unwrap().starts_with(&digest));
     // Cut short; endless; one that waits for a writer; written elsewhere.
@@ -213,7 +213,7 @@ fn what_has_been_verified_is_not_digested_again() {
     let sums = fs::read_to_string(Path::new(DEMO).join("SHA256SUMS")).unwrap();
     let digest = sums.lines().find_map(|line| line.strip_suffix("  model.safetensors")).unwrap();
     assert!(folder.packed().file_name().unwrap().to_str().unwrap().starts_with(digest));
-    assert!(folder.files("sha256").is_empty());
+    assert!(folder.files("blake3").is_empty());
 }
 
 #[test]

@@ -71,13 +71,19 @@ impl Engine {
 
     /// The checkpoint's tokenizer and settings around a backend of the caller's.
     pub fn with_backend(model_dir: &Path, options: &EngineOptions, backend: Box<dyn Backend>) -> Result<Self> {
-        Self::assemble(model_dir, options, |_, _, _, _| Ok(backend))
+        Self::assemble(model_dir, options, |_, _, _, _, _| Ok(backend))
     }
 
     fn assemble(
         model_dir: &Path,
         options: &EngineOptions,
-        open: impl FnOnce(&ModelFiles, &ModelConfig, &ImageConfig, &EngineOptions) -> Result<Box<dyn Backend>>,
+        open: impl FnOnce(
+            &ModelFiles,
+            &ModelConfig,
+            &ImageConfig,
+            &EngineOptions,
+            &mut backend::Beside<'_>,
+        ) -> Result<Box<dyn Backend>>,
     ) -> Result<Self> {
         let files = ModelFiles::open(model_dir)?;
         let model = ModelConfig::load(&files)?;
@@ -85,7 +91,12 @@ impl Engine {
         config::check_processor(&files, &model)?;
         let context_tokens = context(options, &model)?;
 
-        let tokenizer = no_fork_during(|| Tokenizer::load(&files))?;
+        // It takes one thread, and as long as packed weights: the backend has it done beside them,
+        // or not at all.
+        let load_tokenizer = || no_fork_during(|| Tokenizer::load(&files));
+        let mut tokenizer = None;
+        let backend = open(&files, &model, &images, options, &mut || tokenizer = Some(load_tokenizer()));
+        let tokenizer = tokenizer.unwrap_or_else(load_tokenizer)?;
         let vocab_size = model.text.vocab_size;
         if tokenizer.vocab_size() > vocab_size {
             crate::log::warn(format_args!(
@@ -108,7 +119,7 @@ impl Engine {
             )));
         }
         let prompt = PromptBuilder::new(no_fork_during(|| ChatTemplate::load(&files))?, model.tokens_per_tile());
-        let backend = open(&files, &model, &images, options)?;
+        let backend = backend?;
         let Placement { backend: name, device, dtype } = backend.placement();
         crate::log::info(format_args!(
             "{}: loaded on {}, device {}, {}, context of {context_tokens} tokens",

@@ -272,6 +272,22 @@ fn a_load_that_fails_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_tokenizer_that_is_wrong_is_said_first_whatever_the_weights_are() {
+    let model = demo("tokenizer-model");
+    fs::write(model.0.join("tokenizer.json"), "{}").unwrap();
+    for dtype in [DTypeKind::F32, DTypeKind::Int8] {
+        for num_threads in [1, 2] {
+            let options = EngineOptions { dtype, num_threads, ..Default::default() };
+            let error = Engine::load(&model.0, &options).err().unwrap();
+            assert!(error.message().contains("tokenizer.json"), "{error}");
+        }
+    }
+    fs::write(model.0.join("model.safetensors"), "nothing").unwrap();
+    let error = Engine::load(&model.0, &EngineOptions::default()).err().unwrap();
+    assert!(error.message().contains("tokenizer.json"), "{error}");
+}
+
+#[test]
 fn what_is_not_packed_cannot_be_kept() {
     let folder = Folder::new("refused");
     let load = |options: EngineOptions| Engine::load(Path::new(DEMO), &options).err().unwrap();

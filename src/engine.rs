@@ -35,9 +35,10 @@ pub struct EngineOptions {
     /// The ONNX Runtime library.
     pub onnxruntime_path: Option<PathBuf>,
     /// A directory in which Candle keeps weights as the kernels want them, in bf16, int8 and int4:
-    /// a load that finds them there reads no others, but what a `SHA256SUMS` lists. It is made if
-    /// it is missing, and must be trusted as the checkpoint is; its files are checked against their
-    /// digests. `None`: nothing is kept.
+    /// a load that finds them there reads no others, but the embedding. It is made if it is missing,
+    /// and must be trusted as the checkpoint is; its files are checked against their digests. Of
+    /// the weights that a `SHA256SUMS` lists, all that a load uses is verified by it, or against
+    /// what was made of them when they were. `None`: nothing is kept.
     pub packed_cache_dir: Option<PathBuf>,
     /// Most bytes of encoded pictures that the engine keeps, for the next question about the same
     /// file. 0: none.
@@ -85,7 +86,9 @@ impl Engine {
             &mut backend::Beside<'_>,
         ) -> Result<Box<dyn Backend>>,
     ) -> Result<Self> {
-        let files = ModelFiles::open(model_dir)?;
+        // What packed weights are made of is proven where they are made.
+        let packed = options.packed_cache_dir.is_some();
+        let files = ModelFiles::open_but(model_dir, |name| packed && name.ends_with(".safetensors"))?;
         let model = ModelConfig::load(&files)?;
         let images = ImageConfig::load(&files, &model)?;
         config::check_processor(&files, &model)?;

@@ -23,11 +23,25 @@ const SAMPLE: usize = 64;
 pub const DIGEST: usize = blake3::OUT_LEN;
 const DIGITS: usize = 2 * DIGEST;
 
-/// The digest of some bytes behind a `prefix`, made on the caller's rayon pool.
-pub fn of(prefix: &str, bytes: &[u8]) -> [u8; DIGEST] {
-    let mut hasher = Hasher::new();
-    hasher.update(prefix.as_bytes()).update_rayon(bytes);
-    *hasher.finalize().as_bytes()
+/// Makes a digest of parts, on the caller's rayon pool.
+#[derive(Default)]
+pub struct Digester(Hasher);
+
+impl Digester {
+    pub fn update(&mut self, part: &[u8]) {
+        self.0.update_rayon(part);
+    }
+
+    pub fn finish(self) -> [u8; DIGEST] {
+        *self.0.finalize().as_bytes()
+    }
+}
+
+/// The digest of some bytes, likewise.
+pub fn of(bytes: &[u8]) -> [u8; DIGEST] {
+    let mut digester = Digester::default();
+    digester.update(bytes);
+    digester.finish()
 }
 
 /// The digest of a file's `bytes`, in hexadecimal digits; kept in `memory`, a directory, under what
@@ -35,11 +49,9 @@ pub fn of(prefix: &str, bytes: &[u8]) -> [u8; DIGEST] {
 /// bytes.
 pub fn of_file(bytes: &[u8], data: &Metadata, memory: &Path, read: impl FnOnce(&mut dyn FnMut(&[u8]))) -> String {
     let digest = || {
-        let mut hasher = Hasher::new();
-        read(&mut |bytes| {
-            hasher.update_rayon(bytes);
-        });
-        hasher.finalize().to_hex().to_string()
+        let mut digester = Digester::default();
+        read(&mut |bytes| digester.update(bytes));
+        digester.0.finalize().to_hex().to_string()
     };
     let Some(identity) = identity(bytes, data) else { return digest() };
     let path = memory.join(format!("{identity}.blake3"));

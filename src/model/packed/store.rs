@@ -71,6 +71,7 @@ impl Store {
                 Err(error) => log::warn(format_args!("{error}; weights are packed anew")),
             }
         }
+        weights.prove()?;
         let store = Self::To(Writer::new(path, key));
         let loaded = load(&store)?;
         if let Self::To(writer) = store {
@@ -111,7 +112,7 @@ impl Reader {
             return Err(invalid(&"is not of this version's layout"));
         }
         let mut arrays: Vec<_> = heads(&map).collect();
-        arrays.par_iter_mut().for_each(|found| found.digest = digest::of("", &map[found.bytes.clone()]));
+        arrays.par_iter_mut().for_each(|found| found.digest = digest::of(&map[found.bytes.clone()]));
         Ok(Self { path: path.to_owned(), key: key.to_owned(), map: Arc::new(map), arrays, next: Cell::new(0) })
     }
 
@@ -178,7 +179,7 @@ impl Writer {
         if self.file.borrow().is_none() {
             return;
         }
-        let head = head((&self.key, label, self.at.get()), bytes.len(), &digest::of("", bytes));
+        let head = head((&self.key, label, self.at.get()), bytes.len(), &digest::of(bytes));
         let padding = bytes.len().next_multiple_of(ALIGNMENT) - bytes.len();
         self.at.set(self.at.get() + head.len() + bytes.len() + padding);
         self.write(|file| {
@@ -234,7 +235,8 @@ fn head(place: (&str, &str, usize), size: usize, digest: &[u8; DIGEST]) -> [u8; 
     let (key, label, at) = place;
     let mut head = [0; ALIGNMENT];
     head[..8].copy_from_slice(&(size as u64).to_le_bytes());
-    head[8..40].copy_from_slice(&digest::of(&format!("{key} {label} {at} {size} "), digest));
+    let known_by = [format!("{key} {label} {at} {size} ").as_bytes(), digest].concat();
+    head[8..40].copy_from_slice(&digest::of(&known_by));
     head
 }
 
@@ -251,7 +253,7 @@ mod tests {
         for cpu in Cpu::available() {
             let digests = [Precision::Bf16, Precision::Int8, Precision::Int4].map(|precision| {
                 let packed = PackedLinear::new((45, 70), read, Vec::new(), precision, cpu);
-                let digest = digest::of("", &packed.arrays().concat());
+                let digest = digest::of(&packed.arrays().concat());
                 digest[..4].iter().map(|byte| format!("{byte:02x}")).collect::<String>()
             });
             // Whoever changes these changes HEADER's number too: what has been kept is of no use

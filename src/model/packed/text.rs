@@ -33,6 +33,7 @@ impl TextModel {
         let at = loader.at("model.text_model");
         let Ends { embedding, head } = Ends::choose(loader, config)?;
         let embed_tokens = loader.matrix(&[embedding], text.hidden_size, &[text.vocab_size])?;
+        loader.check_unpacked(&embed_tokens, embedding)?;
         // A token is chosen by small differences among many: four bits are too few for the head.
         let precision_of_head = if precision == Precision::Int4 { Precision::Int8 } else { precision };
         // A few channels of a trained model's stream are tens of times larger than the others. Of

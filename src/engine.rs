@@ -35,9 +35,10 @@ pub struct EngineOptions {
     /// The ONNX Runtime library.
     pub onnxruntime_path: Option<PathBuf>,
     /// A directory in which Candle keeps weights as the kernels want them, in bf16, int8 and int4:
-    /// a load that finds them there reads no others, but what a `SHA256SUMS` lists. It is made if
-    /// it is missing, and must be trusted as the checkpoint is; its files are checked against their
-    /// digests. `None`: nothing is kept.
+    /// a load that finds them there reads no others, but the embedding. It is made if it is missing,
+    /// and must be trusted as the checkpoint is; its files are checked against their digests. Of
+    /// the weights that a `SHA256SUMS` lists, all that a load uses is verified by it, or against
+    /// what was made of them when they were. `None`: nothing is kept.
     pub packed_cache_dir: Option<PathBuf>,
     /// Most bytes of encoded pictures that the engine keeps, for the next question about the same
     /// file. 0: none.
@@ -71,21 +72,34 @@ impl Engine {
 
     /// The checkpoint's tokenizer and settings around a backend of the caller's.
     pub fn with_backend(model_dir: &Path, options: &EngineOptions, backend: Box<dyn Backend>) -> Result<Self> {
-        Self::assemble(model_dir, options, |_, _, _, _| Ok(backend))
+        Self::assemble(model_dir, options, |_, _, _, _, _| Ok(backend))
     }
 
     fn assemble(
         model_dir: &Path,
         options: &EngineOptions,
-        open: impl FnOnce(&ModelFiles, &ModelConfig, &ImageConfig, &EngineOptions) -> Result<Box<dyn Backend>>,
+        open: impl FnOnce(
+            &ModelFiles,
+            &ModelConfig,
+            &ImageConfig,
+            &EngineOptions,
+            &mut backend::Beside<'_>,
+        ) -> Result<Box<dyn Backend>>,
     ) -> Result<Self> {
-        let files = ModelFiles::open(model_dir)?;
+        // What packed weights are made of is proven where they are made.
+        let packed = options.packed_cache_dir.is_some();
+        let files = ModelFiles::open_but(model_dir, |name| packed && name.ends_with(".safetensors"))?;
         let model = ModelConfig::load(&files)?;
         let images = ImageConfig::load(&files, &model)?;
         config::check_processor(&files, &model)?;
         let context_tokens = context(options, &model)?;
 
-        let tokenizer = no_fork_during(|| Tokenizer::load(&files))?;
+        // It takes one thread, and as long as packed weights: the backend has it done beside them,
+        // or not at all.
+        let load_tokenizer = || no_fork_during(|| Tokenizer::load(&files));
+        let mut tokenizer = None;
+        let backend = open(&files, &model, &images, options, &mut || tokenizer = Some(load_tokenizer()));
+        let tokenizer = tokenizer.unwrap_or_else(load_tokenizer)?;
         let vocab_size = model.text.vocab_size;
         if tokenizer.vocab_size() > vocab_size {
             crate::log::warn(format_args!(
@@ -108,7 +122,7 @@ impl Engine {
             )));
         }
         let prompt = PromptBuilder::new(no_fork_during(|| ChatTemplate::load(&files))?, model.tokens_per_tile());
-        let backend = open(&files, &model, &images, options)?;
+        let backend = backend?;
         let Placement { backend: name, device, dtype } = backend.placement();
         crate::log::info(format_args!(
             "{}: loaded on {}, device {}, {}, context of {context_tokens} tokens",

@@ -4,12 +4,18 @@ use std::collections::HashMap;
 use std::panic;
 
 use aho_corasick::{AhoCorasick, MatchKind};
-use tokenizers::{AddedToken, DecoderWrapper};
+use tokenizers::models::bpe::BPE;
+use tokenizers::{
+    AddedToken, DecoderWrapper, Model, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl,
+};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::ModelFiles;
 
 const FILE: &str = "tokenizer.json";
+
+/// Every tokenizer of the family.
+type Bpe = TokenizerImpl<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
 
 /// Ends a message, and so an answer.
 const END_OF_UTTERANCE: &str = "<end_of_utterance>";
@@ -44,7 +50,12 @@ impl Tokenizer {
 
     fn parse(json: &[u8]) -> Result<Self> {
         let invalid = |e: tokenizers::Error| Error::invalid_model(e.to_string());
-        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(invalid)?;
+        // Of any kind, the crate makes one of a tree of values that it makes of the file before:
+        // that takes three times as long. It says best what is wrong, too.
+        let mut inner = match serde_json::from_slice::<Bpe>(json) {
+            Ok(bpe) => bpe.into(),
+            Err(_) => tokenizers::Tokenizer::from_bytes(json).map_err(invalid)?,
+        };
         if !matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
             return Err(Error::unsupported("decoder: only ByteLevel is known in this family"));
         }
@@ -154,31 +165,42 @@ impl Tokenizer {
     }
 }
 
-/// The bytes of every token, undone from GPT-2's printable stand-ins.
+/// The bytes of every token, undone from GPT-2's printable stand-ins; `specials` ascend.
 fn token_bytes(tokenizer: &tokenizers::Tokenizer, specials: &[u32]) -> Result<Vec<Option<Box<[u8]>>>> {
     /// No published vocabulary has a million entries; an id beyond that is a damaged file.
     const MAX_ID: u32 = 1 << 24;
-    let stand_ins = byte_stand_ins();
-    let vocab = tokenizer.get_vocab(true);
-    let len = vocab.values().max().map_or(0, |&id| id as usize + 1);
+    let mut stand_ins = [None; 0x200];
+    for (stand_in, byte) in byte_stand_ins() {
+        stand_ins[stand_in as usize] = Some(byte);
+    }
+    let added = tokenizer.get_added_tokens_decoder();
+    let of_added = added.iter().map(|(&id, token)| (token.content.clone(), id));
+    let vocab: Vec<_> = model_vocab(tokenizer.get_model()).into_iter().chain(of_added).collect();
+    let len = vocab.iter().map(|(_, id)| id).max().map_or(0, |&id| id as usize + 1);
     if len > MAX_ID as usize {
         return Err(Error::invalid_model(format!("token id {} is above {MAX_ID}", len - 1)));
     }
-    let added = tokenizer.get_added_tokens_decoder();
     let mut bytes = vec![None; len];
     for (token, id) in vocab {
-        if specials.contains(&id) {
+        if specials.binary_search(&id).is_ok() {
             continue;
         }
         // Added tokens are stored as they are; the rest in stand-ins.
         let text = if added.contains_key(&id) {
             None
         } else {
-            token.chars().map(|c| stand_ins.get(&c).copied()).collect::<Option<Vec<u8>>>()
+            token.chars().map(|c| stand_ins.get(c as usize).copied().flatten()).collect::<Option<Vec<u8>>>()
         };
         bytes[id as usize] = Some(text.unwrap_or_else(|| token.into_bytes()).into_boxed_slice());
     }
     Ok(bytes)
+}
+
+/// All tokens of a model. Ids without holes, as most have, are asked for one by one: the crate's
+/// copy of the table takes several times as long.
+fn model_vocab(model: &impl Model) -> Vec<(String, u32)> {
+    let each = (0..model.get_vocab_size() as u32).map(|id| Some((model.id_to_token(id)?, id)));
+    each.collect::<Option<_>>().unwrap_or_else(|| model.get_vocab().into_iter().collect())
 }
 
 /// GPT-2's table from printable characters to bytes: printable Latin-1 stands for itself, the other
@@ -256,6 +278,75 @@ mod tests {
         assert_eq!(stream.push(b"a\xFFb"), "a\u{FFFD}b");
         assert_eq!(stream.push(b"\xF0\x9F"), "");
         assert_eq!(stream.finish(), "\u{FFFD}");
+    }
+
+    const BYTES: &str = r#"{"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true}"#;
+
+    /// A tokenizer of these tokens and merges, and an added one that the model has, and one that it
+    /// lacks.
+    fn json(model: &str, vocab: &str, merges: &str) -> String {
+        let added = |id: u32, content: &str, special: bool| {
+            format!(
+                r#"{{"id": {id}, "content": "{content}", "single_word": false, "lstrip": false, "rstrip": false,
+                    "normalized": false, "special": {special}}}"#
+            )
+        };
+        format!(
+            r#"{{"version": "1.0", "added_tokens": [{}, {}],
+                "normalizer": null, "pre_tokenizer": {BYTES},
+                "decoder": {BYTES},
+                "model": {{{model} "vocab": {{{vocab}}}, "merges": [{merges}]}}}}"#,
+            added(0, "<s>", true),
+            added(9, "é", false)
+        )
+    }
+
+    #[test]
+    fn a_tokenizer_read_at_once_is_what_the_crate_makes_of_any() {
+        let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo/tokenizer.json");
+        let vocab = r#""<s>": 0, "a": 1, "Ġ": 2, "Ġa": 3"#;
+        let typed =
+            r#""type": "BPE", "ignore_merges": true, "byte_fallback": false, "dropout": null, "unk_token": "a","#;
+        let files = [
+            std::fs::read_to_string(demo).unwrap(),
+            json(typed, vocab, r#"["Ġ", "a"]"#),
+            json("", vocab, r#""Ġ a""#),
+            json(r#""type": "\u0042PE","#, vocab, r#""Ġ a""#),
+        ];
+        for file in files {
+            let theirs = tokenizers::Tokenizer::from_bytes(&file).unwrap();
+            let ours = Tokenizer::parse(file.as_bytes()).unwrap();
+            let theirs_are = theirs.get_vocab(true);
+            assert_eq!(ours.vocab_size(), 1 + *theirs_are.values().max().unwrap() as usize);
+            for (token, id) in theirs_are {
+                assert_eq!((ours.id(&token), ours.token(id)), (Some(id), Some(token)));
+            }
+            let mut model = theirs;
+            model.set_encode_special_tokens(true);
+            model.with_padding(None).with_truncation(None).unwrap();
+            assert_eq!(ours.inner.to_string(false).unwrap(), model.to_string(false).unwrap());
+        }
+        // Of other kinds, the crate says what is wrong.
+        let wrong = json(r#""type": "BPE","#, vocab, r#"["Ġ", "b"]"#);
+        let theirs = tokenizers::Tokenizer::from_bytes(&wrong).unwrap_err().to_string();
+        assert_eq!(Tokenizer::parse(wrong.as_bytes()).err().unwrap().message(), theirs);
+    }
+
+    #[test]
+    fn tokens_have_their_bytes_with_and_without_holes_between_ids() {
+        for (vocab, ids) in [(r#""<s>": 0, "a": 1, "Ġa": 2"#, [1, 2, 3]), (r#""<s>": 0, "a": 4, "Ġa": 7"#, [4, 7, 3])]
+        {
+            let tokenizer = Tokenizer::parse(json(r#""type": "BPE","#, vocab, "").as_bytes()).unwrap();
+            let [a, spaced, added] = ids;
+            assert_eq!((tokenizer.token_bytes(0), tokenizer.special_text(0)), (&b""[..], Some("<s>")));
+            assert_eq!((tokenizer.token_bytes(a), tokenizer.token_bytes(spaced)), (&b"a"[..], &b" a"[..]));
+            // Not undone from stand-ins: this one was given as it is.
+            assert_eq!(tokenizer.token_bytes(added), "é".as_bytes());
+            assert_eq!(
+                (tokenizer.vocab_size(), tokenizer.longest_token_bytes()),
+                (*ids.iter().max().unwrap() as usize + 1, 3)
+            );
+        }
     }
 
     #[test]

@@ -233,7 +233,7 @@ fn a_start_from_packed_weights_looks_at_all_names_too() {
     let refuse = || copy.refused_with(&options, ErrorKind::Unsupported, &["self_attn.q_norm.weight"]);
     refuse();
     assert_eq!(files("packed").len(), 1, "nothing is kept of it");
-    let [memory] = &files("sha256")[..] else { panic!("{:?}", files("sha256")) };
+    let [memory] = &files("blake3")[..] else { panic!("{:?}", files("blake3")) };
     fs::write(memory, name).unwrap();
     refuse();
 }

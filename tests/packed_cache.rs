@@ -9,6 +9,7 @@ use std::sync::{Mutex, Once};
 use std::thread::sleep;
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
 use smolvlm::{BackendKind, DTypeKind, Engine, EngineOptions, ErrorKind, ImageView, Request, log};
 
 const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo");
@@ -153,7 +154,7 @@ fn a_checkpoint_that_changes_in_place_is_another() {
     let weights = model.0.join("model.safetensors");
     sleep(SETTLED);
     folder.load(&model.0, DTypeKind::Int8);
-    assert_eq!((folder.files("packed").len(), folder.files("sha256").len()), (1, usize::from(cfg!(unix))));
+    assert_eq!((folder.files("packed").len(), folder.files("blake3").len()), (1, usize::from(cfg!(unix))));
     let before = folder.packed();
     let (mut bytes, modified) = (fs::read(&weights).unwrap(), weights.metadata().unwrap().modified().unwrap());
     let last = bytes.len() - 2;
@@ -177,10 +178,10 @@ fn a_checkpoint_that_changes_in_place_is_another() {
 fn the_digest_is_remembered_and_only_whole() {
     let (folder, model) = (Folder::new("digest"), demo("digest-model"));
     folder.load(&model.0, DTypeKind::Int8);
-    assert!(folder.files("sha256").is_empty(), "the file has just been made");
+    assert!(folder.files("blake3").is_empty(), "the file has just been made");
     sleep(SETTLED);
     folder.load(&model.0, DTypeKind::Int8);
-    let [memory] = &folder.files("sha256")[..] else { panic!("{:?}", folder.files("sha256")) };
+    let [memory] = &folder.files("blake3")[..] else { panic!("{:?}", folder.files("blake3")) };
     let digest = fs::read_to_string(memory).unwrap();
     assert!(folder.packed().file_name().unwrap().to_str().unwrap().starts_with(&digest));
     // Cut short; endless; one that waits for a writer; written elsewhere.
@@ -213,7 +214,105 @@ fn what_has_been_verified_is_not_digested_again() {
     let sums = fs::read_to_string(Path::new(DEMO).join("SHA256SUMS")).unwrap();
     let digest = sums.lines().find_map(|line| line.strip_suffix("  model.safetensors")).unwrap();
     assert!(folder.packed().file_name().unwrap().to_str().unwrap().starts_with(digest));
-    assert!(folder.files("sha256").is_empty());
+    assert!(folder.files("blake3").is_empty());
+}
+
+/// Writes the listed digests of a directory's files.
+fn list(model: &Path) {
+    let mut lines = String::new();
+    for file in fs::read_dir(model).unwrap().map(Result::unwrap) {
+        let name = file.file_name().into_string().unwrap();
+        if name != "SHA256SUMS" && file.path().is_file() {
+            let digest = Sha256::digest(fs::read(file.path()).unwrap());
+            let digits: String = digest.iter().map(|byte| format!("{byte:02X}")).collect();
+            lines.push_str(&format!("{digits}  {name}\n"));
+        }
+    }
+    fs::write(model.join("SHA256SUMS"), lines).unwrap();
+}
+
+/// Where the numbers of a tensor begin in a checkpoint.
+fn start_of(weights: &[u8], tensor: &str) -> usize {
+    let size = u64::from_le_bytes(*weights.first_chunk().unwrap()) as usize;
+    let header = std::str::from_utf8(&weights[8..8 + size]).unwrap();
+    let entry = &header[header.find(&format!("\"{tensor}\"")).unwrap()..];
+    let offsets = &entry[entry.find("data_offsets").unwrap()..];
+    let number: String = offsets.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
+    8 + size + number.parse::<usize>().unwrap()
+}
+
+#[test]
+fn of_listed_weights_all_that_is_used_is_verified() {
+    for dtype in [DTypeKind::Bf16, DTypeKind::Int8, DTypeKind::Int4] {
+        let (folder, model) =
+            (Folder::new(&format!("listed-{}", dtype.name())), demo(&format!("listed-{}-model", dtype.name())));
+        list(&model.0);
+        let (right, said) = folder.load(&model.0, dtype);
+        assert_said(&said, "packed weights written");
+        let path = model.0.join("model.safetensors");
+        let whole = fs::read(&path).unwrap();
+        let spoil = |tensor: &str| {
+            let mut spoilt = whole.clone();
+            spoilt[start_of(&whole, tensor) + 1] ^= 1;
+            fs::write(&path, spoilt).unwrap();
+        };
+        let refused = || {
+            let options = EngineOptions { dtype, packed_cache_dir: Some(folder.0.clone()), ..Default::default() };
+            let error = Engine::load(&model.0, &options).err().unwrap();
+            assert_eq!(error.kind(), ErrorKind::InvalidModel);
+            assert!(error.message().contains("model.safetensors: SHA-256 is "), "{error}");
+        };
+        // A matrix whose packed form is taken is as it was; without that, it is missed.
+        spoil("model.text_model.layers.0.mlp.down_proj.weight");
+        let (ours, said) = folder.load(&model.0, dtype);
+        assert_said(&said, ".packed: packed weights");
+        assert_eq!(ours, right);
+        let kept = folder.packed();
+        let packed = fs::read(&kept).unwrap();
+        fs::write(&kept, &packed[..packed.len() / 2]).unwrap();
+        refused();
+        fs::remove_file(&kept).unwrap();
+        refused();
+        assert!(folder.files("packed").is_empty() && folder.files("tmp").is_empty());
+        fs::write(&kept, &packed).unwrap();
+        // The embedding is read from where it is.
+        spoil("model.text_model.embed_tokens.weight");
+        refused();
+        fs::write(&path, &whole).unwrap();
+        let (ours, said) = folder.load(&model.0, dtype);
+        assert_said(&said, ".packed: packed weights");
+        assert_eq!(ours, right);
+        // Small files are verified before all.
+        fs::write(model.0.join("generation_config.json"), "{}").unwrap();
+        let options = EngineOptions { dtype, packed_cache_dir: Some(folder.0.clone()), ..Default::default() };
+        let error = Engine::load(&model.0, &options).err().unwrap();
+        assert!(error.message().contains("generation_config.json: SHA-256 is "), "{error}");
+    }
+}
+
+#[test]
+fn a_list_that_is_wrong_is_no_name_of_a_file() {
+    let (folder, model) = (Folder::new("unlisted"), demo("unlisted-model"));
+    list(&model.0);
+    let sums = fs::read_to_string(model.0.join("SHA256SUMS")).unwrap();
+    let line = sums.lines().find(|line| line.ends_with("  model.safetensors")).unwrap();
+    for digits in ["../".repeat(21) + "x", "0".repeat(64)] {
+        let wrong = sums.replace(line, &format!("{digits}  model.safetensors"));
+        fs::write(model.0.join("SHA256SUMS"), wrong).unwrap();
+        let options =
+            EngineOptions { dtype: DTypeKind::Int8, packed_cache_dir: Some(folder.0.clone()), ..Default::default() };
+        let error = Engine::load(&model.0, &options).err().unwrap();
+        assert!(error.message().contains("SHA-256 is ") && error.message().contains(&digits), "{error}");
+        // Nothing is looked for under a name that is no digest.
+        assert_eq!(folder.0.exists(), digits.starts_with('0'));
+    }
+    fs::write(model.0.join("SHA256SUMS"), &sums).unwrap();
+    fs::remove_file(model.0.join("model.safetensors")).unwrap();
+    let options =
+        EngineOptions { dtype: DTypeKind::Int8, packed_cache_dir: Some(folder.0.clone()), ..Default::default() };
+    let error = Engine::load(&model.0, &options).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert!(error.message().contains("model.safetensors"), "{error}");
 }
 
 #[test]
@@ -269,6 +368,22 @@ fn a_load_that_fails_leaves_nothing_behind() {
     assert_eq!(error.kind(), ErrorKind::InvalidModel);
     assert!(error.message().contains("model.text_model.norm.weight"), "{error}");
     assert!(folder.files("tmp").is_empty() && folder.files("packed").is_empty());
+}
+
+#[test]
+fn a_tokenizer_that_is_wrong_is_said_first_whatever_the_weights_are() {
+    let model = demo("tokenizer-model");
+    fs::write(model.0.join("tokenizer.json"), "{}").unwrap();
+    for dtype in [DTypeKind::F32, DTypeKind::Int8] {
+        for num_threads in [1, 2] {
+            let options = EngineOptions { dtype, num_threads, ..Default::default() };
+            let error = Engine::load(&model.0, &options).err().unwrap();
+            assert!(error.message().contains("tokenizer.json"), "{error}");
+        }
+    }
+    fs::write(model.0.join("model.safetensors"), "nothing").unwrap();
+    let error = Engine::load(&model.0, &EngineOptions::default()).err().unwrap();
+    assert!(error.message().contains("tokenizer.json"), "{error}");
 }
 
 #[test]

@@ -256,12 +256,17 @@ fn threads(options: &EngineOptions) -> Threads {
     })
 }
 
+/// Work of the caller's that a backend may do while it loads, on a thread that has nothing else to
+/// do then, once at most.
+pub(crate) type Beside<'a> = dyn FnMut() + Send + 'a;
+
 /// Loads the weights on the backend that the options name.
 pub(crate) fn open(
     files: &ModelFiles,
     model: &ModelConfig,
     images: &ImageConfig,
     options: &EngineOptions,
+    #[cfg_attr(not(feature = "candle"), allow(unused_variables))] beside: &mut Beside<'_>,
 ) -> Result<Box<dyn Backend>> {
     if options.num_threads > MAX_THREADS {
         let given = options.num_threads;
@@ -270,7 +275,7 @@ pub(crate) fn open(
     match options.backend {
         #[cfg(feature = "candle")]
         BackendKind::Auto | BackendKind::Candle => {
-            Ok(Box::new(candle::CandleBackend::load(files, model, images, options)?))
+            Ok(Box::new(candle::CandleBackend::load_beside(files, model, images, options, beside)?))
         }
         #[cfg(not(feature = "candle"))]
         BackendKind::Candle => Err(missing("candle")),

@@ -283,7 +283,8 @@ pub struct smolvlm_options {
     pub onnxruntime_path: *const c_char,
     /// Directory in which Candle keeps BF16, INT8 and INT4 weights as this processor wants them;
     /// NULL: nowhere. The next load of the same model maps them, and reads and quantises no others;
-    /// a SHA256SUMS is verified all the same. It must be trusted as the model's directory is, and
+    /// all that a load uses of what a SHA256SUMS lists is verified all the same, and not what it
+    /// leaves alone. It must be trusted as the model's directory is, and
     /// its files must not change in place. One that cannot be made is
     /// `SMOLVLM_STATUS_INVALID_ARGUMENT`; a file in it that cannot be written, or is damaged, is
     /// logged, and no error. `SMOLVLM_STATUS_UNSUPPORTED` where weights are not packed: F32, an

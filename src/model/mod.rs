@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::kernels::{Mix, PackedLinear, Precision, gather};
 use crate::largest::Largest;
 use crate::preprocess::{Normalise, Tiles};
+use digest::DIGEST;
 use head::Ends;
 use packed::Store;
 use tensors::Linear;
@@ -306,6 +307,26 @@ impl<'a> Loader<'a> {
             matrix.add(&format!("{}{name}.weight", self.prefix), &[outputs, inputs])?;
         }
         Ok(matrix)
+    }
+
+    /// Checks a matrix that is not packed, where `SHA256SUMS` says what it is: with packed weights
+    /// nobody has looked at its file.
+    fn check_unpacked(&self, matrix: &Matrix, name: &str) -> Result<()> {
+        if !self.weights.are_listed() {
+            return Ok(());
+        }
+        let label = format!("{}{name}.weight, digest", self.prefix);
+        match self.store {
+            Store::None => {}
+            Store::To(writer) => writer.put(&label, &matrix.digest()),
+            Store::From(reader) => {
+                if *reader.take(&label, DIGEST)? != matrix.digest() {
+                    let file = self.weights.name();
+                    return Err(Error::invalid_model(format!("{file}: {label}: is another than when it was packed")));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The tensor `weight`, whose first dimension are the outputs.

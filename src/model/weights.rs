@@ -15,12 +15,13 @@ use memmap2::Mmap;
 use memmap2::UncheckedAdvice;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 
-use super::digest;
+use super::digest::{self, DIGEST, Digester};
 use super::packed::Store;
 use crate::config::{foreign, parse};
 use crate::error::{Error, Result};
-use crate::files::ModelFiles;
+use crate::files::{ModelFiles, hex, prove};
 use crate::kernels::{self, Cpu, Hessian, Mix, PackedLinear, Rotation, grow};
 
 const SINGLE: &str = "model.safetensors";
@@ -69,7 +70,7 @@ struct Shard {
     path: String,
     map: Mmap,
     data: Metadata,
-    /// That has been verified already.
+    /// That `SHA256SUMS` lists.
     digest: Option<String>,
 }
 
@@ -173,18 +174,30 @@ impl Weights {
         self.tensors.values().map(|(e, _)| e.shape.iter().map(|&d| d as u64).product::<u64>()).sum()
     }
 
+    /// Whether `SHA256SUMS` says what the files are.
+    pub fn are_listed(&self) -> bool {
+        self.shards.iter().any(|shard| shard.digest.is_some())
+    }
+
+    /// Refuses files that are not what `SHA256SUMS`, if there is one, says.
+    pub fn prove(&self) -> Result<()> {
+        for Shard { path, map, digest, .. } in &self.shards {
+            if let Some(digest) = digest {
+                let mut hasher = Sha256::new();
+                in_parts(map, 0..map.len(), &mut |bytes| hasher.update(bytes));
+                prove(&hex(hasher), digest, path)?;
+            }
+        }
+        Ok(())
+    }
+
     /// What all files together are known by; `memory` is a directory that may know it already.
     pub fn digest(&self, memory: &Path) -> String {
-        let read = |map: &Mmap, take: &mut dyn FnMut(&[u8])| {
-            for start in (0..map.len()).step_by(AT_ONCE) {
-                let bytes = start..map.len().min(start + AT_ONCE);
-                take(&map[bytes.clone()]);
-                release(map, bytes);
-            }
-        };
         let of_file = |shard: &Shard| match &shard.digest {
             Some(digest) => digest.clone(),
-            None => digest::of_file(&shard.map, &shard.data, memory, |take| read(&shard.map, take)),
+            None => {
+                digest::of_file(&shard.map, &shard.data, memory, |take| in_parts(&shard.map, 0..shard.map.len(), take))
+            }
         };
         digest::of_all(self.shards.iter().map(of_file).collect())
     }
@@ -311,6 +324,16 @@ impl Matrix {
         self.parts.iter().map(|p| p.outputs).sum()
     }
 
+    /// What its numbers as they are stored are known by.
+    pub fn digest(&self) -> [u8; DIGEST] {
+        let mut digester = Digester::default();
+        for Part { entry, .. } in &self.parts {
+            let map = &self.weights.shards[entry.shard].map;
+            in_parts(map, entry.bytes.clone(), &mut |bytes| digester.update(bytes));
+        }
+        digester.finish()
+    }
+
     /// Writes a row [inputs]; one that is not there is left out.
     pub fn row(&self, row: usize, out: &mut [f32]) {
         self.some(row, 0, out);
@@ -376,6 +399,15 @@ impl Matrix {
             packed.arrays().into_iter().for_each(|array| writer.put(&label, array));
         }
         Ok(packed)
+    }
+}
+
+/// Calls `take` with some of a file, a part after the other, which takes little memory.
+fn in_parts(map: &Mmap, bytes: Range<usize>, take: &mut dyn FnMut(&[u8])) {
+    for start in bytes.clone().step_by(AT_ONCE) {
+        let part = start..bytes.end.min(start + AT_ONCE);
+        take(&map[part.clone()]);
+        release(map, part);
     }
 }
 

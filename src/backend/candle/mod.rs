@@ -8,7 +8,7 @@ use candle_core::{DType, Device};
 
 use self::pools::Pools;
 use super::{
-    Backend, BackendKind, DTypeKind, Decoder, DeviceKind, Halt, ImageRows, PREFILL_CHUNK, Placement, Run, Stop,
+    Backend, BackendKind, Beside, DTypeKind, Decoder, DeviceKind, Halt, ImageRows, PREFILL_CHUNK, Placement, Run, Stop,
     Threads, VISION_PATCHES, cached_numbers, check_memory,
 };
 use crate::config::{ImageConfig, ModelConfig, TextConfig};
@@ -46,6 +46,17 @@ impl CandleBackend {
         images: &ImageConfig,
         options: &EngineOptions,
     ) -> Result<Self> {
+        Self::load_beside(files, model, images, options, &mut || ())
+    }
+
+    /// The same; meanwhile one of the threads does something else first.
+    pub(crate) fn load_beside(
+        files: &ModelFiles,
+        model: &ModelConfig,
+        images: &ImageConfig,
+        options: &EngineOptions,
+        beside: &mut Beside<'_>,
+    ) -> Result<Self> {
         {
             let _no_fork = no_fork();
             Cpu::detect();
@@ -70,7 +81,7 @@ impl CandleBackend {
 
         let pools = Pools::new(super::threads(options));
         let pool = pools.take(&Stop::default()).map_err(Halt::into_error)?;
-        let loaded = pool.install(|| Model::load(&weights, &arithmetic, model, images))?;
+        let loaded = pool.install(|| rayon::join(|| Model::load(&weights, &arithmetic, model, images), beside).0)?;
         drop(pool);
         Ok(Self {
             shared: Arc::new(Shared { model: loaded, image_token_id: model.image_token_id, pools }),

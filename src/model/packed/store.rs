@@ -4,12 +4,15 @@
 //! A file for each checkpoint (by its digest), precision and set of kernels, in a directory of the
 //! caller's. It has a header, and then all arrays in the order of loading, each with its size and
 //! digest before it, all at multiples of [`ALIGNMENT`]. Nothing in it is believed that has not been
-//! checked: a file that is cut short, damaged or another's is written anew. Like a checkpoint it
-//! must not change in place while it is mapped; a new one takes its name when it is whole.
+//! checked: a file that is cut short, damaged or another's is written anew. All arrays are digested
+//! at once, on all threads, while the system maps them: most are too small to be shared out, and
+//! one after the other they would leave all threads but one idle. Like a checkpoint the file must
+//! not change in place while it is mapped; a new one takes its name when it is whole.
 
 use std::cell::{Cell, RefCell};
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,9 +21,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use memmap2::Advice;
 use memmap2::Mmap;
 use rayon::prelude::*;
-use sha2::{Digest, Sha256};
 
 use super::super::Weights;
+use super::super::digest::{self, DIGEST};
 use crate::error::{Error, Result};
 use crate::kernels::{Cpu, Mapped, Precision};
 use crate::{files, log};
@@ -32,9 +35,6 @@ const HEADER: &[u8; ALIGNMENT] =
 
 /// A cache line, as kernels want it.
 const ALIGNMENT: usize = 64;
-
-/// Bytes of an array that are digested in one piece: there are enough pieces for all threads.
-const PIECE: usize = 1 << 20;
 
 /// Where packed weights come from, or go to.
 pub enum Store {
@@ -71,6 +71,7 @@ impl Store {
                 Err(error) => log::warn(format_args!("{error}; weights are packed anew")),
             }
         }
+        weights.prove()?;
         let store = Self::To(Writer::new(path, key));
         let loaded = load(&store)?;
         if let Self::To(writer) = store {
@@ -85,7 +86,16 @@ pub struct Reader {
     path: PathBuf,
     key: String,
     map: Arc<Mmap>,
-    at: Cell<usize>,
+    /// As many as there seem to be: whoever takes one compares.
+    arrays: Vec<Found>,
+    next: Cell<usize>,
+}
+
+/// What an array's bytes are known by, whose head is at `at`.
+struct Found {
+    at: usize,
+    bytes: Range<usize>,
+    digest: [u8; DIGEST],
 }
 
 impl Reader {
@@ -101,22 +111,36 @@ impl Reader {
         if !map.starts_with(HEADER) {
             return Err(invalid(&"is not of this version's layout"));
         }
-        Ok(Self { path: path.to_owned(), key: key.to_owned(), map: Arc::new(map), at: Cell::new(HEADER.len()) })
+        let mut arrays: Vec<_> = heads(&map).collect();
+        arrays.par_iter_mut().for_each(|found| found.digest = digest::of(&map[found.bytes.clone()]));
+        Ok(Self { path: path.to_owned(), key: key.to_owned(), map: Arc::new(map), arrays, next: Cell::new(0) })
     }
 
     /// The next array, which must be the one that `label` names.
     pub fn take(&self, label: &str, size: usize) -> Result<Mapped> {
         let wrong = |what| Error::invalid_model(format!("{}: {label}: {what}", self.path.display()));
-        let rest = &self.map[self.at.get()..];
-        let (head, body) = rest.split_at_checked(ALIGNMENT).ok_or_else(|| wrong("is not there"))?;
-        let bytes = body.get(..size).ok_or_else(|| wrong("is cut short"))?;
-        if head != self::head((&self.key, label, self.at.get()), bytes) {
+        let found = self.arrays.get(self.next.get()).ok_or_else(|| wrong("is not there, or not whole"))?;
+        let Found { at, bytes, digest } = found;
+        if bytes.len() != size || self.map[*at..][..ALIGNMENT] != head((&self.key, label, *at), size, digest) {
             return Err(wrong("is damaged, or another's"));
         }
-        let start = self.at.get() + ALIGNMENT;
-        self.at.set((start + size).next_multiple_of(ALIGNMENT).min(self.map.len()));
-        Ok(Mapped::new(self.map.clone(), start..start + size))
+        self.next.set(self.next.get() + 1);
+        Ok(Mapped::new(self.map.clone(), bytes.clone()))
     }
+}
+
+/// Where the arrays are, up to the first whose size cannot be true.
+fn heads(file: &[u8]) -> impl Iterator<Item = Found> {
+    let mut at = HEADER.len();
+    std::iter::from_fn(move || {
+        let (size, _) = file.get(at..)?.split_first_chunk()?;
+        let size = usize::try_from(u64::from_le_bytes(*size)).ok().filter(|&size| size > 0)?;
+        let start = at + ALIGNMENT;
+        let end = start.checked_add(size).filter(|&end| end <= file.len())?;
+        let found = Found { at, bytes: start..end, digest: [0; DIGEST] };
+        at = end.next_multiple_of(ALIGNMENT).min(file.len());
+        Some(found)
+    })
 }
 
 /// A file that is to be.
@@ -155,7 +179,7 @@ impl Writer {
         if self.file.borrow().is_none() {
             return;
         }
-        let head = head((&self.key, label, self.at.get()), bytes);
+        let head = head((&self.key, label, self.at.get()), bytes.len(), &digest::of(bytes));
         let padding = bytes.len().next_multiple_of(ALIGNMENT) - bytes.len();
         self.at.set(self.at.get() + head.len() + bytes.len() + padding);
         self.write(|file| {
@@ -205,16 +229,14 @@ fn not_kept(path: &Path, error: &io::Error) {
     log::warn(format_args!("{}: {error}; packed weights are not kept", path.display()));
 }
 
-/// What stands before an array at `place`: in the file that has this key, with this label, from
-/// there on.
-fn head(place: (&str, &str, usize), bytes: &[u8]) -> [u8; ALIGNMENT] {
+/// What stands before an array of this size and digest at `place`: in the file that has this key,
+/// with this label, from there on.
+fn head(place: (&str, &str, usize), size: usize, digest: &[u8; DIGEST]) -> [u8; ALIGNMENT] {
     let (key, label, at) = place;
-    let pieces: Vec<_> = bytes.par_chunks(PIECE).map(Sha256::digest).collect();
-    let mut digest = Sha256::new_with_prefix(format!("{key} {label} {at} {}", bytes.len()));
-    pieces.iter().for_each(|piece| digest.update(piece));
     let mut head = [0; ALIGNMENT];
-    head[..8].copy_from_slice(&(bytes.len() as u64).to_le_bytes());
-    head[8..40].copy_from_slice(&digest.finalize());
+    head[..8].copy_from_slice(&(size as u64).to_le_bytes());
+    let known_by = [format!("{key} {label} {at} {size} ").as_bytes(), digest].concat();
+    head[8..40].copy_from_slice(&digest::of(&known_by));
     head
 }
 
@@ -233,12 +255,12 @@ mod tests {
         for cpu in Cpu::available() {
             let digests = ALL.map(|precision| {
                 let packed = PackedLinear::new((45, 70), read, Vec::new(), precision, None, cpu);
-                let digest = Sha256::digest(packed.arrays().concat());
+                let digest = digest::of(&packed.arrays().concat());
                 digest[..4].iter().map(|byte| format!("{byte:02x}")).collect::<String>()
             });
             // Whoever changes these changes HEADER's number too: what has been kept is of no use
             // any more.
-            assert_eq!(digests, ["7520950e", "12b4bab1", "8ccd4ad7", "6ad9ec56", "e675410b"], "{cpu:?}");
+            assert_eq!(digests, ["1a56c6b9", "5555a88c", "7d7f113d", "4f3e49ea", "d076e4c2"], "{cpu:?}");
         }
     }
 }

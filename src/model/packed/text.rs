@@ -34,6 +34,7 @@ impl TextModel {
         let at = loader.at("model.text_model");
         let Ends { embedding, head } = Ends::choose(loader, config)?;
         let embed_tokens = loader.matrix(&[embedding], text.hidden_size, &[text.vocab_size])?;
+        loader.check_unpacked(&embed_tokens, embedding)?;
         let precision_of_head = Recipe::of_head(precision);
         // A few channels of a trained model's stream are tens of times larger than the others. Of
         // 16 bits each has its own exponent.

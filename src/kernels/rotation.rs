@@ -27,6 +27,7 @@ pub struct Rotation {
     block: usize,
     /// [blocks, blocks], orthogonal; empty for one block.
     across: Vec<f32>,
+    centred: bool,
 }
 
 impl Rotation {
@@ -45,7 +46,12 @@ impl Rotation {
         };
         // In no order; which they are does not matter.
         let sign = |i: u32| if i.wrapping_mul(2_654_435_761) >> 31 == 0 { 1.0 } else { -1.0 };
-        Self { signs: (0..size as u32).map(sign).collect(), block, across }
+        Self { signs: (0..size as u32).map(sign).collect(), block, across, centred: false }
+    }
+
+    /// Of rows that lose their mean first. Their LayerNorm is the RMSNorm of what they become.
+    pub fn centred(size: usize) -> Self {
+        Self { centred: true, ..Self::new(size) }
     }
 
     pub fn size(&self) -> usize {
@@ -55,6 +61,9 @@ impl Rotation {
     /// Turns a row.
     pub fn turn(&self, row: &mut [f32], cpu: Cpu) {
         assert_eq!(row.len(), self.size());
+        if self.centred {
+            math::centre(row, cpu);
+        }
         row.iter_mut().zip(&self.signs).for_each(|(x, sign)| *x *= sign);
         math::hadamard(row, self.block, cpu);
         if !self.across.is_empty() {
@@ -63,6 +72,22 @@ impl Rotation {
                 math::mix(before, &self.across, row, cpu);
             });
         }
+    }
+
+    /// Undoes [`Self::turn`]; a mean that was taken off stays away.
+    pub fn turn_back(&self, row: &mut [f32], cpu: Cpu) {
+        assert_eq!(row.len(), self.size());
+        if !self.across.is_empty() {
+            // Orthogonal: its inverse is itself with rows for columns.
+            let parts = self.size() / self.block;
+            let back: Vec<_> = (0..parts * parts).map(|at| self.across[at % parts * parts + at / parts]).collect();
+            scratch(row.len(), |before| {
+                before.copy_from_slice(row);
+                math::mix(before, &back, row, cpu);
+            });
+        }
+        math::hadamard(row, self.block, cpu);
+        row.iter_mut().zip(&self.signs).for_each(|(x, sign)| *x *= sign);
     }
 
     /// Turns all rows, which the team of the caller's pass shares.
@@ -89,8 +114,14 @@ impl Rotation {
                 let (first, count) = (number * BAND, BAND.min(width - number * BAND));
                 // SAFETY: no other task has these columns.
                 let column = |row: usize| unsafe { matrix.part(row * width + first, count) };
+                let mut means = [0.0; BAND];
+                if self.centred {
+                    for row in 0..size {
+                        means.iter_mut().zip(&*column(row)).for_each(|(mean, x)| *mean += x / size as f32);
+                    }
+                }
                 for ((row, sign), to) in self.signs.iter().enumerate().zip(band.chunks_exact_mut(BAND)) {
-                    to.iter_mut().zip(&*column(row)).for_each(|(to, x)| *to = x * sign);
+                    to.iter_mut().zip(&*column(row)).zip(means).for_each(|((to, x), mean)| *to = (x - mean) * sign);
                 }
                 math::hadamard_columns(band, self.block, cpu);
                 if !self.across.is_empty() {
@@ -162,6 +193,23 @@ mod tests {
     }
 
     #[test]
+    fn rows_that_are_turned_back_are_as_before_but_for_their_mean() {
+        for size in SIZES {
+            for cpu in Cpu::available() {
+                let before = numbers(size, 4);
+                let mean = before.iter().sum::<f32>() / size as f32;
+                for (rotation, mean) in [(Rotation::new(size), 0.0), (Rotation::centred(size), mean)] {
+                    let mut row = before.clone();
+                    rotation.turn(&mut row, cpu);
+                    rotation.turn_back(&mut row, cpu);
+                    let expected: Vec<_> = before.iter().map(|x| x - mean).collect();
+                    assert!(largest_difference(&row, &expected) < 1e-5, "{size} {cpu:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn one_large_number_is_spread_over_all() {
         for size in [64, 576, 960, 2048] {
             for at in [0, 7, size - 1] {
@@ -177,8 +225,10 @@ mod tests {
     #[test]
     fn columns_are_turned_as_rows_are() {
         for (size, width) in [(1, 1), (3, 5), (12, 16), (64, 33), (576, 40)] {
-            let rotation = Rotation::new(size);
-            for cpu in Cpu::available() {
+            for (cpu, rotation) in Cpu::available()
+                .into_iter()
+                .flat_map(|cpu| [Rotation::new, Rotation::centred].map(|new| (cpu, new(size))))
+            {
                 let rows = numbers(size * width, 5);
                 let mut columns: Vec<f32> = (0..size * width).map(|at| rows[at % width * size + at / width]).collect();
                 rotation.turn_columns(&mut columns, width, cpu);

@@ -140,10 +140,11 @@ impl Rows {
         });
     }
 
-    /// GELU, by its tanh approximation, of rows of `x`.
-    pub fn gelu(&mut self, precision: Precision, x: &[f32], width: usize, cpu: Cpu) {
+    /// GELU, by its tanh approximation, of rows of `x`; spread in blocks of `block`, see [`spread`].
+    pub fn gelu(&mut self, precision: Precision, x: &[f32], (width, block): (usize, usize), cpu: Cpu) {
         self.set(precision, (x.len() / width, width), cpu, |row, out| {
             math::gelu(&x[row * width..][..width], out, cpu.narrow());
+            spread(out, block, cpu.narrow());
         });
     }
 
@@ -179,22 +180,14 @@ impl Rows {
     }
 }
 
-/// LayerNorm of rows as long as `weight` and `bias`, in place.
-pub fn layer_norm(rows: &mut [f32], (weight, bias): (&[f32], &[f32]), eps: f32, cpu: Cpu) {
-    let (width, count) = (weight.len(), rows.len() / weight.len());
-    assert!(bias.len() == width && rows.len() == count * width);
-    let rows = Split::new(rows);
-    team::share(count.div_ceil(TASK), |task| {
-        let first = task * TASK;
-        // SAFETY: no other task has these rows.
-        let part = unsafe { rows.part(first * width, (count - first).min(TASK) * width) };
-        scratch(width, |before| {
-            for row in part.chunks_exact_mut(width) {
-                before.copy_from_slice(row);
-                math::layer_norm(before, weight, bias, eps, row, cpu);
-            }
-        });
-    });
+/// LayerNorm of a row; on this thread.
+pub fn layer_norm(x: &[f32], (weight, bias): (&[f32], &[f32]), eps: f32, out: &mut [f32], cpu: Cpu) {
+    math::layer_norm(x, weight, bias, eps, out, cpu);
+}
+
+/// RMSNorm of a row; on this thread.
+pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32], cpu: Cpu) {
+    math::rms_norm(x, weight, eps, out, cpu.narrow());
 }
 
 /// Makes sure of at least `len` numbers; those that are there stay what they are.

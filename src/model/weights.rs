@@ -264,11 +264,13 @@ pub struct Matrix {
 pub struct Fold<'a> {
     /// Of the norm before it [inputs], or empty: that one then has none.
     pub gains: &'a [f32],
-    /// What its inputs come turned by.
+    /// What the norm before it adds [inputs], or empty: its bias then has that.
+    pub shift: &'a [f32],
+    /// What its inputs come turned by, all together or in parts of that size.
     pub inputs: Option<&'a Rotation>,
     /// Blocks in which its inputs come spread; 0: they do not.
     pub spread: usize,
-    /// What its outputs leave turned by.
+    /// What its outputs leave turned by, all together or in parts of that size.
     pub outputs: Option<&'a Rotation>,
 }
 
@@ -276,7 +278,7 @@ impl Fold<'_> {
     fn row(&self, row: &mut [f32], cpu: Cpu) {
         row.iter_mut().zip(self.gains).for_each(|(weight, gain)| *weight *= gain);
         if let Some(rotation) = self.inputs {
-            rotation.turn(row, cpu);
+            row.chunks_exact_mut(rotation.size()).for_each(|part| rotation.turn(part, cpu));
         }
         kernels::spread(row, self.spread, cpu);
     }
@@ -317,6 +319,27 @@ impl Matrix {
         }
     }
 
+    /// `bias`, or nothing, and what becomes of inputs that are `shift`; as `store` has it under
+    /// `label`, or for it to have.
+    fn shifted(&self, mut bias: Vec<f32>, shift: &[f32], label: &str, store: &Store) -> Result<Vec<f32>> {
+        bias.resize(self.outputs(), 0.0);
+        if let Store::From(reader) = store {
+            let bytes = reader.take(label, bias.len() * size_of::<f32>())?;
+            return Ok(bytemuck::cast_slice(&bytes).to_vec());
+        }
+        bias.par_iter_mut().enumerate().for_each_init(
+            || vec![0.0; self.inputs],
+            |row, (output, bias)| {
+                self.row(output, row);
+                *bias += row.iter().zip(shift).map(|(weight, shift)| f64::from(weight * shift)).sum::<f64>() as f32;
+            },
+        );
+        if let Store::To(writer) = store {
+            writer.put(label, bytemuck::cast_slice(&bias));
+        }
+        Ok(bias)
+    }
+
     /// For products on the kernels, folded, as `store` has it, or for it to have; `bias` [outputs],
     /// or empty.
     pub fn pack(
@@ -329,8 +352,11 @@ impl Matrix {
         let (shape, cpu) = ((self.outputs(), self.inputs), Cpu::detect());
         let names: Vec<_> = self.parts.iter().map(|part| &*part.name).collect();
         let label = format!("{} {shape:?} {precision:?}", names.join(" "));
-        if let Some(rotation) = fold.outputs.filter(|_| !bias.is_empty()) {
-            rotation.turn(&mut bias, cpu);
+        if !fold.shift.is_empty() {
+            bias = self.shifted(bias, fold.shift, &format!("{label} bias"), store)?;
+        }
+        if let Some(rotation) = fold.outputs {
+            bias.chunks_exact_mut(rotation.size()).for_each(|part| rotation.turn(part, cpu));
         }
         if let Store::From(reader) = store {
             return PackedLinear::restore(shape, bias, precision, cpu, |size| reader.take(&label, size));
@@ -345,7 +371,9 @@ impl Matrix {
                 let inputs = self.inputs;
                 let mut all = vec![0.0; shape.0 * inputs];
                 all.par_chunks_exact_mut(inputs).enumerate().for_each(|(output, row)| read(output, row));
-                rotation.turn_columns(&mut all, inputs, cpu);
+                for part in all.chunks_exact_mut(rotation.size() * inputs) {
+                    rotation.turn_columns(part, inputs, cpu);
+                }
                 let read = |output: usize, row: &mut [f32]| row.copy_from_slice(&all[output * inputs..][..inputs]);
                 PackedLinear::new(shape, read, bias, precision, cpu)
             }

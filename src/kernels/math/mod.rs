@@ -51,7 +51,7 @@ mod quantise;
 
 pub(super) use hadamard::{BAND, hadamard, hadamard_columns, mix};
 pub(super) use nonlinear::{
-    exp2_row, exp2_row_int8, exp2_row_int16, gelu, layer_norm, power_of_two, rms_norm, silu_mul,
+    centre, exp2_row, exp2_row_int8, exp2_row_int16, gelu, layer_norm, power_of_two, rms_norm, silu_mul,
 };
 pub(super) use quantise::{
     KeyPanel, WidePanel, add_int16, high_half, interleave_int8, keys_to_int8, low_half, round_bf16, set_high, set_low,

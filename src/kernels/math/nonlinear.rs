@@ -171,6 +171,14 @@ fn sum(x: &[f32], term: impl Fn(f32) -> f32) -> f32 {
 }
 
 vectorised! {
+    /// Takes the mean off.
+    centre(x: &mut [f32]) {
+        let mean = sum(x, |x| x) / x.len() as f32;
+        x.iter_mut().for_each(|x| *x -= mean);
+    }
+}
+
+vectorised! {
     /// `x` less its mean, divided by its spread, times `weight`, plus `bias`.
     layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
         let count = x.len() as f32;

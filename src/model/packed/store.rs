@@ -28,7 +28,7 @@ use crate::{files, log};
 /// To be changed with what packing makes of weights, or the order in which they are loaded; a test
 /// notices the former.
 const HEADER: &[u8; ALIGNMENT] =
-    b"smolvlm: packed weights, layout 2\n\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    b"smolvlm: packed weights, layout 3\n\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 
 /// A cache line, as kernels want it.
 const ALIGNMENT: usize = 64;

@@ -26,5 +26,5 @@ pub use cpu::Cpu;
 pub use linear::{PackedLinear, Precision, Then};
 pub use rotary::rotate;
 pub use rotation::{Rotation, spread, spread_of, spread_rows};
-pub use rows::{Rows, grow, layer_norm, rms_norm};
+pub use rows::{Rows, grow, layer_norm, rms_norm, take_off_int8};
 pub use team::{Split, gather, share, size as threads};

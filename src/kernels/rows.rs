@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 
-use super::block::{BLOCK, PAIR, QUAD};
+use super::block::{BLOCK, OFFSET, PAIR, QUAD};
 use super::rotation::spread;
 use super::team::{self, Split};
 use super::{Cpu, Precision, math};
@@ -77,6 +77,23 @@ impl Rows {
                         math::sign_and_sum(words, unsafe { sums.part(row * blocks, blocks) }, cpu);
                     }
                 });
+            }
+        });
+    }
+
+    /// Becomes `count` rows of `width` for 8-bit weights; `make` writes the bytes of the row that it
+    /// is given, each of which stands for itself less [`OFFSET`].
+    pub fn set_bytes(&mut self, (count, width): (usize, usize), make: impl Fn(usize, &mut [u8]) + Sync) {
+        self.shape(Precision::Int8, (count, width));
+        let groups = self.groups;
+        self.scales[..count].fill(1.0);
+        let words = Split::new(&mut self.words);
+        team::share(count.div_ceil(TASK), |task| {
+            for row in task * TASK..count.min((task + 1) * TASK) {
+                // SAFETY: no other task has this row.
+                let bytes: &mut [u8] = bytemuck::cast_slice_mut(unsafe { words.part(row * groups, groups) });
+                make(row, &mut bytes[..width]);
+                bytes[width..].fill(OFFSET as u8);
             }
         });
     }
@@ -177,6 +194,15 @@ impl Rows {
 
     pub(super) fn width(&self) -> usize {
         self.width
+    }
+}
+
+/// A row of weights becomes what their 8 bits leave of it.
+pub fn take_off_int8(row: &mut [f32], cpu: Cpu) {
+    let mut words = vec![0u32; row.len().div_ceil(QUAD)];
+    let scale = math::to_int8(row, &mut words, cpu);
+    for (x, &byte) in row.iter_mut().zip(bytemuck::cast_slice::<_, u8>(&words)) {
+        *x -= (i32::from(byte) - OFFSET) as f32 * scale;
     }
 }
 

@@ -264,7 +264,7 @@ pub struct Matrix {
 pub struct Fold<'a> {
     /// Of the norm before it [inputs], or empty: that one then has none.
     pub gains: &'a [f32],
-    /// What the norm before it adds [inputs], or empty: its bias then has that.
+    /// What the norm before it adds [inputs], or empty: the bias then has what becomes of it.
     pub shift: &'a [f32],
     /// What its inputs come turned by, all together or in parts of that size.
     pub inputs: Option<&'a Rotation>,
@@ -272,9 +272,19 @@ pub struct Fold<'a> {
     pub spread: usize,
     /// What its outputs leave turned by, all together or in parts of that size.
     pub outputs: Option<&'a Rotation>,
+    /// Whether it is what 8 bits leave of the matrix, instead of that.
+    pub rest: bool,
 }
 
 impl Fold<'_> {
+    /// By which a store tells one from another: not all numbers are of the checkpoint.
+    fn name(&self) -> String {
+        let numbers = self.gains.iter().chain(self.shift).map(|x| u64::from(x.to_bits()));
+        // FNV-1a, a number at a time.
+        let hash = numbers.fold(0xcbf2_9ce4_8422_2325u64, |hash, x| (hash ^ x).wrapping_mul(0x0100_0000_01b3));
+        format!("{hash:x}{}", if self.rest { " rest" } else { "" })
+    }
+
     fn row(&self, row: &mut [f32], cpu: Cpu) {
         row.iter_mut().zip(self.gains).for_each(|(weight, gain)| *weight *= gain);
         if let Some(rotation) = self.inputs {
@@ -319,65 +329,90 @@ impl Matrix {
         }
     }
 
-    /// `bias`, or nothing, and what becomes of inputs that are `shift`; as `store` has it under
-    /// `label`, or for it to have.
-    fn shifted(&self, mut bias: Vec<f32>, shift: &[f32], label: &str, store: &Store) -> Result<Vec<f32>> {
-        bias.resize(self.outputs(), 0.0);
-        if let Store::From(reader) = store {
-            let bytes = reader.take(label, bias.len() * size_of::<f32>())?;
-            return Ok(bytemuck::cast_slice(&bytes).to_vec());
+    /// All of it, folded.
+    pub fn folded(&self, fold: &Fold<'_>, cpu: Cpu) -> Vec<f32> {
+        let inputs = self.inputs;
+        let mut all = vec![0.0; self.outputs() * inputs];
+        all.par_chunks_exact_mut(inputs).enumerate().for_each(|(output, row)| {
+            self.row(output, row);
+            fold.row(row, cpu);
+        });
+        if let Some(rotation) = fold.outputs {
+            for part in all.chunks_exact_mut(rotation.size() * inputs) {
+                rotation.turn_columns(part, inputs, cpu);
+            }
         }
-        bias.par_iter_mut().enumerate().for_each_init(
-            || vec![0.0; self.inputs],
-            |row, (output, bias)| {
-                self.row(output, row);
-                *bias += row.iter().zip(shift).map(|(weight, shift)| f64::from(weight * shift)).sum::<f64>() as f32;
-            },
-        );
-        if let Store::To(writer) = store {
-            writer.put(label, bytemuck::cast_slice(&bias));
-        }
-        Ok(bias)
+        all
     }
 
-    /// For products on the kernels, folded, as `store` has it, or for it to have; `bias` [outputs],
-    /// or empty.
-    pub fn pack(
+    /// `bias` [outputs], or empty, folded; as `store` has it under `label`, or for it to have.
+    pub fn folded_bias(
         &self,
         mut bias: Vec<f32>,
-        precision: Precision,
         fold: &Fold<'_>,
+        label: &str,
         store: &Store,
-    ) -> Result<PackedLinear> {
-        let (shape, cpu) = ((self.outputs(), self.inputs), Cpu::detect());
-        let names: Vec<_> = self.parts.iter().map(|part| &*part.name).collect();
-        let label = format!("{} {shape:?} {precision:?}", names.join(" "));
+        cpu: Cpu,
+    ) -> Result<Vec<f32>> {
         if !fold.shift.is_empty() {
-            bias = self.shifted(bias, fold.shift, &format!("{label} bias"), store)?;
+            bias.resize(self.outputs(), 0.0);
+            if let Store::From(reader) = store {
+                let bytes = reader.take(label, bias.len() * size_of::<f32>())?;
+                bias.copy_from_slice(bytemuck::cast_slice(&bytes));
+            } else {
+                self.shift(&mut bias, fold.shift);
+            }
+            if let Store::To(writer) = store {
+                writer.put(label, bytemuck::cast_slice(&bias));
+            }
         }
         if let Some(rotation) = fold.outputs {
             bias.chunks_exact_mut(rotation.size()).for_each(|part| rotation.turn(part, cpu));
         }
+        Ok(bias)
+    }
+
+    /// `bias` becomes what it is, and what becomes of inputs that are `shift`.
+    fn shift(&self, bias: &mut [f32], shift: &[f32]) {
+        bias.par_iter_mut().enumerate().for_each_init(
+            || vec![0.0; self.inputs],
+            |row, (output, bias)| {
+                self.row(output, row);
+                // Sums that compilers can keep side by side.
+                let mut sums = [0f32; 16];
+                for (row, shift) in row.chunks(sums.len()).zip(shift.chunks(sums.len())) {
+                    sums.iter_mut().zip(row).zip(shift).for_each(|((sum, weight), shift)| *sum += weight * shift);
+                }
+                *bias += sums.iter().sum::<f32>();
+            },
+        );
+    }
+
+    /// For products on the kernels, folded, as `store` has it, or for it to have; `bias` [outputs],
+    /// or empty.
+    pub fn pack(&self, bias: Vec<f32>, precision: Precision, fold: &Fold<'_>, store: &Store) -> Result<PackedLinear> {
+        let (shape, cpu) = ((self.outputs(), self.inputs), Cpu::detect());
+        let names: Vec<_> = self.parts.iter().map(|part| &*part.name).collect();
+        let label = format!("{} {shape:?} {precision:?} {}", names.join(" "), fold.name());
+        let bias = self.folded_bias(bias, fold, &format!("{label} bias"), store, cpu)?;
         if let Store::From(reader) = store {
             return PackedLinear::restore(shape, bias, precision, cpu, |size| reader.take(&label, size));
         }
+        let inputs = self.inputs;
+        // Only a matrix whose columns are turned has to be there as a whole.
+        let all = if fold.outputs.is_some() { self.folded(fold, cpu) } else { Vec::new() };
         let read = |output: usize, row: &mut [f32]| {
-            self.row(output, row);
-            fold.row(row, cpu);
-        };
-        let packed = match fold.outputs {
-            None => PackedLinear::new(shape, read, bias, precision, cpu),
-            Some(rotation) => {
-                let inputs = self.inputs;
-                let mut all = vec![0.0; shape.0 * inputs];
-                all.par_chunks_exact_mut(inputs).enumerate().for_each(|(output, row)| read(output, row));
-                for part in all.chunks_exact_mut(rotation.size() * inputs) {
-                    rotation.turn_columns(part, inputs, cpu);
-                }
-                let read = |output: usize, row: &mut [f32]| row.copy_from_slice(&all[output * inputs..][..inputs]);
-                PackedLinear::new(shape, read, bias, precision, cpu)
+            if let Some(folded) = all.get(output * inputs..).and_then(|rest| rest.get(..inputs)) {
+                row.copy_from_slice(folded);
+            } else {
+                self.row(output, row);
+                fold.row(row, cpu);
+            }
+            if fold.rest {
+                kernels::take_off_int8(row, cpu);
             }
         };
+        let packed = PackedLinear::new(shape, read, bias, precision, cpu);
         for Part { entry, .. } in &self.parts {
             release(&self.weights.shards[entry.shard].map, entry.bytes.clone());
         }

@@ -18,6 +18,9 @@ pub struct VisionModel {
     normalise: Normalise,
     /// [hidden, 3 * patch * patch].
     patch_embedding: PackedLinear,
+    /// What 8 bits leave of it, in as many: nothing behind it is better than this. Both then take
+    /// pixels as they are, and have the normalisation in them.
+    patch_rest: Option<PackedLinear>,
     /// [patches, hidden]; position ids are row-major identity for full tiles.
     position_embedding: Vec<f32>,
     layers: Vec<Layer>,
@@ -46,6 +49,18 @@ impl VisionModel {
         let (patch, parts) = (vision.patch_size, config.scale_factor.pow(2));
         let kernel = embeddings.at("patch_embedding").matrix_of(&[hidden, 3, patch, patch])?;
         let bias = embeddings.at("patch_embedding").floats("bias", &[hidden])?;
+        // A pixel's value is a gain times its byte less 128, and a shift.
+        let of_pixels = |of: fn(&[f32; 256]) -> f32| -> Vec<f32> {
+            (0..3).flat_map(|channel| std::iter::repeat_n(of(normalise.channel(channel)), patch * patch)).collect()
+        };
+        let (gains, shift) = match &turns {
+            None => Default::default(),
+            Some(_) => (of_pixels(|values| (values[255] - values[0]) / 255.0), of_pixels(|values| values[128])),
+        };
+        let of_patches = Fold { gains: &gains, outputs: rotation, ..Fold::default() };
+        let patch_rest = turns
+            .as_ref()
+            .map(|_| kernel.pack(Vec::new(), precision, &Fold { rest: true, ..of_patches }, loader.store));
         let mut position_embedding =
             embeddings.at("position_embedding").floats("weight", &[vision.patches(), hidden])?;
         if let Some(rotation) = rotation {
@@ -56,12 +71,8 @@ impl VisionModel {
         // The connector reads patches side by side.
         let beside = post_layernorm.repeat(parts);
         Ok(Self {
-            patch_embedding: kernel.pack(
-                bias,
-                precision,
-                &Fold { outputs: rotation, ..Fold::default() },
-                loader.store,
-            )?,
+            patch_rest: patch_rest.transpose()?,
+            patch_embedding: kernel.pack(bias, precision, &Fold { shift: &shift, ..of_patches }, loader.store)?,
             position_embedding,
             layers: (0..vision.num_hidden_layers)
                 .map(|i| Layer::load(&at.at("encoder.layers").at(i), vision, precision, turns.as_ref()))
@@ -95,6 +106,9 @@ impl VisionModel {
         let x = grow(&mut buffers.x, patches * hidden);
         x.copy_from_slice(&self.position_embedding);
         self.patch_embedding.multiply(&buffers.rows, x, Then::Add);
+        if let Some(rest) = &self.patch_rest {
+            rest.multiply(&buffers.rows, x, Then::Add);
+        }
         let VisionBuffers { x, normed, packed, .. } = buffers;
         normed.resize_with(patches, Rows::default);
         let mut stream = Stream { x: &mut x[..patches * hidden], normed, hidden };
@@ -159,23 +173,34 @@ impl VisionModel {
         self.projection.multiply(rows, &mut out[start..], Then::Store);
     }
 
-    /// Cuts a tile into patches [patches, 3 * patch * patch]: channel, then row, then column,
-    /// normalised.
+    /// Cuts a tile into patches [patches, 3 * patch * patch]: channel, then row, then column;
+    /// normalised, or as they are.
     fn patchify(&self, tile: &[u8], rows: &mut Rows) {
         let (size, patch, side) = (self.config.image_size, self.config.patch_size, self.config.patches_per_side());
         let shape = (side * side, 3 * patch * patch);
+        let corner = |number: usize| number / side * patch * size + number % side * patch;
+        if self.patch_rest.is_some() {
+            return rows.set_bytes(shape, |number, out| {
+                cut(&tile[corner(number) * 3..], (size, patch), out, |_, byte| byte);
+            });
+        }
         rows.set(self.patch_embedding.precision(), shape, Cpu::detect(), |number, out| {
-            let corner = number / side * patch * size + number % side * patch;
-            for (channel, plane) in out.chunks_exact_mut(patch * patch).enumerate() {
-                let table = self.normalise.channel(channel);
-                for (y, row) in plane.chunks_exact_mut(patch).enumerate() {
-                    let pixels = &tile[(corner + y * size) * 3..][..patch * 3];
-                    for (value, pixel) in row.iter_mut().zip(pixels.chunks_exact(3)) {
-                        *value = table[usize::from(pixel[channel])];
-                    }
-                }
-            }
+            let value = |channel: usize, byte: u8| self.normalise.channel(channel)[usize::from(byte)];
+            cut(&tile[corner(number) * 3..], (size, patch), out, value);
         });
+    }
+}
+
+/// One patch of a tile [size, size, 3], which begins with its corner; `value` is what a channel's
+/// byte is.
+fn cut<T>(tile: &[u8], (size, patch): (usize, usize), out: &mut [T], value: impl Fn(usize, u8) -> T) {
+    for (channel, plane) in out.chunks_exact_mut(patch * patch).enumerate() {
+        for (y, row) in plane.chunks_exact_mut(patch).enumerate() {
+            let pixels = &tile[y * size * 3..][..patch * 3];
+            for (out, pixel) in row.iter_mut().zip(pixels.as_chunks::<3>().0) {
+                *out = value(channel, pixel[channel]);
+            }
+        }
     }
 }
 
@@ -448,3 +473,6 @@ impl Norm {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

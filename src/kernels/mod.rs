@@ -29,5 +29,5 @@ pub use linear::{Mix, PackedLinear, Precision, Then};
 pub(crate) use math::{from_bf16, multiply};
 pub use rotary::rotate;
 pub use rotation::{Rotation, spread, spread_of, spread_rows};
-pub use rows::{Rows, grow, layer_norm};
+pub use rows::{Rows, grow, layer_norm, rms_norm, take_off_int8};
 pub use team::{Split, gather, share, size as threads};

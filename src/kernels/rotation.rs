@@ -26,6 +26,7 @@ pub struct Rotation {
     signs: Vec<f32>,
     block: usize,
     across: Vec<Across>,
+    centred: bool,
 }
 
 /// A matrix [parts, parts] across as many parts, each of `len` numbers.
@@ -60,6 +61,17 @@ impl Across {
             }
         });
     }
+
+    /// Undoes [`Self::turn`].
+    fn turn_back(&self, x: &mut [f32], cpu: Cpu) {
+        if self.matrix.is_empty() {
+            return self.turn(x, 1, cpu);
+        }
+        // Orthogonal: its inverse is itself with rows for columns.
+        let parts = self.parts;
+        let matrix = (0..parts * parts).map(|at| self.matrix[at % parts * parts + at / parts]).collect();
+        Self { matrix, ..*self }.turn(x, 1, cpu);
+    }
 }
 
 impl Rotation {
@@ -78,7 +90,12 @@ impl Rotation {
         }
         // In no order; which they are does not matter.
         let sign = |i: u32| if i.wrapping_mul(2_654_435_761) >> 31 == 0 { 1.0 } else { -1.0 };
-        Self { signs: (0..size as u32).map(sign).collect(), block, across }
+        Self { signs: (0..size as u32).map(sign).collect(), block, across, centred: false }
+    }
+
+    /// Of rows that lose their mean first. Their LayerNorm is the RMSNorm of what they become.
+    pub fn centred(size: usize) -> Self {
+        Self { centred: true, ..Self::new(size) }
     }
 
     pub fn size(&self) -> usize {
@@ -88,9 +105,20 @@ impl Rotation {
     /// Turns a row.
     pub fn turn(&self, row: &mut [f32], cpu: Cpu) {
         assert_eq!(row.len(), self.size());
+        if self.centred {
+            math::centre(row, cpu);
+        }
         math::multiply(row, &self.signs, cpu);
         math::hadamard(row, self.block, cpu);
         self.across.iter().for_each(|across| across.turn(row, 1, cpu));
+    }
+
+    /// Undoes [`Self::turn`]; a mean that was taken off stays away.
+    pub fn turn_back(&self, row: &mut [f32], cpu: Cpu) {
+        assert_eq!(row.len(), self.size());
+        self.across.iter().rev().for_each(|across| across.turn_back(row, cpu));
+        math::hadamard(row, self.block, cpu);
+        math::multiply(row, &self.signs, cpu);
     }
 
     /// Turns all rows, which the team of the caller's pass shares.
@@ -124,6 +152,9 @@ impl Rotation {
                 let (first, count) = (number * BAND, BAND.min(width - number * BAND));
                 for (row, to) in band.chunks_exact_mut(BAND).enumerate() {
                     read(row, first, &mut to[..count]);
+                }
+                if self.centred {
+                    math::centre_columns(band, cpu);
                 }
                 math::hadamard_columns(band, &self.signs, self.block, cpu);
                 self.across.iter().for_each(|across| across.turn(band, BAND, cpu));
@@ -193,6 +224,23 @@ mod tests {
     }
 
     #[test]
+    fn rows_that_are_turned_back_are_as_before_but_for_their_mean() {
+        for size in SIZES {
+            for cpu in Cpu::available() {
+                let before = numbers(size, 4);
+                let mean = before.iter().sum::<f32>() / size as f32;
+                for (rotation, mean) in [(Rotation::new(size), 0.0), (Rotation::centred(size), mean)] {
+                    let mut row = before.clone();
+                    rotation.turn(&mut row, cpu);
+                    rotation.turn_back(&mut row, cpu);
+                    let expected: Vec<_> = before.iter().map(|x| x - mean).collect();
+                    assert!(largest_difference(&row, &expected) < 1e-5, "{size} {cpu:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn one_large_number_is_spread_over_all() {
         for size in [64, 576, 960, 2048] {
             for at in [0, 7, size - 1] {
@@ -208,8 +256,10 @@ mod tests {
     #[test]
     fn columns_are_turned_as_rows_are() {
         for (size, width) in [(1, 1), (3, 5), (12, 16), (64, 33), (70, 3), (576, 40)] {
-            let rotation = Rotation::new(size);
-            for cpu in Cpu::available() {
+            for (cpu, rotation) in Cpu::available()
+                .into_iter()
+                .flat_map(|cpu| [Rotation::new, Rotation::centred].map(|new| (cpu, new(size))))
+            {
                 let rows = numbers(size * width, 5);
                 let mut columns = vec![0.0; size * width];
                 let read = |row: usize, first: usize, out: &mut [f32]| {

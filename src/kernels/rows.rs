@@ -99,6 +99,23 @@ impl Rows {
         });
     }
 
+    /// Becomes `count` rows of `width` for 8-bit weights; `make` writes the bytes of the row that it
+    /// is given, each of which stands for itself less [`OFFSET`].
+    pub fn set_bytes(&mut self, (count, width): (usize, usize), make: impl Fn(usize, &mut [u8]) + Sync) {
+        self.shape(Precision::Int8, (count, width));
+        let groups = self.groups;
+        self.scales[..count].fill(1.0);
+        let words = Split::new(&mut self.words);
+        team::share(count.div_ceil(TASK), |task| {
+            for row in task * TASK..count.min((task + 1) * TASK) {
+                // SAFETY: no other task has this row.
+                let bytes: &mut [u8] = bytemuck::cast_slice_mut(unsafe { words.part(row * groups, groups) });
+                make(row, &mut bytes[..width]);
+                bytes[width..].fill(OFFSET as u8);
+            }
+        });
+    }
+
     /// Becomes `count` rows of `width` in bf16 or 8 bits without offset, whose words `make` writes;
     /// it says what 8-bit numbers have to be multiplied by. On this thread.
     pub(super) fn set_words(
@@ -161,10 +178,11 @@ impl Rows {
         });
     }
 
-    /// GELU, by its tanh approximation, of rows of `x`.
-    pub fn gelu(&mut self, precision: Precision, x: &[f32], width: usize, cpu: Cpu) {
+    /// GELU, by its tanh approximation, of rows of `x`; spread in blocks of `block`, see [`spread`].
+    pub fn gelu(&mut self, precision: Precision, x: &[f32], (width, block): (usize, usize), cpu: Cpu) {
         self.set(precision, (x.len() / width, width), cpu, |row, out| {
             math::gelu(&x[row * width..][..width], out, cpu.narrow());
+            spread(out, block, cpu.narrow());
         });
     }
 
@@ -208,22 +226,23 @@ impl Rows {
     }
 }
 
-/// LayerNorm of rows as long as `weight` and `bias`, in place.
-pub fn layer_norm(rows: &mut [f32], (weight, bias): (&[f32], &[f32]), eps: f32, cpu: Cpu) {
-    let (width, count) = (weight.len(), rows.len() / weight.len());
-    assert!(bias.len() == width && rows.len() == count * width);
-    let rows = Split::new(rows);
-    team::share(count.div_ceil(TASK), |task| {
-        let first = task * TASK;
-        // SAFETY: no other task has these rows.
-        let part = unsafe { rows.part(first * width, (count - first).min(TASK) * width) };
-        scratch(width, |before| {
-            for row in part.chunks_exact_mut(width) {
-                before.copy_from_slice(row);
-                math::layer_norm(before, weight, bias, eps, row, cpu);
-            }
-        });
-    });
+/// A row of weights becomes what their 8 bits leave of it.
+pub fn take_off_int8(row: &mut [f32], cpu: Cpu) {
+    let mut words = vec![0u32; row.len().div_ceil(QUAD)];
+    let scale = math::to_int8(row, &mut words, cpu);
+    for (x, &byte) in row.iter_mut().zip(bytemuck::cast_slice::<_, u8>(&words)) {
+        *x -= (i32::from(byte) - OFFSET) as f32 * scale;
+    }
+}
+
+/// LayerNorm of a row; on this thread.
+pub fn layer_norm(x: &[f32], (weight, bias): (&[f32], &[f32]), eps: f32, out: &mut [f32], cpu: Cpu) {
+    math::layer_norm(x, weight, bias, eps, out, cpu);
+}
+
+/// RMSNorm of a row; on this thread.
+pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32], cpu: Cpu) {
+    math::rms_norm(x, weight, eps, out, cpu.narrow());
 }
 
 /// Makes sure of at least `len` numbers; those that are there stay what they are.

@@ -146,7 +146,8 @@ impl Model {
                     out.extend(host(&vision.encode(&self.pixels(tiles, tile..tile + 1), check)?)?);
                 }
                 Networks::Packed { vision, .. } => {
-                    out.extend_from_slice(vision.encode(tiles.tile(tile), &mut buffers, check)?);
+                    vision.encode(tiles.tile(tile), &mut buffers, check)?;
+                    vision.hidden_states(&buffers, &mut out);
                 }
             }
         }

@@ -13,6 +13,7 @@ use half::f16;
 use memmap2::Mmap;
 #[cfg(unix)]
 use memmap2::UncheckedAdvice;
+use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -281,21 +282,33 @@ pub struct Matrix {
 pub struct Fold<'a> {
     /// Of the norm before it [inputs], or empty: that one then has none.
     pub gains: &'a [f32],
-    /// What its inputs come turned by.
+    /// What the norm before it adds [inputs], or empty: the bias then has what becomes of it.
+    pub shift: &'a [f32],
+    /// What its inputs come turned by, all together or in parts of that size.
     pub inputs: Option<&'a Rotation>,
     /// Blocks in which its inputs come spread; 0: they do not.
     pub spread: usize,
-    /// What its outputs leave turned by.
+    /// What its outputs leave turned by, all together or in parts of that size.
     pub outputs: Option<&'a Rotation>,
     /// Of its inputs, after all that.
     pub hessian: Option<&'a Hessian>,
+    /// Whether it is what 8 bits leave of the matrix, instead of that.
+    pub rest: bool,
 }
 
 impl Fold<'_> {
+    /// By which a store tells one from another: not all numbers are of the checkpoint.
+    fn name(&self) -> String {
+        let numbers = self.gains.iter().chain(self.shift).map(|x| u64::from(x.to_bits()));
+        // FNV-1a, a number at a time.
+        let hash = numbers.fold(0xcbf2_9ce4_8422_2325u64, |hash, x| (hash ^ x).wrapping_mul(0x0100_0000_01b3));
+        format!("{hash:x}{}", if self.rest { " rest" } else { "" })
+    }
+
     fn row(&self, row: &mut [f32], cpu: Cpu) {
         kernels::multiply(row, self.gains, cpu);
         if let Some(rotation) = self.inputs {
-            rotation.turn(row, cpu);
+            row.chunks_exact_mut(rotation.size()).for_each(|part| rotation.turn(part, cpu));
         }
         kernels::spread(row, self.spread, cpu);
     }
@@ -352,46 +365,100 @@ impl Matrix {
         }
     }
 
-    /// For products on the kernels, folded, as `store` has it, or for it to have; `bias` [outputs],
-    /// or empty.
-    pub fn pack(
+    /// All of it, folded.
+    #[cfg(test)]
+    pub fn folded(&self, fold: &Fold<'_>, cpu: Cpu) -> Vec<f32> {
+        let mut all = vec![0.0; self.outputs() * self.inputs];
+        match fold.outputs {
+            Some(rotation) => self.turned(rotation, &mut all, cpu),
+            None => all.chunks_exact_mut(self.inputs).enumerate().for_each(|(output, row)| self.row(output, row)),
+        }
+        all.chunks_exact_mut(self.inputs).for_each(|row| fold.row(row, cpu));
+        all
+    }
+
+    /// All of it, outputs turned.
+    fn turned(&self, rotation: &Rotation, all: &mut [f32], cpu: Cpu) {
+        for (number, part) in all.chunks_exact_mut(rotation.size() * self.inputs).enumerate() {
+            let first = number * rotation.size();
+            let read = |row: usize, column: usize, out: &mut [f32]| self.some(first + row, column, out);
+            rotation.turn_columns(read, part, self.inputs, cpu);
+        }
+    }
+
+    /// `bias` [outputs], or empty, folded; as `store` has it under `label`, or for it to have.
+    pub fn folded_bias(
         &self,
         mut bias: Vec<f32>,
-        mix: impl Into<Mix>,
         fold: &Fold<'_>,
+        label: &str,
         store: &Store,
-    ) -> Result<PackedLinear> {
+        cpu: Cpu,
+    ) -> Result<Vec<f32>> {
+        if !fold.shift.is_empty() {
+            bias.resize(self.outputs(), 0.0);
+            if let Store::From(reader) = store {
+                let bytes = reader.take(label, bias.len() * size_of::<f32>())?;
+                bias.copy_from_slice(bytemuck::cast_slice(&bytes));
+            } else {
+                self.shift(&mut bias, fold.shift);
+            }
+            if let Store::To(writer) = store {
+                writer.put(label, bytemuck::cast_slice(&bias));
+            }
+        }
+        if let Some(rotation) = fold.outputs {
+            bias.chunks_exact_mut(rotation.size()).for_each(|part| rotation.turn(part, cpu));
+        }
+        Ok(bias)
+    }
+
+    /// `bias` becomes what it is, and what becomes of inputs that are `shift`.
+    fn shift(&self, bias: &mut [f32], shift: &[f32]) {
+        bias.par_iter_mut().enumerate().for_each_init(
+            || vec![0.0; self.inputs],
+            |row, (output, bias)| {
+                self.row(output, row);
+                // Sums that compilers can keep side by side.
+                let mut sums = [0f32; 16];
+                for (row, shift) in row.chunks(sums.len()).zip(shift.chunks(sums.len())) {
+                    sums.iter_mut().zip(row).zip(shift).for_each(|((sum, weight), shift)| *sum += weight * shift);
+                }
+                *bias += sums.iter().sum::<f32>();
+            },
+        );
+    }
+
+    /// For products on the kernels, folded, as `store` has it, or for it to have; `bias` [outputs],
+    /// or empty.
+    pub fn pack(&self, bias: Vec<f32>, mix: impl Into<Mix>, fold: &Fold<'_>, store: &Store) -> Result<PackedLinear> {
         let mix = mix.into();
         let (shape, cpu) = ((self.outputs(), self.inputs), Cpu::detect());
         let names: Vec<_> = self.parts.iter().map(|part| &*part.name).collect();
-        let label = format!("{} {shape:?} {mix:?}", names.join(" "));
-        if let Some(rotation) = fold.outputs.filter(|_| !bias.is_empty()) {
-            rotation.turn(&mut bias, cpu);
-        }
+        let label = format!("{} {shape:?} {mix:?} {}", names.join(" "), fold.name());
+        let bias = self.folded_bias(bias, fold, &format!("{label} bias"), store, cpu)?;
         if let Store::From(reader) = store {
             return PackedLinear::restore(shape, bias, mix, cpu, |size| reader.take(&label, size));
         }
-        let packed = match fold.outputs {
-            None => {
-                let read = |output: usize, row: &mut [f32]| {
-                    self.row(output, row);
-                    fold.row(row, cpu);
-                };
-                PackedLinear::new(shape, read, bias, mix, fold.hessian, cpu)
+        let mut room = mem::take(&mut *self.weights.room.lock().unwrap_or_else(PoisonError::into_inner));
+        // Only a matrix whose columns are turned has to be there as a whole.
+        let turned = fold.outputs.map(|rotation| {
+            let all = grow(&mut room, shape.0 * self.inputs);
+            self.turned(rotation, all, cpu);
+            &*all
+        });
+        let read = |output: usize, row: &mut [f32]| {
+            match turned {
+                Some(turned) => row.copy_from_slice(&turned[output * self.inputs..][..self.inputs]),
+                None => self.row(output, row),
             }
-            Some(rotation) => {
-                let mut room = mem::take(&mut *self.weights.room.lock().unwrap_or_else(PoisonError::into_inner));
-                let all = grow(&mut room, shape.0 * self.inputs);
-                rotation.turn_columns(|row, first, out| self.some(row, first, out), all, self.inputs, cpu);
-                let read = |output: usize, row: &mut [f32]| {
-                    row.copy_from_slice(&all[output * self.inputs..][..self.inputs]);
-                    fold.row(row, cpu);
-                };
-                let packed = PackedLinear::new(shape, read, bias, mix, fold.hessian, cpu);
-                *self.weights.room.lock().unwrap_or_else(PoisonError::into_inner) = room;
-                packed
+            fold.row(row, cpu);
+            if fold.rest {
+                kernels::take_off_int8(row, cpu);
             }
         };
+        let packed = PackedLinear::new(shape, read, bias, mix, fold.hessian, cpu);
+        *self.weights.room.lock().unwrap_or_else(PoisonError::into_inner) = room;
         for Part { entry, .. } in &self.parts {
             release(&self.weights.shards[entry.shard].map, entry.bytes.clone());
         }

@@ -12,7 +12,7 @@ use super::super::block::{LANES, QUAD};
 #[cfg(target_os = "linux")]
 use super::super::x86::amx;
 use super::super::x86::{ON, RowOffsets, TALL_PANELS, TILE_ROWS, dispatch, even_rows};
-use super::super::{Cpu, Rows};
+use super::super::{Cpu, Rows, math};
 use super::softmax::OCTAVE;
 
 /// Positions of a vector of weights. Blocks of positions are multiples of it.
@@ -22,29 +22,36 @@ pub(super) const VECTOR: usize = LANES * QUAD;
 const AHEAD: usize = 512;
 const LINE: usize = 64;
 
-/// Weights as numbers of a table that are shifted: `one` times 2^`spare`, times 2 to the power of
-/// minus each level of an octave. `spare` bits are shifted out of the first level's.
-struct Powers {
-    numbers: [u16; OCTAVE],
-    spare: u32,
-}
-
-/// Of 8 bits: one bit more than the weight has is left, which says how to round.
-const POWERS: Powers = powers(255, 7);
+/// Of 8 bits, which are the upper ones of 16: the lower ones say how to round.
+const POWERS: [u16; OCTAVE] = powers(255 << 8);
 /// Of 16 bits: nothing is rounded, a unit is little.
-const FINE_POWERS: Powers = powers(65535, 0);
+const FINE_POWERS: [u16; OCTAVE] = powers(65535);
 
-const fn powers(one: u32, spare: u32) -> Powers {
+/// Weights as numbers of a table that are shifted: `one` times 2 to the power of minus each level of
+/// an octave.
+const fn powers(one: u16) -> [u16; OCTAVE] {
     // 2^(-1/32), whose powers stay as exact as f64 is.
     const STEP: f64 = 0.978_572_062_087_700_1;
-    let (mut numbers, mut power, mut level) = ([0; OCTAVE], (one << spare) as f64, 0);
+    let (mut numbers, mut power, mut level) = ([0; OCTAVE], one as f64, 0);
     while level < OCTAVE {
         numbers[level] = (power + 0.5) as u16;
         power *= STEP;
         level += 1;
     }
-    Powers { numbers, spare }
+    numbers
 }
+
+/// [`math::dither`] of vectors of positions, in the order of scores.
+const DITHERS: [[[u16; OCTAVE]; 2]; math::DITHERED / VECTOR] = {
+    let (mut all, mut at) = ([[[0; OCTAVE]; 2]; math::DITHERED / VECTOR], 0);
+    while at < math::DITHERED {
+        let (vector, half, number) = (at / VECTOR, at / OCTAVE % 2, at % OCTAVE);
+        let position = (2 * half + number / 4 % 2) * LANES + number / 8 * 4 + number % 4;
+        all[vector][half][number] = math::dither(vector * VECTOR + position) as u16;
+        at += 1;
+    }
+    all
+};
 
 /// Keys of a block of positions: [position panels, groups] vectors, and for each position what its
 /// sums have to be multiplied by, and what is taken off them.
@@ -233,10 +240,14 @@ pub(super) unsafe fn weigh(scores: &mut [i16], seen: usize, words: &mut [u32], f
     let Some(Fine { low, factors }) = fine else {
         // SAFETY: as this function.
         let lookup = unsafe { Lookup::new(&POWERS, largest) };
-        for (vector, (scores, words)) in scores {
-            // SAFETY: two registers of scores, one of words.
+        for ((vector, (scores, words)), dithers) in scores.zip(DITHERS.iter().cycle()) {
+            // SAFETY: two registers of scores and of dithers, one of words.
             unsafe {
-                let mut weights = lookup.weights(scores).map(|x| _mm512_avg_epu16(x, _mm512_setzero_si512()));
+                let weights = lookup.weights(scores);
+                let mut weights: [_; 2] = std::array::from_fn(|half| {
+                    let dither = _mm512_loadu_si512(dithers[half].as_ptr().cast());
+                    _mm512_srli_epi16::<8>(_mm512_add_epi16(weights[half], dither))
+                });
                 if vector + 1 == vectors {
                     weights = [0, 1].map(|half| _mm512_and_si512(weights[half], seen[half]));
                 }
@@ -310,7 +321,7 @@ pub(super) unsafe fn factors(numbers: &[f32], out: &mut [u16]) -> f32 {
     largest
 }
 
-/// [`Powers`] for a row, whose largest score gets the first of them.
+/// [`powers`] for a row, whose largest score gets the first of them.
 struct Lookup {
     numbers: __m512i,
     top: __m512i,
@@ -321,11 +332,10 @@ impl Lookup {
     /// The processor has AVX-512 F and BW.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn new(powers: &Powers, largest: i16) -> Self {
-        let spare = (OCTAVE as u32 * powers.spare.saturating_sub(1)) as i16;
+    unsafe fn new(powers: &[u16; OCTAVE], largest: i16) -> Self {
         // SAFETY: as many numbers as a register has.
-        let numbers = unsafe { _mm512_loadu_si512(powers.numbers.as_ptr().cast()) };
-        Self { numbers, top: _mm512_set1_epi16(largest.saturating_add(spare)) }
+        let numbers = unsafe { _mm512_loadu_si512(powers.as_ptr().cast()) };
+        Self { numbers, top: _mm512_set1_epi16(largest) }
     }
 
     /// What [`VECTOR`] scores weigh, in two halves.
@@ -373,4 +383,35 @@ unsafe fn store_bytes([first, second]: [__m512i; 2], words: &mut [u32]) -> __m51
     // SAFETY: as many words.
     unsafe { _mm512_storeu_si512(words.as_mut_ptr().cast(), bytes) };
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_weights_are_those_of_the_portable_kernel() {
+        if !Cpu::available().contains(&Cpu::Avx512) {
+            return;
+        }
+        // Some positions as scores lie: a peak, and 9 octaves below it, less a few levels.
+        let below = |position: usize| (9 * OCTAVE + position % 5) as i16;
+        let count = 5 * VECTOR;
+        let mut scores = vec![0; count];
+        for (at, score) in scores.iter_mut().enumerate() {
+            let (vector, half, number) = (at / VECTOR, at / OCTAVE % 2, at % OCTAVE);
+            let panel = 2 * half + number / 4 % 2;
+            *score = -below(vector * VECTOR + panel * LANES + number / 8 * 4 + number % 4);
+        }
+        let peak = scores.iter().position(|&score| score == -below(0)).unwrap_or_default();
+        scores[peak] = 0;
+        let mut expected: Vec<f32> = (0..count).map(|position| -f32::from(below(position))).collect();
+        expected[0] = 0.0;
+        let (mut bytes, mut words) = (vec![0; count], vec![0u32; count / QUAD]);
+        let (_, sum) = math::exp2_row_int8(&expected, 1.0 / OCTAVE as f32, &mut bytes, Cpu::Portable);
+        // SAFETY: the processor has more than that.
+        let ours = unsafe { weigh(&mut scores, count, &mut words, None) };
+        let different = bytes.iter().zip(bytemuck::cast_slice::<_, u8>(&words)).filter(|(a, b)| a != b).count();
+        assert!(different <= 2 && sum.abs_diff(ours.1) <= 2, "{different} {sum} {ours:?}");
+    }
 }

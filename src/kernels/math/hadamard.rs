@@ -100,7 +100,22 @@ vectorised! {
 }
 
 vectorised! {
-    /// The same of columns: `x` has rows of BAND numbers, `block` of them in a block, and each is
+    /// Takes the mean off columns: `x` has rows of BAND numbers.
+    centre_columns(x: &mut [f32]) {
+        let rows = x.as_chunks_mut::<BAND>().0;
+        let mut means = [0f32; BAND];
+        for row in &*rows {
+            means.iter_mut().zip(row).for_each(|(mean, x)| *mean += x);
+        }
+        let count = rows.len() as f32;
+        for row in rows {
+            row.iter_mut().zip(&means).for_each(|(x, mean)| *x -= mean / count);
+        }
+    }
+}
+
+vectorised! {
+    /// [`hadamard`] of columns: `x` has rows of BAND numbers, `block` of them in a block, and each is
     /// multiplied by its sign first.
     hadamard_columns(x: &mut [f32], signs: &[f32], block: usize) {
         let scale = 1.0 / (block as f32).sqrt();

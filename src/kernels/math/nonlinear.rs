@@ -109,26 +109,50 @@ vectorised! {
     }
 }
 
+/// Positions after which [`dither`] begins again.
+pub(in super::super) const DITHERED: usize = 256;
+
+/// From where on a softmax weight in 8 bits is rounded up, in 256ths, by its position: as often as
+/// it lies above the integer below it. Rounded to the nearest, all that weigh less than a 510th of
+/// the largest would be 0, which of a thousand is much of what they all weigh.
+///
+/// Multiples of an odd number are spread evenly over neighbours, and over rows of patches.
+pub(in super::super) const fn dither(position: usize) -> u8 {
+    (position * 157 % DITHERED) as u8
+}
+
+/// The same as something to be added before rounding to the nearest.
+const DITHER: [f32; DITHERED] = {
+    let (mut all, mut position) = ([0.0; DITHERED], 0);
+    while position < DITHERED {
+        all[position] = (dither(position) as f32 + 0.5) / DITHERED as f32 - 0.5;
+        position += 1;
+    }
+    all
+};
+
 vectorised! {
     /// 2 to the power of `by` times each score less the largest one, in unsigned numbers of 8 bits,
-    /// of which 255 is 1; the largest, and the sum of these. `bytes` has as many as there are
-    /// scores.
+    /// of which 255 is 1, rounded as [`dither`] says; the largest, and the sum of these. `bytes`
+    /// has as many as there are scores.
     exp2_row_int8(scores: &[f32], by: f32, bytes: &mut [u8]) -> (f32, u32) {
         let largest = largest(scores, f32::NEG_INFINITY, |x| x);
-        let power = |x: f32| (exp2::<FUSED>((x - largest) * by, 255.0) + ROUND).to_bits();
+        let power = |x: f32, dither: f32| (exp2::<FUSED>((x - largest) * by, 255.0) + dither + ROUND).to_bits();
         // Of all bits: those of ROUND are taken off at the end.
         let mut sums = [0u32; LANES];
         let (chunks, mut rest) = (scores.chunks_exact(LANES), bytes.chunks_exact_mut(LANES));
         let last = chunks.remainder();
-        for (bytes, scores) in rest.by_ref().zip(chunks) {
-            for ((byte, sum), &x) in bytes.iter_mut().zip(&mut sums).zip(scores) {
-                let power = power(x);
+        let mut dithers = DITHER.chunks_exact(LANES).cycle();
+        for ((bytes, scores), dithers) in rest.by_ref().zip(chunks).zip(dithers.by_ref()) {
+            for (((byte, sum), &x), &dither) in bytes.iter_mut().zip(&mut sums).zip(scores).zip(dithers) {
+                let power = power(x, dither);
                 *byte = power as u8;
                 *sum = sum.wrapping_add(power);
             }
         }
-        for ((byte, sum), &x) in rest.into_remainder().iter_mut().zip(&mut sums).zip(last) {
-            let power = power(x);
+        let dithers = &DITHER[(scores.len() - last.len()) % DITHERED..];
+        for (((byte, sum), &x), &dither) in rest.into_remainder().iter_mut().zip(&mut sums).zip(last).zip(dithers) {
+            let power = power(x, dither);
             *byte = power as u8;
             *sum = sum.wrapping_add(power);
         }
@@ -168,6 +192,14 @@ fn sum(x: &[f32], term: impl Fn(f32) -> f32) -> f32 {
     }
     sums.iter_mut().zip(last).for_each(|(sum, x)| *sum += x);
     fold(sums, |a, b| a + b)
+}
+
+vectorised! {
+    /// Takes the mean off.
+    centre(x: &mut [f32]) {
+        let mean = sum(x, |x| x) / x.len() as f32;
+        x.iter_mut().for_each(|x| *x -= mean);
+    }
 }
 
 vectorised! {

@@ -1,12 +1,14 @@
 //! The SigLIP vision transformer and the pixel-shuffle connector on the kernels.
 
+use rayon::prelude::*;
+
 use super::super::{Fold, Loader};
 use super::chunks::{self, Buffers};
 use crate::config::{ModelConfig, VisionConfig};
 use crate::error::Result;
 use crate::kernels::{
     self, Attend, CacheRoom, Cpu, Heads, Int8KeysValues, Int16KeysValues, Int16Room, KeyValueCache, PackedLinear,
-    Precision, Rows, Split, Stored, Then, grow,
+    Precision, Rotation, Rows, Split, Stored, Then, grow,
 };
 use crate::preprocess::Normalise;
 
@@ -16,10 +18,16 @@ pub struct VisionModel {
     normalise: Normalise,
     /// [hidden, 3 * patch * patch].
     patch_embedding: PackedLinear,
+    /// What 8 bits leave of it, in as many: nothing behind it is better than this. Both then take
+    /// pixels as they are, and have the normalisation in them.
+    patch_rest: Option<PackedLinear>,
     /// [patches, hidden]; position ids are row-major identity for full tiles.
     position_embedding: Vec<f32>,
     layers: Vec<Layer>,
     post_layernorm: Norm,
+    /// Where activations have 8 bits: by what the residual stream is turned, and what the connector
+    /// has of the last norm.
+    turned: Option<(Rotation, Norm)>,
     scale_factor: usize,
     /// [text hidden, hidden * scale_factor^2].
     projection: PackedLinear,
@@ -34,45 +42,73 @@ impl VisionModel {
         let hidden = vision.hidden_size;
         let at = loader.at("vision_model");
         let embeddings = at.at("embeddings");
-        let plain = Fold::default();
-        let (patch, inputs) = (vision.patch_size, hidden * config.scale_factor.pow(2));
+        // A few channels of a trained model's stream are tens of times larger than the others. Of
+        // 16 bits each has its own exponent.
+        let turns = (precision == Precision::Int8).then(|| Turns::new(vision));
+        let rotation = turns.as_ref().map(|turns| &turns.stream);
+        let (patch, parts) = (vision.patch_size, config.scale_factor.pow(2));
         let kernel = embeddings.at("patch_embedding").matrix_of(&[hidden, 3, patch, patch])?;
         let bias = embeddings.at("patch_embedding").floats("bias", &[hidden])?;
+        // A pixel's value is a gain times its byte less 128, and a shift.
+        let of_pixels = |of: fn(&[f32; 256]) -> f32| -> Vec<f32> {
+            (0..3).flat_map(|channel| std::iter::repeat_n(of(normalise.channel(channel)), patch * patch)).collect()
+        };
+        let (gains, shift) = match &turns {
+            None => Default::default(),
+            Some(_) => (of_pixels(|values| (values[255] - values[0]) / 255.0), of_pixels(|values| values[128])),
+        };
+        let of_patches = Fold { gains: &gains, outputs: rotation, ..Fold::default() };
+        let patch_rest = turns
+            .as_ref()
+            .map(|_| kernel.pack(Vec::new(), precision, &Fold { rest: true, ..of_patches }, loader.store));
+        let mut position_embedding =
+            embeddings.at("position_embedding").floats("weight", &[vision.patches(), hidden])?;
+        if let Some(rotation) = rotation {
+            let rows = position_embedding.par_chunks_exact_mut(hidden);
+            rows.for_each(|row| rotation.turn(row, Cpu::detect()));
+        }
+        let post_layernorm = Norm::load(&at.at("post_layernorm"), vision)?;
+        // The connector reads patches side by side.
+        let beside = post_layernorm.repeat(parts);
         Ok(Self {
-            patch_embedding: kernel.pack(bias, precision, &plain, loader.store)?,
-            position_embedding: embeddings.at("position_embedding").floats("weight", &[vision.patches(), hidden])?,
+            patch_rest: patch_rest.transpose()?,
+            patch_embedding: kernel.pack(bias, precision, &Fold { shift: &shift, ..of_patches }, loader.store)?,
+            position_embedding,
             layers: (0..vision.num_hidden_layers)
-                .map(|i| Layer::load(&at.at("encoder.layers").at(i), vision, precision))
+                .map(|i| Layer::load(&at.at("encoder.layers").at(i), vision, precision, turns.as_ref()))
                 .collect::<Result<_>>()?,
-            post_layernorm: Norm::load(&at.at("post_layernorm"), vision)?,
+            post_layernorm: post_layernorm.rest(rotation),
             scale_factor: config.scale_factor,
             projection: loader.at("connector.modality_projection").packed(
                 &["proj"],
-                inputs,
+                hidden * parts,
                 &[config.text.hidden_size],
                 precision,
-                &plain,
+                &beside.fold(rotation),
             )?,
+            turned: turns.map(|turns| (turns.stream, post_layernorm)),
             config: vision.clone(),
             normalise,
         })
     }
 
-    /// The bytes of a tile [size, size, 3] -> hidden states after the last norm [patches, hidden],
-    /// in `buffers`.
+    /// The bytes of a tile [size, size, 3] -> what the last layer leaves, in `buffers`.
     ///
     /// `check` is asked before each layer, and its error ends the work.
-    pub fn encode<'b, E>(
+    pub fn encode<E>(
         &self,
         tile: &[u8],
-        buffers: &'b mut VisionBuffers,
+        buffers: &mut VisionBuffers,
         check: &mut (dyn FnMut() -> Result<(), E> + Send),
-    ) -> Result<&'b [f32], E> {
+    ) -> Result<(), E> {
         let (patches, hidden) = (self.config.patches(), self.config.hidden_size);
         self.patchify(tile, &mut buffers.rows);
         let x = grow(&mut buffers.x, patches * hidden);
         x.copy_from_slice(&self.position_embedding);
         self.patch_embedding.multiply(&buffers.rows, x, Then::Add);
+        if let Some(rest) = &self.patch_rest {
+            rest.multiply(&buffers.rows, x, Then::Add);
+        }
         let VisionBuffers { x, normed, packed, .. } = buffers;
         normed.resize_with(patches, Rows::default);
         let mut stream = Stream { x: &mut x[..patches * hidden], normed, hidden };
@@ -96,10 +132,23 @@ impl VisionModel {
                 }
             });
         }
-        let x = &mut buffers.x[..patches * hidden];
-        let Norm { weight, bias, eps } = &self.post_layernorm;
-        kernels::layer_norm(x, (weight, bias), *eps, Cpu::detect());
-        Ok(x)
+        Ok(())
+    }
+
+    /// Appends the last tile's hidden states after the last norm [patches, hidden] to `out`.
+    pub fn hidden_states(&self, buffers: &VisionBuffers, out: &mut Vec<f32>) {
+        let (patches, hidden) = (self.config.patches(), self.config.hidden_size);
+        let start = out.len();
+        out.resize(start + patches * hidden, 0.0);
+        for (x, out) in buffers.x.chunks_exact(hidden).zip(out[start..].chunks_exact_mut(hidden)) {
+            self.post_layernorm.row(x, out);
+            if let Some((rotation, Norm { weight, bias, .. })) = self.turned.as_ref() {
+                rotation.turn_back(out, Cpu::detect());
+                for ((x, weight), bias) in out.iter_mut().zip(weight).zip(bias) {
+                    *x = *x * weight + bias;
+                }
+            }
+        }
     }
 
     /// The last tile's hidden states -> image rows [tokens per tile, text hidden], appended to
@@ -113,7 +162,10 @@ impl VisionModel {
         rows.set(self.projection.precision(), (side * side, s * s * hidden), Cpu::detect(), |token, row| {
             for (i, part) in row.chunks_exact_mut(s * hidden).enumerate() {
                 let patch = (token / side * s + i) * per_side + token % side * s;
-                part.copy_from_slice(&x[patch * hidden..][..s * hidden]);
+                let patches = x[patch * hidden..][..s * hidden].chunks_exact(hidden);
+                for (x, out) in patches.zip(part.chunks_exact_mut(hidden)) {
+                    self.post_layernorm.row(x, out);
+                }
             }
         });
         let start = out.len();
@@ -121,23 +173,34 @@ impl VisionModel {
         self.projection.multiply(rows, &mut out[start..], Then::Store);
     }
 
-    /// Cuts a tile into patches [patches, 3 * patch * patch]: channel, then row, then column,
-    /// normalised.
+    /// Cuts a tile into patches [patches, 3 * patch * patch]: channel, then row, then column;
+    /// normalised, or as they are.
     fn patchify(&self, tile: &[u8], rows: &mut Rows) {
         let (size, patch, side) = (self.config.image_size, self.config.patch_size, self.config.patches_per_side());
         let shape = (side * side, 3 * patch * patch);
+        let corner = |number: usize| number / side * patch * size + number % side * patch;
+        if self.patch_rest.is_some() {
+            return rows.set_bytes(shape, |number, out| {
+                cut(&tile[corner(number) * 3..], (size, patch), out, |_, byte| byte);
+            });
+        }
         rows.set(self.patch_embedding.precision(), shape, Cpu::detect(), |number, out| {
-            let corner = number / side * patch * size + number % side * patch;
-            for (channel, plane) in out.chunks_exact_mut(patch * patch).enumerate() {
-                let table = self.normalise.channel(channel);
-                for (y, row) in plane.chunks_exact_mut(patch).enumerate() {
-                    let pixels = &tile[(corner + y * size) * 3..][..patch * 3];
-                    for (value, pixel) in row.iter_mut().zip(pixels.chunks_exact(3)) {
-                        *value = table[usize::from(pixel[channel])];
-                    }
-                }
-            }
+            let value = |channel: usize, byte: u8| self.normalise.channel(channel)[usize::from(byte)];
+            cut(&tile[corner(number) * 3..], (size, patch), out, value);
         });
+    }
+}
+
+/// One patch of a tile [size, size, 3], which begins with its corner; `value` is what a channel's
+/// byte is.
+fn cut<T>(tile: &[u8], (size, patch): (usize, usize), out: &mut [T], value: impl Fn(usize, u8) -> T) {
+    for (channel, plane) in out.chunks_exact_mut(patch * patch).enumerate() {
+        for (y, row) in plane.chunks_exact_mut(patch).enumerate() {
+            let pixels = &tile[y * size * 3..][..patch * 3];
+            for (out, pixel) in row.iter_mut().zip(pixels.as_chunks::<3>().0) {
+                *out = value(channel, pixel[channel]);
+            }
+        }
     }
 }
 
@@ -230,6 +293,49 @@ impl Stream<'_> {
     }
 }
 
+/// By what a tile's activations are turned where they have 8 bits.
+struct Turns {
+    stream: Rotation,
+    /// A head's queries, keys and values: products of the former two are as before, and so is what
+    /// `out_proj` makes of the latter.
+    head: Rotation,
+    /// Blocks in which what goes into `fc2` is spread.
+    spread: usize,
+}
+
+impl Turns {
+    fn new(config: &VisionConfig) -> Self {
+        Self {
+            stream: Rotation::centred(config.hidden_size),
+            head: Rotation::new(config.head_dim()),
+            spread: kernels::spread_of(config.intermediate_size),
+        }
+    }
+}
+
+/// What a layer's matrices take over.
+struct Folds<'a> {
+    qkv: Fold<'a>,
+    out: Fold<'a>,
+    fc1: Fold<'a>,
+    fc2: Fold<'a>,
+}
+
+impl<'a> Folds<'a> {
+    fn new(norms: [&'a Norm; 2], turns: Option<&'a Turns>) -> Self {
+        let stream = turns.map(|turns| &turns.stream);
+        let head = turns.map(|turns| &turns.head);
+        let [first, second] = norms.map(|norm| norm.fold(stream));
+        let back = Fold { outputs: stream, ..Fold::default() };
+        Self {
+            qkv: Fold { outputs: head, ..first },
+            out: Fold { inputs: head, ..back },
+            fc1: second,
+            fc2: Fold { spread: turns.map_or(1, |turns| turns.spread), ..back },
+        }
+    }
+}
+
 struct Layer {
     layer_norm1: Norm,
     q_proj: PackedLinear,
@@ -239,34 +345,38 @@ struct Layer {
     layer_norm2: Norm,
     fc1: PackedLinear,
     fc2: PackedLinear,
+    /// Blocks in which what goes into `fc2` is spread.
+    spread: usize,
     /// How many, and head_dim.
     heads: (usize, usize),
 }
 
 impl Layer {
-    fn load(at: &Loader<'_>, config: &VisionConfig, precision: Precision) -> Result<Self> {
+    fn load(at: &Loader<'_>, config: &VisionConfig, precision: Precision, turns: Option<&Turns>) -> Result<Self> {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        let plain = Fold::default();
         let attention = at.at("self_attn");
         let mlp = at.at("mlp");
+        let norms = [Norm::load(&at.at("layer_norm1"), config)?, Norm::load(&at.at("layer_norm2"), config)?];
+        let Folds { qkv, out, fc1, fc2 } = Folds::new([&norms[0], &norms[1]], turns);
+        let stream = turns.map(|turns| &turns.stream);
         Ok(Self {
-            layer_norm1: Norm::load(&at.at("layer_norm1"), config)?,
-            q_proj: attention.packed_bias(&["q_proj"], hidden, &[hidden], precision, &plain)?,
-            k_proj: attention.packed_bias(&["k_proj"], hidden, &[hidden], precision, &plain)?,
-            v_proj: attention.packed_bias(&["v_proj"], hidden, &[hidden], precision, &plain)?,
-            out_proj: attention.packed_bias(&["out_proj"], hidden, &[hidden], precision, &plain)?,
-            layer_norm2: Norm::load(&at.at("layer_norm2"), config)?,
-            fc1: mlp.packed_bias(&["fc1"], hidden, &[inner], precision, &plain)?,
-            fc2: mlp.packed_bias(&["fc2"], inner, &[hidden], precision, &plain)?,
+            layer_norm1: norms[0].rest(stream),
+            q_proj: attention.packed_bias(&["q_proj"], hidden, &[hidden], precision, &qkv)?,
+            k_proj: attention.packed_bias(&["k_proj"], hidden, &[hidden], precision, &qkv)?,
+            v_proj: attention.packed_bias(&["v_proj"], hidden, &[hidden], precision, &qkv)?,
+            out_proj: attention.packed_bias(&["out_proj"], hidden, &[hidden], precision, &out)?,
+            layer_norm2: norms[1].rest(stream),
+            fc1: mlp.packed_bias(&["fc1"], hidden, &[inner], precision, &fc1)?,
+            spread: fc2.spread,
+            fc2: mlp.packed_bias(&["fc2"], inner, &[hidden], precision, &fc2)?,
             heads: (config.num_attention_heads, config.head_dim()),
         })
     }
 
     /// Keys and values of a chunk, and what its queries will be made of.
     fn project(&self, chunk: &mut Chunk<'_>, room: &Room<'_>, next: &[u8], buffers: &mut Buffers) {
-        let (rows, Norm { weight, bias, eps }) = (&mut *chunk.normed, &self.layer_norm1);
-        let hidden = weight.len();
-        rows.layer_norm(self.k_proj.precision(), chunk.x, (weight, bias), *eps, Cpu::detect());
+        let (rows, hidden) = (&mut *chunk.normed, self.k_proj.outputs());
+        self.layer_norm1.rows(self.k_proj.precision(), chunk.x, rows);
         let (keys, values) = grow(&mut buffers.inside, 2 * chunk.count * hidden).split_at_mut(chunk.count * hidden);
         self.k_proj.multiply_and_fetch(rows, keys, Then::Store, self.v_proj.first());
         self.v_proj.multiply_and_fetch(rows, values, Then::Store, next);
@@ -284,7 +394,7 @@ impl Layer {
     /// What follows when all keys and values are there.
     fn finish(&self, chunk: &mut Chunk<'_>, all: &Stored<'_>, next: &[u8], buffers: &mut Buffers) {
         let Buffers { rows, mixed, inside } = buffers;
-        let (cpu, precision) = (Cpu::detect(), self.out_proj.precision());
+        let cpu = Cpu::detect();
         let (heads, head_dim) = self.heads;
         let (hidden, inner) = (heads * head_dim, self.fc1.outputs());
 
@@ -294,20 +404,21 @@ impl Layer {
         let mixed = grow(mixed, chunk.count * hidden);
         let queries = Heads::beside(queries, hidden, 0, self.heads);
         all.attend(queries, (head_dim as f32).powf(-0.5), Attend::Everywhere, mixed, self.out_proj.first());
-        rows.convert(precision, mixed, hidden, cpu);
+        rows.convert(self.out_proj.precision(), mixed, hidden, cpu);
         self.out_proj.multiply_and_fetch(rows, chunk.x, Then::Add, self.fc1.first());
 
-        let Norm { weight, bias, eps } = &self.layer_norm2;
-        rows.layer_norm(precision, chunk.x, (weight, bias), *eps, cpu);
+        self.layer_norm2.rows(self.fc1.precision(), chunk.x, rows);
         let inside = grow(inside, chunk.count * inner);
         self.fc1.multiply_and_fetch(rows, inside, Then::Store, self.fc2.first());
-        rows.gelu(precision, inside, inner, cpu);
+        rows.gelu(self.fc2.precision(), inside, (inner, self.spread), cpu);
         self.fc2.multiply_and_fetch(rows, chunk.x, Then::Add, next);
     }
 }
 
+/// LayerNorm, or what is left of it when matrices have the rest: RMSNorm.
 struct Norm {
     weight: Vec<f32>,
+    /// Empty: RMSNorm.
     bias: Vec<f32>,
     eps: f32,
 }
@@ -321,4 +432,47 @@ impl Norm {
             eps: config.layer_norm_eps as f32,
         })
     }
+
+    /// Of so many rows side by side.
+    fn repeat(&self, times: usize) -> Self {
+        Self { weight: self.weight.repeat(times), bias: self.bias.repeat(times), eps: self.eps }
+    }
+
+    /// What a matrix takes over from it, whose rows come turned by `rotation`; without one, nothing.
+    fn fold<'a>(&'a self, rotation: Option<&'a Rotation>) -> Fold<'a> {
+        match rotation {
+            None => Fold::default(),
+            Some(_) => Fold { gains: &self.weight, shift: &self.bias, inputs: rotation, ..Fold::default() },
+        }
+    }
+
+    /// What is left of it for rows that come turned by `rotation`, without their mean; without one,
+    /// all.
+    fn rest(&self, rotation: Option<&Rotation>) -> Self {
+        match rotation {
+            None => self.repeat(1),
+            Some(_) => Self { weight: vec![1.0; self.weight.len()], bias: Vec::new(), eps: self.eps },
+        }
+    }
+
+    fn rows(&self, precision: Precision, x: &[f32], rows: &mut Rows) {
+        let (Self { weight, bias, eps }, cpu) = (self, Cpu::detect());
+        if bias.is_empty() {
+            rows.rms_norm(precision, x, weight, *eps, cpu);
+        } else {
+            rows.layer_norm(precision, x, (weight, bias), *eps, cpu);
+        }
+    }
+
+    fn row(&self, x: &[f32], out: &mut [f32]) {
+        let (Self { weight, bias, eps }, cpu) = (self, Cpu::detect());
+        if bias.is_empty() {
+            kernels::rms_norm(x, weight, *eps, out, cpu);
+        } else {
+            kernels::layer_norm(x, (weight, bias), *eps, out, cpu);
+        }
+    }
 }
+
+#[cfg(test)]
+mod tests;

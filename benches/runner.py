@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """One engine in a process of its own, for the benchmarks: a measure and its numbers a line on standard input, seconds on standard output.
 
-    runner.py KIND PRECISION MODEL_DIR THREADS [PACKED_CACHE_DIR]        KIND: candle, onnx, onnxruntime, transformers, openvino
+    runner.py KIND PRECISION MODEL_DIR THREADS [PACKED_CACHE_DIR]        KIND: candle, onnx, onnxruntime, transformers, torchao, openvino, mistral.rs
 
 It says `ready` and the seconds that loading took, then answers; `error:` and a line of text is what it cannot do.
 """
@@ -18,10 +18,16 @@ def load(kind, precision, model, threads, packed_cache_dir=None):
         from ours import Ours
 
         return lambda: Ours(LIBRARY, model, kind, precision, threads, packed_cache_dir)
+    if kind == "mistral.rs":
+        from mistral import MistralRs
+
+        import mistralrs  # noqa: F401
+
+        return lambda: MistralRs(model, precision, threads)
     import peers
 
     __import__(kind)  # is no part of loading a model
-    peer = {"onnxruntime": peers.OnnxRuntime, "transformers": peers.Transformers, "openvino": peers.OpenVino}[kind]
+    peer = {"onnxruntime": peers.OnnxRuntime, "transformers": peers.Transformers, "torchao": peers.Transformers, "openvino": peers.OpenVino}[kind]
     return lambda: peer(model, precision, threads)
 
 

@@ -80,7 +80,7 @@ def vision(folder):
     picture = Image.open(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg").convert("RGB")
     tiles = []
     for number in range(TILES):
-        left, top, side = 20 * number, 10 * number, min(picture.size) - 20 * TILES + 10 * number
+        left, top, side = 20 * number, 10 * number, min(picture.size) - 20 * TILES
         piece = picture.resize((size, size), box=(left, top, left + side, top + side))
         pixels = np.asarray(piece, np.float32).transpose(2, 0, 1)[None, None] / 127.5 - 1
         tiles.append({"pixel_values": pixels, "pixel_attention_mask": np.ones((1, 1, size, size), bool)})

@@ -6,6 +6,7 @@
 It says `ready` and the seconds that loading took, then answers; `error:` and a line of text is what it cannot do.
 """
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -33,7 +34,9 @@ def load(kind, precision, model, threads, packed_cache_dir=None):
 
 def main():
     kind, precision, model, threads, *packed_cache_dir = sys.argv[1:]
-    out, sys.stdout = sys.stdout, sys.stderr
+    # What engines print, from below Python too, must not come between the numbers.
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
 
     def say(text):
         print(text, file=out, flush=True)

@@ -65,9 +65,8 @@ def rows(model, threads):
     found.append(Row("transformers bf16", False, 16, python("transformers", "bf16"), weights))
     found.append(Row("torchao int8", False, 8, python("torchao", "int8"), weights, compiles=True))
     found.append(Row("openvino bf16", False, 16, python("openvino", "bf16"), [*onnx(""), model / "openvino" / "decoder.bin"]))
-    found.append(
-        Row("openvino int8", False, 8, python("openvino", "int8"), [*onnx("")[1:], *(model / "openvino" / f"{g}-int8.bin" for g in ("decoder", "vision"))])
-    )
+    int8 = [model / "openvino" / f"{graph}-int8.bin" for graph in ("decoder", "vision")]
+    found.append(Row("openvino int8", False, 8, python("openvino", "int8"), [*onnx("")[1:], *int8]))
     for kind, bits in (("q8_0", 8), ("q4k", 4)):
         found.append(Row(f"mistral.rs {kind}", False, bits, python("mistral.rs", kind), weights, reads=True))
     for kind, bits, vision in (("q8_0", 8, "f16"), ("q4_0", 4, "q8_0")):

@@ -180,7 +180,8 @@ def print_report(found):
     print(f"{versions}; tokens of the prompts: {prompts}\n")
     print(*summary(found), sep="\n")
     if found.get("quality"):
-        print(f"\nKL: mean divergence of the next token's distribution from f32's, {found['quality']['checkpoint']} weights of SmolLM2-135M (make quality).")
+        weights = f"{found['quality']['checkpoint']} weights of SmolLM2-135M (make quality)"
+        print(f"\nKL: mean divergence of the next token's distribution from f32's, {weights}.")
         print(f"{LESS}: keeps less of f32 than the other side of its line; in the table below, than one of the other side with as many bits.")
     else:
         print("\nWhat each row keeps of f32 is not known here: make quality")
@@ -231,7 +232,11 @@ def plot_quality(found, path):
     from matplotlib import pyplot
 
     middle = medians(found)
-    panels = [("decode 128", "steps", "decode step at 128, ms"), ("prefill 1100", "prompts", "prefill of 1100 tokens, ms"), ("prefill 128", "prompts", "prefill of 128 tokens, ms")]
+    panels = [
+        ("decode 128", "steps", "decode step at 128, ms"),
+        ("prefill 1100", "prompts", "prefill of 1100 tokens, ms"),
+        ("prefill 128", "prompts", "prefill of 128 tokens, ms"),
+    ]
     points = {}
     for column, kind, label in panels:
         for name, value in middle.get(column, {}).items():

@@ -48,11 +48,10 @@ class Case(unittest.TestCase):
             config, reference, weights = self.load(name)
             for graph, turn in TURN.items():
                 exact = reference.logits if graph == "decoder_model_merged" else reference.image_features
-                turned = turn(config, weights)
-                found = self.outputs(graph, reference, BUILD[graph](config, turned, TensorProto.FLOAT))
+                model = BUILD[graph](config, turn(config, weights), TensorProto.FLOAT)
                 with self.subTest(name, graph=graph):
-                    self.assertLess(distance(found, exact), EXACT)
-                    self.assertIn("SimplifiedLayerNormalization", {node.op_type for node in BUILD[graph](config, turned, TensorProto.FLOAT).graph.node})
+                    self.assertLess(distance(self.outputs(graph, reference, model), exact), EXACT)
+                    self.assertIn("SimplifiedLayerNormalization", {node.op_type for node in model.graph.node})
 
     def test_large_gains_cost_nothing(self):
         """A gain that is 64 times as large in some channels, whose readers' columns are as much smaller, is the same function. It costs the

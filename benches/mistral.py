@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 RAW = "{% for m in messages %}{% if m['content'] is string %}{{ m['content'] }}{% else %}{{ m['content'][0]['text'] }}{% endif %}{% endfor %}"
+ANSWER = 64  # tokens, as long as quality.py's
 
 
 class MistralRs:
@@ -39,6 +40,7 @@ class MistralRs:
         self.runner = mistralrs.Runner(which=which, in_situ_quant=isq, max_seqs=1, jinja_explicit=str(copy / "raw.jinja"))
         self.vocab = config.text_config.vocab_size
         self.asked = 0
+        self.question, self.answer = [], []
 
     def ask(self, text, tokens, **options):
         messages = [{"role": "user", "content": text}]
@@ -46,12 +48,35 @@ class MistralRs:
             self.api.ChatCompletionRequest(model="default", messages=messages, max_tokens=tokens, temperature=0.0, **options)
         )
 
-    def logits(self, ids, _start):
-        """After `ids`. It finds itself how many of them it has read before."""
+    def logits(self, ids, start):
+        """After `ids`, of which `start` were known the last time: NaN where no text has these tokens and no answer of its own has them either.
+        It finds itself how many of them it has read before."""
+        if start == 0:
+            self.question, self.answer = ids, None
+        text = self.same_text(ids)
+        if text is not None:
+            return self.row(self.say(text, 1)[0])
+        begun, text = ids[len(self.question) :], self.same_text(self.question)
+        if text is not None and self.answer is None and len(begun) <= ANSWER:
+            self.answer = self.say(text, ANSWER + 1)
+        answer = self.answer or []
+        if len(begun) < len(answer) and [entry.token for entry in map(self.chosen, answer[: len(begun)])] == begun:
+            return self.row(answer[len(begun)])
+        return np.full(self.vocab, np.nan, np.float32)
+
+    def same_text(self, ids):
+        """The text that has these tokens, or None: two line ends become another token when nothing follows them."""
         text = self.tokenizer.decode(ids, skip_special_tokens=False)
-        if self.tokenizer.encode(text).ids != ids:
-            raise SystemExit(f"mistral.rs: no text has these {len(ids)} tokens, and it takes text only")
-        (content,) = self.ask(text, 1, logprobs=True, top_logprobs=self.vocab).choices[0].logprobs.content
+        return text if self.tokenizer.encode(text).ids == ids else None
+
+    def say(self, text, tokens):
+        return self.ask(text, tokens, logprobs=True, top_logprobs=self.vocab, ignore_eos=True).choices[0].logprobs.content
+
+    @staticmethod
+    def chosen(content):
+        return max(content.top_logprobs, key=lambda entry: entry.logprob)
+
+    def row(self, content):
         found = np.full(self.vocab, -1e4, np.float32)
         for entry in content.top_logprobs:
             found[entry.token] = entry.logprob

@@ -110,7 +110,7 @@ def subject(folder, row, threads):
 
 
 def measure(folder, options):
-    """All rows of a checkpoint, those of a share together, and the tokenizer."""
+    """All rows of a checkpoint, and the tokenizer."""
     rows = [row for row in options.rows if options.named or folder.name == "dithered" or share(row, options) == share("candle", options)]
     export(folder, rows)
     kinds = [row.split(" ")[1] for row in rows if row.startswith("llama.cpp")]
@@ -120,9 +120,15 @@ def measure(folder, options):
         if row.startswith("openvino"):
             make_openvino(folder, row.split(" ")[1], vision=False)
     found = {"rows": [], "missing": []}
-    for of in dict.fromkeys(share(row, options) for row in rows):
-        given, tokenizer = write_text(folder, *of)
-        subjects = [subject(folder, row, options.threads) for row in rows if share(row, options) == of]
+
+    def together(row):
+        """Peers of Python's have threads that wait busily, and would slow each other down a hundredfold: an engine at a time."""
+        engine = row.split(" ")[0]
+        return share(row, options), "" if engine in ("candle", "onnx", "llama.cpp") else engine
+
+    for some_rows in dict.fromkeys(map(together, rows)):
+        given, tokenizer = write_text(folder, *some_rows[0])
+        subjects = [subject(folder, row, options.threads) for row in rows if together(row) == some_rows]
         some = ask(folder, subjects, "--text", given, "--threads", options.threads)
         # What is known of f32 itself is of the first share, the largest one where all rows are wanted.
         found = some | found | {key: found[key] + some[key] for key in found if key in ("rows", "missing")}

@@ -28,6 +28,7 @@ help:
 	@echo "make test-web   the web server with four clients of its protocol, and its page and a webcam page in Chromium"
 	@echo "make test-python  pytest: the Python package out of its wheel, smolvlm_demo.py, benchmark.py"
 	@echo "make test-ray   pytest: a folder of images on a local Ray cluster"
+	@echo "make test-tools what export_onnx.py makes of weights; needs torch, and is no part of make test"
 	@echo "make bench      our engines and their peers, as ratios"
 	@echo "make bench-curves  what tiles, prompt, context and threads cost"
 	@echo "make bench-onnx what our engine adds to ONNX Runtime, as a ratio"
@@ -147,6 +148,9 @@ $(VENV)/done: tools/requirements.txt
 	python3 -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet -r $<
 	touch $@
+
+test-tools: $(VENV)/done
+	cd tools && $(CURDIR)/$(VENV)/bin/python -W ignore -m unittest test_onnx_export
 
 # What the peers need on top of that.
 $(VENV)/bench-done: benches/requirements.txt $(VENV)/done

@@ -25,13 +25,18 @@ def run(*command):
     subprocess.run([str(word) for word in command], check=True)
 
 
+def stale(graph):
+    """Whether a graph is not there, or was written by an exporter that has changed since."""
+    return not graph.exists() or any(file.stat().st_mtime > graph.stat().st_mtime for file in (ROOT / "tools" / "onnx_export").glob("*.py"))
+
+
 def make_model(size="small", precisions=("fp32", "int8")):
     """Random weights of a geometry, and their graphs."""
     folder = MODELS[size]
     if not folder.exists():
         run(sys.executable, ROOT / "tools" / "make_synthetic.py", folder, *([] if size == "small" else ["--size", size]))
     suffixes = {precision: "" if precision == "fp32" else f"_{precision}" for precision in precisions}
-    missing = [precision for precision, suffix in suffixes.items() if not (folder / "onnx" / f"decoder_model_merged{suffix}.onnx").exists()]
+    missing = [precision for precision, suffix in suffixes.items() if stale(folder / "onnx" / f"decoder_model_merged{suffix}.onnx")]
     if missing:
         run(sys.executable, ROOT / "tools" / "export_onnx.py", folder, "--precisions", ",".join(missing))
     return folder
@@ -42,7 +47,7 @@ def make_last_token_decoder(folder, suffix):
     import onnx
 
     source, target = (folder / "onnx" / f"{name}{suffix}.onnx" for name in ("decoder_model_merged", "decoder_model_last"))
-    if target.exists():
+    if target.exists() and target.stat().st_mtime > source.stat().st_mtime:
         return
     model = onnx.load(source)
     graph = model.graph
@@ -54,9 +59,12 @@ def make_last_token_decoder(folder, suffix):
     onnx.save_model(model, target)
 
 
-def make_openvino(folder):
-    if not (folder / "openvino" / "decoder.xml").exists():
-        run(sys.executable, ROOT / "benches" / "make_openvino.py", folder, folder / "openvino" / "decoder.xml")
+def make_openvino(folder, precision="bf16", vision=True):
+    """The decoder that a precision needs, and in int8 the vision encoder too."""
+    name, out = "decoder-int8.xml" if precision == "int8" else "decoder.xml", folder / "openvino"
+    options = [] if precision != "int8" else ["--int8", *([out / "vision-int8.xml"] if vision else [])]
+    if not all(path.exists() for path in [out / name, *options[1:]]):
+        run(sys.executable, ROOT / "benches" / "make_openvino.py", folder, out / name, *options)
 
 
 def make_llamacpp():

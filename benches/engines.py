@@ -6,13 +6,16 @@
     engines.py --rows int8,llama --columns 128 --model-size medium --threads 1
 
 Each engine is a process of its own; every round measures each of them in turn. Peers: transformers on torch, onnxruntime from Python,
-OpenVINO, llama.cpp, and stock Candle, which is what our library runs in f32. Peers get exactly as many prompt tokens as we have, and
-pixels that are ready; ours have the picture to prepare. Writes JSON and a plot beside it, and states what it could not run.
+OpenVINO, mistral.rs, llama.cpp, and stock Candle, which is what our library runs in f32. Peers get exactly as many prompt tokens as we have, and
+pixels that are ready; ours have the picture to prepare. Writes JSON and plots beside it, and states what it could not run. Each row
+has beside its speed what it keeps of f32 on real weights, as `make quality` found it.
 """
 
 import argparse
 import json
 import platform
+import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -21,7 +24,7 @@ from pathlib import Path
 
 from common import BUILD, LLAMACPP_PROGRAM, LLAMACPP_VERSION, MODELS, make_gguf, make_last_token_decoder, make_llamacpp, make_model, make_openvino
 from processes import CannotRun, Process, forget_files, python_runner
-from report import plot, print_report
+from report import plot, plot_quality, print_report, quality_name, read_quality
 
 STEPS, TEXT_TOKENS, NEW_TOKENS, CONTEXT = 64, 20, 20, 2048
 TILES = {"one tile": 1, "17 tiles": 17}
@@ -40,6 +43,8 @@ class Row:
     command: list
     files: list  # that it loads
     packs: bool = False  # and may keep packed weights
+    reads: bool = False  # text only: its interface has no vision encoder alone
+    compiles: bool = False  # for minutes, in its first answer
 
 
 def rows(model, threads):
@@ -58,7 +63,12 @@ def rows(model, threads):
         for p, bits in (("f32", 32), ("int8", 8), ("q4", 4))
     ]
     found.append(Row("transformers bf16", False, 16, python("transformers", "bf16"), weights))
+    found.append(Row("torchao int8", False, 8, python("torchao", "int8"), weights, compiles=True))
     found.append(Row("openvino bf16", False, 16, python("openvino", "bf16"), [*onnx(""), model / "openvino" / "decoder.bin"]))
+    int8 = [model / "openvino" / f"{graph}-int8.bin" for graph in ("decoder", "vision")]
+    found.append(Row("openvino int8", False, 8, python("openvino", "int8"), [*onnx("")[1:], *int8]))
+    for kind, bits in (("q8_0", 8), ("q4k", 4)):
+        found.append(Row(f"mistral.rs {kind}", False, bits, python("mistral.rs", kind), weights, reads=True))
     for kind, bits, vision in (("q8_0", 8, "f16"), ("q4_0", 4, "q8_0")):
         files = [model / "gguf" / f"model-{kind}.gguf", model / "gguf" / f"mmproj-{vision}.gguf"]
         for flash in ("on", "off"):
@@ -83,11 +93,12 @@ class Run:
     def load(self, prompt_tokens, rounds):
         """From a cold and from a warm page cache, and the most memory of a process that answers about one tile."""
         for _ in range(rounds):
-            for row in list(self.rows):
+            for row in [row for row in self.rows if not row.compiles]:
                 try:
                     with self.load_cold_and_warm(row, row.command, row.files, "") as process:
-                        process.measure("answer", 1, prompt_tokens, NEW_TOKENS)
-                        self.add("peak MiB", row, process.peak_mib())
+                        if not row.reads:
+                            process.measure("answer", 1, prompt_tokens, NEW_TOKENS)
+                            self.add("peak MiB", row, process.peak_mib())
                     if row.packs:
                         self.load_packed(row)
                 except CannotRun as error:
@@ -114,7 +125,7 @@ class Run:
         for row in list(self.rows):
             try:
                 self.processes[row.name] = Process(row.command)
-                for measure in (("tiles", 1), ("generate", 16, 4)):  # warms up
+                for measure in (("tiles", 1), ("generate", 16, 4))[row.reads :]:  # warms up
                     self.processes[row.name].measure(*measure)
             except CannotRun as error:
                 self.rows.remove(row)
@@ -125,6 +136,8 @@ class Run:
         for column in columns:
             best = self.best_tile()
             for row in list(self.rows):
+                if row.reads and column not in PROMPTS:
+                    continue
                 tile = min(self.values.get("one tile", {}).get(row.name, [0]))
                 if column in MANY_TILES and tile > TOO_SLOW * best:
                     if not any(line.startswith(f"{row.name}, {column}") for line in self.missing):
@@ -181,6 +194,9 @@ def arguments():
     parser.add_argument("--rows", default="", help="parts of the names of those to run, with commas between")
     parser.add_argument("--columns", default="", help=f"of {', '.join(COLUMNS)}")
     parser.add_argument("--model-size", choices=("small", "medium"), default="small", help="SmolVLM-256M's geometry, or 500M's")
+    parser.add_argument("--quality", type=Path, default=BUILD.parent / "quality" / "quality.json",
+                        help="what quality.py wrote, if it is there: what each row keeps of f32; default: %(default)s")  # fmt: skip
+    parser.add_argument("--with-quality", action="store_true", help="runs quality.py for these rows first (with --quick, if that is given)")
     parser.add_argument("--out", type=Path, help="a JSON file; default: build/bench/engines-SIZE-THREADS.json")
     options = parser.parse_args()
     options.rounds = options.rounds or (2 if options.quick else 7)
@@ -199,8 +215,9 @@ def prepare(size, wanted):
     model = make_model(size, ("fp32", "int8", "q4"))
     for suffix in ("", "_int8", "_q4"):
         make_last_token_decoder(model, suffix)
-    if any("openvino" in name for name in wanted):
-        make_openvino(model)
+    for name in wanted:
+        if name.startswith("openvino"):
+            make_openvino(model, name.split(" ")[1])
     if any("llama.cpp" in name for name in wanted):
         make_gguf(model, make_llamacpp())
     return model
@@ -211,6 +228,10 @@ def main():
     parts = options.rows.split(",")
     wanted = [row for row in rows(MODELS[options.model_size], options.threads) if any(part in row.name for part in parts)]
     model = prepare(options.model_size, [row.name for row in wanted])
+    if options.with_quality:
+        rows_too = dict.fromkeys(quality_name(row.name) for row in wanted)
+        command = [sys.executable, Path(__file__).parent / "quality" / "quality.py", "--rows", ",".join(filter(None, rows_too))]
+        subprocess.run([*command, "--checkpoints", "plain,dithered", "--out", options.quality, *["--quick"] * options.quick], check=True)
     prompts = prompt_tokens(model)
     run = Run(wanted)
     start = time.time()
@@ -226,17 +247,18 @@ def main():
             run.turn(few, prompts)
     for process in run.processes.values():
         process.end()
-    packages = ("torch", "transformers", "onnxruntime", "openvino")
+    packages = ("torch", "transformers", "onnxruntime", "openvino", "nncf", "torchao", "mistralrs")
     found = {
         "machine": machine(), "threads": options.threads, "rounds": options.rounds, "model": model.name, "prompt_tokens": prompts,
         "versions": {**{name: version(name) for name in packages}, "llama.cpp": f"of llama-cpp-python {LLAMACPP_VERSION}"},
         "rows": {row.name: {k: v for k, v in asdict(row).items() if k in ("ours", "bits")} for row in run.rows},
-        "values": run.values, "missing": run.missing, "others": run.others, "seconds": time.time() - start,
+        "values": run.values, "missing": run.missing, "others": run.others, "seconds": time.time() - start, "quality": read_quality(options.quality, run.rows),
     }  # fmt: skip
     options.out.write_text(json.dumps(found, indent=1) + "\n")
     print_report(found)
     plot(found, options.out.with_suffix(".png"))
-    print(f"\n{options.out} and .png, {found['seconds'] / 60:.0f} minutes")
+    plot_quality(found, options.out.with_suffix(".svg"))
+    print(f"\n{options.out}, .png and .svg, {found['seconds'] / 60:.0f} minutes")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 """Writes a checkpoint's decoder as OpenVINO runs it best: converted from torch, its KV cache a state of the model.
 
     make_openvino.py MODEL_DIR OUT.xml
+    make_openvino.py MODEL_DIR OUT.xml --int8 [VISION.xml]      8-bit weights; vision with 8-bit activations too, as its makers have it
 
 OpenVINO's reader of ONNX does not know the rotary embedding of our exported decoder. The form is the one that `optimum` gives such models:
 a batch that `beam` picks from the cache, a state that begins empty, logits of the last token.
@@ -18,6 +19,7 @@ from openvino._offline_transformations import apply_make_stateful_transformation
 from transformers import AutoModelForImageTextToText, DynamicCache
 
 ANY = -1
+TILES = 8  # that scales of activations are found on
 
 
 class Decoder(torch.nn.Module):
@@ -67,10 +69,36 @@ def convert(folder):
     return model
 
 
+def vision(folder):
+    """The vision encoder of the plain ONNX graph in static int8. Its scales come from pieces of a photograph."""
+    import matplotlib
+    import nncf
+    from PIL import Image
+
+    model = openvino.Core().read_model(folder / "onnx" / "vision_encoder.onnx")
+    size = model.inputs[0].partial_shape[-1].get_length()
+    picture = Image.open(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg").convert("RGB")
+    tiles = []
+    for number in range(TILES):
+        left, top, side = 20 * number, 10 * number, min(picture.size) - 20 * TILES
+        piece = picture.resize((size, size), box=(left, top, left + side, top + side))
+        pixels = np.asarray(piece, np.float32).transpose(2, 0, 1)[None, None] / 127.5 - 1
+        tiles.append({"pixel_values": pixels, "pixel_attention_mask": np.ones((1, 1, size, size), bool)})
+    return nncf.quantize(model, nncf.Dataset(tiles), subset_size=TILES, model_type=nncf.ModelType.TRANSFORMER)
+
+
 def main():
-    folder, out = map(Path, sys.argv[1:])
+    folder, out, *rest = sys.argv[1:]
+    out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    openvino.save_model(convert(folder), out, compress_to_fp16=False)
+    model = convert(Path(folder))
+    if rest:
+        import nncf
+
+        model = nncf.compress_weights(model)
+    openvino.save_model(model, out, compress_to_fp16=False)
+    for path in rest[1:]:
+        openvino.save_model(vision(Path(folder)), path, compress_to_fp16=False)
 
 
 if __name__ == "__main__":

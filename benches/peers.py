@@ -95,52 +95,77 @@ class OnnxRuntime(Peer):
 
 
 class Transformers(Peer):
-    """The reference on torch, with its scaled-dot-product attention; without the overhead of its `generate()`."""
+    """The reference on torch, with its scaled-dot-product attention; without the overhead of its `generate()`. In int8, torchao's dynamic
+    activations and 8-bit weights, compiled, with a KV cache of fixed length: each new length would be compiled anew."""
 
-    def __init__(self, model: Path, dtype, threads):
+    CONTEXT = 2048
+
+    def __init__(self, model: Path, dtype, threads, compiled=True):
         import torch
         from transformers import AutoModelForImageTextToText
 
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
-        self.torch, self.dtype = torch, {"f32": torch.float32, "bf16": torch.bfloat16}[dtype]
+        self.torch, self.dtype = torch, {"f32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}[dtype]
         self.model = AutoModelForImageTextToText.from_pretrained(model, dtype=self.dtype).eval()
-        config = self.model.config
+        config, self.fixed = self.model.config, False
+        self.text, self.vision = self.model.model.text_model, self.model.model.get_image_features
+        if dtype == "int8":
+            from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+            quantize_(self.model, Int8DynamicActivationInt8WeightConfig())
+            self.fixed = compiled
+            if compiled:
+                self.text, self.vision = torch.compile(self.text, dynamic=True), torch.compile(self.vision)
         self.size, self.width = config.vision_config.image_size, config.text_config.hidden_size
         self.concatenate = torch.cat
 
     def encode(self, count):
-        features = self.model.model.get_image_features(self.torch.from_numpy(pixels(count, self.size)).to(self.dtype))
+        features = self.vision(self.torch.from_numpy(pixels(count, self.size)).to(self.dtype))
         return self.torch.cat(list(getattr(features, "pooler_output", features)))
 
     def embed(self, ids):
         return self.model.get_input_embeddings()(self.torch.from_numpy(ids))
 
     def start(self):
-        self.past = None
+        from transformers import StaticCache
+
+        self.past = StaticCache(config=self.model.config.text_config, max_cache_len=self.CONTEXT) if self.fixed else None
+
+    def last(self, embeds):
+        out = self.text(inputs_embeds=embeds, past_key_values=self.past, use_cache=True)
+        self.past = out.past_key_values
+        return self.model.lm_head(out.last_hidden_state[:, -1:])
 
     def read(self, embeds):
-        out = self.model.model.text_model(inputs_embeds=embeds, past_key_values=self.past, use_cache=True)
-        self.past = out.past_key_values
-        return int(self.model.lm_head(out.last_hidden_state[:, -1:]).argmax(-1))
+        return int(self.last(embeds).argmax(-1))
+
+    def logits(self, embeds):
+        return self.last(embeds).float().numpy()[0, -1]
 
 
 class OpenVino(Peer):
-    """The vision encoder from the plain ONNX graph; the decoder from torch, with the KV cache as its state (make_openvino.py)."""
+    """The vision encoder from the plain ONNX graph; the decoder from torch, with the KV cache as its state (make_openvino.py). In int8 as
+    its makers have it: the decoder's weights in 8 bits, vision's activations too, by scales that were found beforehand."""
 
-    def __init__(self, model: Path, dtype, threads):
+    def __init__(self, model: Path, dtype, threads, vision=True):
         import openvino
 
         core = openvino.Core()
-        options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": dtype, "PERFORMANCE_HINT": "LATENCY"}
+        options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+        options |= {} if dtype == "int8" else {"INFERENCE_PRECISION_HINT": dtype}
 
         def request(path):
             return core.compile_model(model / path, "CPU", options).create_infer_request()
 
-        self.vision, self.table = request("onnx/vision_encoder.onnx"), request("onnx/embed_tokens.onnx")
-        self.decoder = request("openvino/decoder.xml")
-        self.pixels = pixels(1, self.vision.model_inputs[0].partial_shape[-1].get_length())
-        self.mask = np.ones((1, 1, *self.pixels.shape[-2:]), bool)
+        int8 = dtype == "int8"
+        table = "onnx/embed_tokens.onnx"
+        self.table = request(table if (model / table).exists() else "onnx/embed_tokens_q4.onnx")  # the same table
+        self.decoder = request("openvino/decoder-int8.xml" if int8 else "openvino/decoder.xml")
+        if vision:
+            self.vision = request("openvino/vision-int8.xml" if int8 else "onnx/vision_encoder.onnx")
+            self.pixels = pixels(1, self.vision.model_inputs[0].partial_shape[-1].get_length())
+            self.mask = np.ones((1, 1, *self.pixels.shape[-2:]), bool)
         self.width = self.decoder.model_inputs[0].partial_shape[-1].get_length()
 
     def encode(self, count):
@@ -163,3 +188,7 @@ class OpenVino(Peer):
         positions = np.arange(start, self.length)[None]
         self.decoder.infer({"embeds": embeds, "mask": np.ones((1, self.length), np.int64), "positions": positions, "beam": np.zeros(1, np.int32)})
         return self.decoder.get_output_tensor(0).data[0, -1].argmax()
+
+    def logits(self, embeds):
+        self.read(embeds)
+        return self.decoder.get_output_tensor(0).data[0, -1]

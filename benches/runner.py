@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """One engine in a process of its own, for the benchmarks: a measure and its numbers a line on standard input, seconds on standard output.
 
-    runner.py KIND PRECISION MODEL_DIR THREADS [PACKED_CACHE_DIR]        KIND: candle, onnx, onnxruntime, transformers, openvino
+    runner.py KIND PRECISION MODEL_DIR THREADS [PACKED_CACHE_DIR]        KIND: candle, onnx, onnxruntime, transformers, torchao, openvino, mistral.rs
 
 It says `ready` and the seconds that loading took, then answers; `error:` and a line of text is what it cannot do.
 """
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -18,16 +19,24 @@ def load(kind, precision, model, threads, packed_cache_dir=None):
         from ours import Ours
 
         return lambda: Ours(LIBRARY, model, kind, precision, threads, packed_cache_dir)
+    if kind == "mistral.rs":
+        from mistral import MistralRs
+
+        import mistralrs  # noqa: F401
+
+        return lambda: MistralRs(model, precision, threads)
     import peers
 
     __import__(kind)  # is no part of loading a model
-    peer = {"onnxruntime": peers.OnnxRuntime, "transformers": peers.Transformers, "openvino": peers.OpenVino}[kind]
+    peer = {"onnxruntime": peers.OnnxRuntime, "transformers": peers.Transformers, "torchao": peers.Transformers, "openvino": peers.OpenVino}[kind]
     return lambda: peer(model, precision, threads)
 
 
 def main():
     kind, precision, model, threads, *packed_cache_dir = sys.argv[1:]
-    out, sys.stdout = sys.stdout, sys.stderr
+    # What engines print, from below Python too, must not come between the numbers.
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
 
     def say(text):
         print(text, file=out, flush=True)

@@ -2,7 +2,8 @@
 //! bytes, the least first.
 //!
 //! It begins with the size of its vocabulary. `truncate N` keeps the first N tokens; `append ID ID
-//! ...` is answered by the logits after the last one, as f32.
+//! ...` is answered by the logits after the last one, as f32; by NaN alone where they are not to be
+//! had.
 
 use std::io::{BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};

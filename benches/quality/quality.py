@@ -2,12 +2,16 @@
 """What each precision keeps of f32 on real weights: our engines and their peers, on the same weights, text and questions.
 
     quality.py                                       everything, or `make quality`, which installs what it needs
-    quality.py --quick                               an eighth of the text, and ten questions
+    quality.py --quick                               an eighth of the text, and ten questions at most
+    quality.py --whole                               all rows on both checkpoints, with all of the text (hours)
     quality.py --rows candle,q8_0 --checkpoints plain
 
 The reference is Candle's f32 of the same checkpoint, which golden tests hold to transformers. Every row is given the same ids: windows of
 prose a token at a time (`steps`), beginnings of them at once (`prompts`), and questions that it answers greedily. See weights.py and vit.py
 for what the checkpoints are and text.py for the prose. Candle's vision looks at two pictures. Writes JSON, and prints tables in Markdown.
+
+Our own engine and llama.cpp's q8_0, which it is to be as good as, read all of the text; others a part that suits their speed (SHARES), and
+only on the dithered weights, which favour nobody's grid, unless --rows names them.
 """
 
 import argparse
@@ -25,14 +29,18 @@ import matplotlib
 import text
 import vit
 import weights
-from common import LLAMACPP_PROGRAM, LLAMACPP_VERSION, ROOT, make_gguf, make_llamacpp, run
+from common import LLAMACPP_PROGRAM, LLAMACPP_VERSION, ROOT, make_gguf, make_llamacpp, make_openvino, run, stale
 from engines import machine
 from tokenizers import Tokenizer
 
 CANDLE, ONNX, LLAMACPP = ("bf16", "int8", "int4"), ("int8", "q4"), ("f16", "q8_0", "q4_0", "q4_1", "q4_k_m")
-ROWS = [*(f"candle {p}" for p in CANDLE), *(f"onnx {p}" for p in ONNX), *(f"llama.cpp {k}" for k in LLAMACPP)]
+PEERS = ("transformers bf16", "torchao int8", "openvino bf16", "openvino int8", "mistral.rs q8_0", "mistral.rs q4k")
+ROWS = [*(f"candle {p}" for p in CANDLE), *(f"onnx {p}" for p in ONNX), *(f"llama.cpp {k}" for k in LLAMACPP), *PEERS]
 CHECKPOINTS = (*weights.CHECKPOINTS, "vit")
 PICTURES = [Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg", ROOT / "models" / "demo" / "test_image.jpg"]
+# Windows of text and questions by how a row's name begins.
+WHOLE = (text.WINDOWS, len(text.QUESTIONS))
+SHARES = {"candle": WHOLE, "llama.cpp q8_0": WHOLE, "llama.cpp q4": (8, 10), "mistral.rs": (1, 10), "": (4, 10)}
 PROMPTS, NEW_TOKENS, CONTEXT = list(range(20, text.WINDOW // 2, 20)), 64, 1024
 
 
@@ -42,8 +50,10 @@ def arguments():
     parser.add_argument("--checkpoints", default=",".join(CHECKPOINTS), help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--whole", action="store_true")
     parser.add_argument("--out", type=Path, default=weights.FOLDER / "quality.json", help="default: %(default)s")
     options = parser.parse_args()
+    options.named = bool(options.rows) or options.whole
     options.rows = [row for row in ROWS if any(part in row for part in options.rows.split(","))]
     options.checkpoints = options.checkpoints.split(",")
     for name in options.checkpoints:
@@ -54,23 +64,35 @@ def arguments():
     return options
 
 
-def write_text(folder, quick):
-    """The file that says what all of them are given."""
+def share(row, options):
+    """Windows and questions of a row."""
+    windows, questions = WHOLE if options.whole else next(of for name, of in SHARES.items() if row.startswith(name))
+    return (min(windows, 2), min(questions, 10)) if options.quick else (windows, questions)
+
+
+def spaced(items, count):
+    """So many of them, evenly spaced."""
+    return items[:: len(items) // count][:count]
+
+
+def write_text(folder, windows, questions):
+    """The file that says what rows of a share are given."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    windows, questions = text.windows(tokenizer), text.prompts(tokenizer)
-    if quick:
-        windows, questions = windows[::8], questions[::5]
     ends = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
-    given = {"windows": windows, "prompts": PROMPTS, "questions": questions, "new_tokens": NEW_TOKENS, "ends": ends}
-    path = weights.FOLDER / "text.json"
+    given = {
+        "windows": spaced(text.windows(tokenizer), windows), "prompts": PROMPTS, "questions": spaced(text.prompts(tokenizer), questions),
+        "new_tokens": NEW_TOKENS, "ends": ends,
+    }  # fmt: skip
+    path = weights.FOLDER / f"text-{windows}-{questions}.json"
     path.write_text(json.dumps(given))
     return path, tokenizer
 
 
 def export(folder, rows):
     """The graphs that rows of ONNX Runtime need."""
-    wanted = [row.split(" ")[1] for row in rows if row.startswith("onnx")]
-    missing = [precision for precision in wanted if not (folder / "onnx" / f"decoder_model_merged_{precision}.onnx").exists()]
+    wanted = {row.split(" ")[1] for row in rows if row.startswith("onnx")}
+    wanted |= {"q4"} if any(row.startswith("openvino") for row in rows) else set()  # whose table of embeddings is in f32
+    missing = [precision for precision in sorted(wanted) if stale(folder / "onnx" / f"decoder_model_merged_{precision}.onnx")]
     if missing:
         run(sys.executable, ROOT / "tools" / "export_onnx.py", folder, "--precisions", ",".join(missing))
 
@@ -78,18 +100,39 @@ def export(folder, rows):
 def subject(folder, row, threads):
     """The row as the program knows it."""
     engine, precision = row.split(" ")
-    if engine != "llama.cpp":
+    if engine in ("candle", "onnx"):
         return row
-    command = [LLAMACPP_PROGRAM, "logits", folder / "gguf" / f"model-{precision}.gguf", threads, CONTEXT]
+    if engine == "llama.cpp":
+        command = [LLAMACPP_PROGRAM, "logits", folder / "gguf" / f"model-{precision}.gguf", threads, CONTEXT]
+    else:
+        command = [sys.executable, Path(__file__).with_name("peers.py"), engine, precision, folder, threads]
     return f"peer {row}=" + " ".join(map(str, command))
 
 
-def measure(folder, given, options):
-    export(folder, options.rows)
-    kinds = [row.split(" ")[1] for row in options.rows if row.startswith("llama.cpp")]
+def measure(folder, options):
+    """All rows of a checkpoint, and the tokenizer."""
+    rows = [row for row in options.rows if options.named or folder.name == "dithered" or share(row, options) == share("candle", options)]
+    export(folder, rows)
+    kinds = [row.split(" ")[1] for row in rows if row.startswith("llama.cpp")]
     if kinds:
         make_gguf(folder, make_llamacpp(), [kind for kind in kinds if kind != "f16"])
-    return ask(folder, [subject(folder, row, options.threads) for row in options.rows], "--text", given, "--threads", options.threads)
+    for row in rows:
+        if row.startswith("openvino"):
+            make_openvino(folder, row.split(" ")[1], vision=False)
+    found = {"rows": [], "missing": []}
+
+    def together(row):
+        """Peers of Python's have threads that wait busily, and would slow each other down a hundredfold: an engine at a time."""
+        engine = row.split(" ")[0]
+        return share(row, options), "" if engine in ("candle", "onnx", "llama.cpp") else engine
+
+    for some_rows in dict.fromkeys(map(together, rows)):
+        given, tokenizer = write_text(folder, *some_rows[0])
+        subjects = [subject(folder, row, options.threads) for row in rows if together(row) == some_rows]
+        some = ask(folder, subjects, "--text", given, "--threads", options.threads)
+        # What is known of f32 itself is of the first share, the largest one where all rows are wanted.
+        found = some | found | {key: found[key] + some[key] for key in found if key in ("rows", "missing")}
+    return found, tokenizer
 
 
 def look(options):
@@ -107,15 +150,15 @@ def ask(folder, subjects, *words):
     return json.loads(out.read_text())
 
 
-HEAD = "| | KL of steps | 99 % below | top-1 kept | perplexity times | KL of prompts | top-1 kept | answers equal | f32's own choice | regret, nats |"
+HEAD = "| | steps | KL of steps | 99 % below | top-1 kept | perplexity times | KL of prompts | top-1 kept | answers equal | f32's own choice | regret, nats |"
 
 
 def table(found):
-    print(HEAD + "\n|---" + "|---:" * 9 + "|")
+    print(HEAD + "\n|---" + "|---:" * 10 + "|")
     for row in found["rows"]:
         steps, prompts, answers = row["steps"], row["prompts"], row["answers"]
         cells = [
-            row["name"], f"{steps['kl_mean']:.5f}", f"{steps['kl_p99']:.4f}", f"{steps['top1_kept']:.4f}", f"{steps['perplexity_times']:.4f}",
+            row["name"], f"{steps['positions']}", f"{steps['kl_mean']:.5f}", f"{steps['kl_p99']:.4f}", f"{steps['top1_kept']:.4f}", f"{steps['perplexity_times']:.4f}",
             f"{prompts['kl_mean']:.5f}", f"{prompts['top1_kept']:.3f}", f"{answers['equal']} of {answers['all']}",
             f"{answers['references_choice']:.4f}", f"{answers['regret']:.5f}",
         ]  # fmt: skip
@@ -142,15 +185,13 @@ def main():
         "checkpoints": {},
     }  # fmt: skip
     for name, folder in folders.items():
-        given, tokenizer = write_text(folder, options.quick)
-        found["checkpoints"][name] = measure(folder, given, options)
+        found["checkpoints"][name], tokenizer = measure(folder, options)
     if "vit" in options.checkpoints:
         found["vit"] = look(options)
     found["seconds"] = time.time() - start
     options.out.write_text(json.dumps(found, indent=1) + "\n")
     for name, of in found["checkpoints"].items():
-        steps = of["rows"][0]["steps"]["positions"] if of["rows"] else 0
-        print(f"\n{name}: f32's perplexity {of['perplexity']:.2f}; {steps} steps\n")
+        print(f"\n{name}: f32's perplexity {of['perplexity']:.2f}\n")
         table(of)
         print("\nf32's first answers:", *(json.dumps(tokenizer.decode(ids)) for ids in of["answers"][:3]), sep="\n  ")
     if "vit" in found:

@@ -7,6 +7,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from .names import ENTRANCE
+
 OPSET = 17
 IR_VERSION = 8  # of ONNX 1.10 to 1.12: every ONNX Runtime that the library accepts reads it
 MICROSOFT = "com.microsoft"
@@ -44,6 +46,7 @@ class Builder:
         """`weights`: a checkpoint's tensors by name, as NumPy arrays in float32. `element`: of the arithmetic. With `stored`, from
         `stored_tensors`, the graph holds no weights: it points into the checkpoint's files."""
         self.name, self.weights, self.element, self.stored = name, weights, element, stored
+        self.turned = ENTRANCE in weights
         self.nodes, self.initializers, self.inputs, self.outputs = [], {}, [], []
 
     def input(self, name, element, shape):
@@ -95,14 +98,15 @@ class Builder:
         name = "shape_" + "_".join(map(str, shape))
         return self.node("Reshape", value, self.constant(name, np.array(shape, np.int64)))
 
-    def linear(self, value, layer, weight=None):
-        """`weight`, by default the layer's own, is [out, in], as torch stores it."""
+    def linear(self, value, layer, weight=None, size=None):
+        """`weight`, by default the layer's own, is [out, in], as torch stores it. The product is multiplied by `size`, if that is given."""
         weight = weight or f"{layer}.weight"
         if self.stored is None:
             transposed = self.floats(f"{weight}.T", self.weights[weight].T)
         else:
             transposed = self.node("Transpose", self.weight(weight), perm=[1, 0])
         product = self.node("MatMul", value, transposed)
+        product = product if size is None else self.node("Mul", product, size)
         return self.node("Add", product, self.weight(f"{layer}.bias")) if f"{layer}.bias" in self.weights else product
 
     def model(self):

@@ -31,11 +31,11 @@ class Reference:
         mask = np.ones((1, TILES, *self.pixels.shape[-2:]), bool)
         (features,) = session("vision_encoder").run(None, {"pixel_values": self.pixels, "pixel_attention_mask": mask})
         (embeds,) = session("embed_tokens").run(None, {"input_ids": self.ids})
-        logits = self._decode(session("decoder_model_merged"))
+        logits = self.decode(session("decoder_model_merged"))
         same = (logits.argmax(-1) == self.logits.argmax(-1)).mean()
         return _difference(features, self.image_features), _difference(embeds, self.embeds), _difference(logits, self.logits), same
 
-    def _decode(self, session):
+    def decode(self, session):
         """A prompt's first half at once, then another piece, then token by token: as an engine would."""
         text = self.config.text_config
         names = [i.name for i in session.get_inputs()]

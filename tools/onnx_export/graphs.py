@@ -2,6 +2,8 @@
 
 Names, order and shapes of inputs and outputs are those of the hub's files for SmolVLM-256M-Instruct. Inside, ONNX Runtime's fused
 operators stand for attention, rotary embedding and norms: the decomposed forms cost it half its decode speed.
+
+Weights may be those of rotation.py, which are known by its matrix (`Builder.turned`).
 """
 
 import numpy as np
@@ -9,9 +11,23 @@ from onnx import TensorProto
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from .builder import MICROSOFT, Builder
+from .names import ENTRANCE, SPREAD, TEXT, VISION
 
-VISION, TEXT = "model.vision_model", "model.text_model"
 FLOAT, INT64, INT32, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL
+
+
+def down(b, value, layer):
+    """The layer that reads a gated product, whose channels and rows are the most uneven ones. Where the graph's weights are turned, the
+    channels are spread over each other; rows are made equally large, and get their size back after: ONNX Runtime finds one scale for all rows
+    of a tensor, and here the row of a prompt's first token is a hundred times as large as the others."""
+    if not b.turned:
+        return b.linear(value, layer)
+    width, block = b.weights[f"{layer}.weight"].shape[1], len(b.weights[SPREAD])
+    spread = b.node("MatMul", b.reshape(value, 0, 0, width // block, block), b.weight(SPREAD))
+    value = b.reshape(spread, 0, 0, width)
+    size = b.node("ReduceMax", b.node("Abs", value), axes=[-1], keepdims=1)
+    size = b.node("Max", size, b.floats("least", np.array(1e-30)))  # a row of zeros stays one
+    return b.linear(b.node("Div", value, size), layer, size=size)
 
 
 def vision_encoder(config, weights, element, stored=None):
@@ -30,6 +46,8 @@ def vision_encoder(config, weights, element, stored=None):
     x = b.node("Add", x, b.weight(f"{VISION}.embeddings.position_embedding.weight"))
 
     def norm(x, name):
+        if b.turned:
+            return b.node("SimplifiedLayerNormalization", x, b.weight(f"{name}.weight"), axis=-1, epsilon=vision.layer_norm_eps, stash_type=1)
         return b.node("LayerNormalization", x, b.weight(f"{name}.weight"), b.weight(f"{name}.bias"), epsilon=vision.layer_norm_eps)
 
     for i in range(vision.num_hidden_layers):
@@ -108,6 +126,8 @@ def decoder(config, weights, element, stored=None, position_ids=True):
         return b.node("RotaryEmbedding", x, positions, *tables, domain=MICROSOFT, num_heads=count, rotary_embedding_dim=0)
 
     x = b.cast_in(embeds, FLOAT)
+    if b.turned:
+        x = b.node("MatMul", x, b.weight(ENTRANCE))
     for i in range(text.num_hidden_layers):
         layer = f"{TEXT}.layers.{i}"
         h = norm(x, f"{layer}.input_layernorm")
@@ -123,8 +143,8 @@ def decoder(config, weights, element, stored=None, position_ids=True):
         h = norm(x, f"{layer}.post_attention_layernorm")
         gate, up = (b.linear(h, f"{layer}.mlp.{part}_proj") for part in ("gate", "up"))
         h = b.node("Mul", b.node("Mul", gate, b.node("Sigmoid", gate)), up)
-        x = b.node("Add", x, b.linear(h, f"{layer}.mlp.down_proj"))
-    head = f"{TEXT}.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+        x = b.node("Add", x, down(b, h, f"{layer}.mlp.down_proj"))
+    head = f"{TEXT}.embed_tokens.weight" if config.tie_word_embeddings and not b.turned else "lm_head.weight"
     logits = b.linear(norm(x, f"{TEXT}.norm"), "lm_head", head)
     b.output(logits, "logits", FLOAT, ["batch_size", "sequence_length", text.vocab_size])
     for i in range(text.num_hidden_layers):

@@ -59,6 +59,8 @@ pub(in super::super) unsafe fn int8_block(
 
 /// # Safety
 /// As [`int8_block`]; the block has `ROWS` rows and `PANELS` panels from `first` on.
+// On its own: among all others compilers have kept some of the sums in memory.
+#[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn int8_tile<const ROWS: usize, const PANELS: usize>(
     values: *const i8,

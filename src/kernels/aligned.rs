@@ -6,6 +6,7 @@ use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
+use memmap2::MmapMut;
 
 /// A cache line, and the widest register.
 #[derive(Clone, Copy)]
@@ -17,18 +18,30 @@ unsafe impl Zeroable for Line {}
 // SAFETY: as above.
 unsafe impl Pod for Line {}
 
+/// From as many bytes on, numbers have pages of their own: those are 0 from the beginning, and become
+/// real where and when somebody writes, on that thread. A heap's memory is zeroed by the one that
+/// asks for it.
+const PAGES: usize = 256 << 10;
+
 /// A slice of such numbers.
 pub(super) struct Aligned<T> {
-    lines: Vec<Line>,
+    memory: Memory,
     len: usize,
     of: PhantomData<T>,
+}
+
+enum Memory {
+    Heap(Vec<Line>),
+    Pages(MmapMut),
 }
 
 impl<T: Pod> Aligned<T> {
     /// `len` zeros.
     pub(super) fn zeros(len: usize) -> Self {
-        let lines = bytemuck::zeroed_vec((len * size_of::<T>()).div_ceil(size_of::<Line>()));
-        Self { lines, len, of: PhantomData }
+        let bytes = len * size_of::<T>();
+        let pages = if bytes < PAGES { None } else { MmapMut::map_anon(bytes).ok() };
+        let heap = || Memory::Heap(bytemuck::zeroed_vec(bytes.div_ceil(size_of::<Line>())));
+        Self { memory: pages.map_or_else(heap, Memory::Pages), len, of: PhantomData }
     }
 
     /// Makes sure of at least `len` numbers, of no particular value.
@@ -50,13 +63,19 @@ impl<T: Pod> Deref for Aligned<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        &bytemuck::cast_slice(&self.lines)[..self.len]
+        match &self.memory {
+            Memory::Heap(lines) => &bytemuck::cast_slice(lines)[..self.len],
+            Memory::Pages(pages) => bytemuck::cast_slice(pages),
+        }
     }
 }
 
 impl<T: Pod> DerefMut for Aligned<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+        match &mut self.memory {
+            Memory::Heap(lines) => &mut bytemuck::cast_slice_mut(lines)[..self.len],
+            Memory::Pages(pages) => bytemuck::cast_slice_mut(pages),
+        }
     }
 }
 

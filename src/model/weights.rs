@@ -278,7 +278,7 @@ pub struct Matrix {
 }
 
 /// What a matrix takes over from what stands before it and behind it.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 pub struct Fold<'a> {
     /// Of the norm before it [inputs], or empty: that one then has none.
     pub gains: &'a [f32],
@@ -459,8 +459,10 @@ impl Matrix {
         };
         let packed = PackedLinear::new(shape, read, bias, mix, fold.hessian, cpu);
         *self.weights.room.lock().unwrap_or_else(PoisonError::into_inner) = room;
-        for Part { entry, .. } in &self.parts {
-            release(&self.weights.shards[entry.shard].map, entry.bytes.clone());
+        for Part { entry: Entry { shard, bytes, .. }, .. } in &self.parts {
+            let (weights, shard, bytes) = (self.weights.clone(), *shard, bytes.clone());
+            // By whoever has nothing else to do.
+            rayon::spawn(move || release(&weights.shards[shard].map, bytes));
         }
         if let Store::To(writer) = store {
             packed.arrays().into_iter().for_each(|array| writer.put(&label, array));

@@ -6,19 +6,35 @@ use super::super::block::LANES;
 
 const HALF: usize = LANES / 2;
 
+/// Of each stage: which numbers are subtracted from those they meet.
+const SIGNS: [[f32; LANES]; 4] = {
+    let mut signs = [[1.0; LANES]; 4];
+    let mut at = 0;
+    while at < 4 * LANES {
+        if at % LANES >> (at / LANES) & 1 == 1 {
+            signs[at / LANES][at % LANES] = -1.0;
+        }
+        at += 1;
+    }
+    signs
+};
+
 /// Every LANES numbers times a Hadamard matrix and `scale`; what is left over is not touched.
 ///
 /// # Safety
 /// The processor has AVX-512 F and DQ.
 #[target_feature(enable = "avx512f,avx512dq")]
 pub(in super::super) unsafe fn hadamard_lanes(x: &mut [f32], scale: f32) {
-    let sign = |bit: usize| {
-        let signs: [f32; LANES] = std::array::from_fn(|i| if i & bit == 0 { 1.0 } else { -1.0 });
-        // SAFETY: one register.
-        unsafe { _mm512_loadu_ps(signs.as_ptr()) }
+    // SAFETY: a register each.
+    let [one, two, four, eight] = unsafe {
+        [
+            _mm512_loadu_ps(SIGNS[0].as_ptr()),
+            _mm512_loadu_ps(SIGNS[1].as_ptr()),
+            _mm512_loadu_ps(SIGNS[2].as_ptr()),
+            _mm512_loadu_ps(SIGNS[3].as_ptr()),
+        ]
     };
-    let (one, two, four) = (sign(1), sign(2), sign(4));
-    let (scale, eight) = (_mm512_set1_ps(scale), _mm512_mul_ps(sign(8), _mm512_set1_ps(scale)));
+    let (scale, eight) = (_mm512_set1_ps(scale), _mm512_mul_ps(eight, _mm512_set1_ps(scale)));
     for x in x.as_chunks_mut::<LANES>().0 {
         let at = x.as_mut_ptr();
         // SAFETY: one register.
@@ -38,13 +54,11 @@ pub(in super::super) unsafe fn hadamard_lanes(x: &mut [f32], scale: f32) {
 /// The processor has AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
 pub(in super::super) unsafe fn hadamard_halves(x: &mut [f32], scale: f32) {
-    let sign = |bit: usize| {
-        let signs: [f32; HALF] = std::array::from_fn(|i| if i & bit == 0 { 1.0 } else { -1.0 });
-        // SAFETY: one register.
-        unsafe { _mm256_loadu_ps(signs.as_ptr()) }
+    // SAFETY: a register each.
+    let [one, two, four] = unsafe {
+        [_mm256_loadu_ps(SIGNS[0].as_ptr()), _mm256_loadu_ps(SIGNS[1].as_ptr()), _mm256_loadu_ps(SIGNS[2].as_ptr())]
     };
-    let (one, two) = (sign(1), sign(2));
-    let (scale, four) = (_mm256_set1_ps(scale), _mm256_mul_ps(sign(4), _mm256_set1_ps(scale)));
+    let (scale, four) = (_mm256_set1_ps(scale), _mm256_mul_ps(four, _mm256_set1_ps(scale)));
     for x in x.as_chunks_mut::<LANES>().0 {
         let at = x.as_mut_ptr();
         // SAFETY: two registers.

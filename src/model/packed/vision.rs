@@ -296,20 +296,13 @@ impl Stream<'_> {
 /// By what a tile's activations are turned where they have 8 bits.
 struct Turns {
     stream: Rotation,
-    /// A head's queries, keys and values: products of the former two are as before, and so is what
-    /// `out_proj` makes of the latter.
-    head: Rotation,
     /// Blocks in which what goes into `fc2` is spread.
     spread: usize,
 }
 
 impl Turns {
     fn new(config: &VisionConfig) -> Self {
-        Self {
-            stream: Rotation::centred(config.hidden_size),
-            head: Rotation::new(config.head_dim()),
-            spread: kernels::spread_of(config.intermediate_size),
-        }
+        Self { stream: Rotation::centred(config.hidden_size), spread: kernels::spread_of(config.intermediate_size) }
     }
 }
 
@@ -324,12 +317,12 @@ struct Folds<'a> {
 impl<'a> Folds<'a> {
     fn new(norms: [&'a Norm; 2], turns: Option<&'a Turns>) -> Self {
         let stream = turns.map(|turns| &turns.stream);
-        let head = turns.map(|turns| &turns.head);
         let [first, second] = norms.map(|norm| norm.fold(stream));
         let back = Fold { outputs: stream, ..Fold::default() };
         Self {
-            qkv: Fold { outputs: head, ..first },
-            out: Fold { inputs: head, ..back },
+            // Heads are left as they are: turned, they gain next to nothing, and a load takes longer.
+            qkv: first,
+            out: back,
             fc1: second,
             fc2: Fold { spread: turns.map_or(1, |turns| turns.spread), ..back },
         }

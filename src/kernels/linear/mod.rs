@@ -2,7 +2,7 @@
 //! bias in the same pass.
 //!
 //! 8-bit weights have one scale per output, those of 4 to 6 bits a scale for every block of inputs;
-//! either way activations have 8 bits and one scale per row, and a row that is alone has 16 bits.
+//! either way activations have 8 bits and one scale per row, or 16 where one row is wanted finely.
 
 mod pack;
 mod widen;
@@ -371,11 +371,16 @@ mod tests {
         }
 
         fn ours(&self, precision: Precision, cpu: Cpu, then: Then) -> Vec<f32> {
+            self.of_rows(false, precision, cpu, then)
+        }
+
+        fn of_rows(&self, fine: bool, precision: Precision, cpu: Cpu, then: Then) -> Vec<f32> {
             let read =
                 |output: usize, row: &mut [f32]| row.copy_from_slice(&self.w[output * self.inputs..][..self.inputs]);
             let shape = (self.w.len() / self.inputs, self.inputs);
             let linear = PackedLinear::new(shape, read, self.bias.clone(), precision, None, cpu);
-            let (mut rows, mut out) = (Rows::default(), vec![0.5; self.x.len() / self.inputs * linear.outputs()]);
+            let mut rows = Rows { fine, ..Rows::default() };
+            let mut out = vec![0.5; self.x.len() / self.inputs * linear.outputs()];
             rows.convert(precision, &self.x, self.inputs, cpu);
             linear.multiply(&rows, &mut out, then);
             out
@@ -461,6 +466,27 @@ mod tests {
                 for (at, ours) in product(&ours).into_iter().enumerate() {
                     let whole = if at % OUTPUTS < count / BAND * BAND { four[at] } else { six[at] };
                     assert_eq!(ours, whole, "{cpu:?} {rows} {mix:?} {at}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_fine_row_has_the_weights_error_alone() {
+        for case in [(1, 64, 64), (1, 33, 17), (1, 576, 1000)].map(Case::new) {
+            // Weights that 8 bits hold exactly: all error is the row's.
+            let mut w: Vec<f32> = case.w.iter().map(|w| (w * 127.0).round() / 127.0).collect();
+            w.chunks_exact_mut(case.inputs).for_each(|row| row[0] = 1.0);
+            let case = Case { w, ..case };
+            for then in [Then::Store, Then::Add] {
+                let fine = |cpu| case.of_rows(true, Precision::Int8, cpu, then);
+                let add = if then == Then::Add { 0.5 } else { 0.0 };
+                let exact: Vec<f32> = case.exact().iter().map(|x| x + add).collect();
+                let coarse = largest_difference(&case.ours(Precision::Int8, Cpu::Portable, then), &exact);
+                let difference = largest_difference(&fine(Cpu::Portable), &exact);
+                assert!(difference < 0.05 * coarse, "{then:?}: {difference}, {coarse}");
+                for cpu in Cpu::available() {
+                    assert!(largest_difference(&fine(cpu), &fine(Cpu::Portable)) < 1e-5, "{cpu:?} {then:?}");
                 }
             }
         }

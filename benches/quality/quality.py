@@ -122,7 +122,7 @@ def measure(folder, options):
     found = {"rows": [], "missing": []}
 
     def together(row):
-        """Peers of Python's have threads that wait busily, and would slow each other down a hundredfold: an engine at a time."""
+        """Peers of Python's have threads that wait busily, and would slow each other down: an engine at a time."""
         engine = row.split(" ")[0]
         return share(row, options), "" if engine in ("candle", "onnx", "llama.cpp") else engine
 

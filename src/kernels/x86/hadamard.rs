@@ -11,7 +11,7 @@ const SIGNS: [[f32; LANES]; 4] = {
     let mut signs = [[1.0; LANES]; 4];
     let mut at = 0;
     while at < 4 * LANES {
-        if at % LANES >> (at / LANES) & 1 == 1 {
+        if (at % LANES) >> (at / LANES) & 1 == 1 {
             signs[at / LANES][at % LANES] = -1.0;
         }
         at += 1;

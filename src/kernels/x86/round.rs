@@ -108,11 +108,11 @@ unsafe fn some_panels<const RANK: usize, const PANELS: usize>(
                 }
             }
             if at % QUAD == QUAD - 1 || at + 1 == inputs {
-                for p in 0..PANELS {
+                for (p, word) in word.iter_mut().enumerate() {
                     let of_group = ((first + p) * groups + at / QUAD) * LANES;
                     // SAFETY: there are words for all groups.
-                    unsafe { _mm512_storeu_si512(words.as_mut_ptr().add(of_group).cast(), word[p]) };
-                    word[p] = _mm512_setzero_si512();
+                    unsafe { _mm512_storeu_si512(words.as_mut_ptr().add(of_group).cast(), *word) };
+                    *word = _mm512_setzero_si512();
                 }
             }
         }

@@ -42,13 +42,13 @@ impl VisionModel {
         let hidden = vision.hidden_size;
         let at = loader.at("vision_model");
         let embeddings = at.at("embeddings");
+        let (patch, parts) = (vision.patch_size, config.scale_factor.pow(2));
+        let kernel = embeddings.at("patch_embedding").matrix_of(&[hidden, 3, patch, patch])?;
+        let bias = embeddings.at("patch_embedding").floats("bias", &[hidden])?;
         // A few channels of a trained model's stream are tens of times larger than the others. Of
         // 16 bits each has its own exponent.
         let turns = (precision == Precision::Int8).then(|| Turns::new(vision));
         let rotation = turns.as_ref().map(|turns| &turns.stream);
-        let (patch, parts) = (vision.patch_size, config.scale_factor.pow(2));
-        let kernel = embeddings.at("patch_embedding").matrix_of(&[hidden, 3, patch, patch])?;
-        let bias = embeddings.at("patch_embedding").floats("bias", &[hidden])?;
         // A pixel's value is a gain times its byte less 128, and a shift.
         let of_pixels = |of: fn(&[f32; 256]) -> f32| -> Vec<f32> {
             (0..3).flat_map(|channel| std::iter::repeat_n(of(normalise.channel(channel)), patch * patch)).collect()

@@ -198,7 +198,7 @@ fn a_lower_precision_is_f32_but_for_its_rounding() {
         };
         let (exact, exact_answer) = logits(&load(DTypeKind::F32));
         // The means are at most 1.1e-2, 3.4e-2 and 2.9e-1 here.
-        let bounds = [(DTypeKind::Bf16, 0.1, 0.02), (DTypeKind::Int8, 0.4, 0.08), (DTypeKind::Int4, 1.5, 0.4)];
+        let bounds = [(DTypeKind::Bf16, 0.1, 0.02), (DTypeKind::Int8, 0.4, 0.08), (DTypeKind::Int4, 1.0, 0.4)];
         for (dtype, largest, average) in bounds {
             let (ours, answer) = logits(&load(dtype));
             let (difference, mean) = (difference(&ours, &exact), mean_difference(&answer, &exact_answer));

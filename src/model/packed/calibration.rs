@@ -11,9 +11,9 @@ use super::text::angles;
 use crate::config::TextConfig;
 use crate::kernels::{Cpu, Hessian, KeyValueCache, PackedLinear, Precision, Rotation, Rows, Then, gather};
 
-/// Tokens that are drawn: for 8 bits more change nothing, and 4 take in more directions.
+/// Tokens that are drawn: for 8 bits more change nothing, and 4 take in twice as many directions.
 fn tokens(precision: Precision) -> usize {
-    if precision == Precision::Int4 { 32 } else { 16 }
+    if precision == Precision::Int4 { 64 } else { 16 }
 }
 
 /// Tokens on their way; without any, all that they are asked for is unknown.

@@ -8,7 +8,7 @@ const LANES: usize = 16;
 
 /// Adding it rounds a number of no more than 22 bits to an integer, ties to even, which the low
 /// bits of the sum then hold.
-const ROUND: f32 = 12_582_912.0;
+pub(super) const ROUND: f32 = 12_582_912.0;
 
 /// Defines `$name`, which runs `$body` compiled for the processor at hand. `FUSED` in it: whether
 /// that has fused multiply-adds.

@@ -3,12 +3,9 @@
 use std::arch::x86_64::*;
 
 use super::super::block::{LANES, QUAD};
-use super::super::math::Grid;
+use super::super::math::{Grid, ROUND};
 
 const HALF: usize = LANES / 2;
-
-/// Where numbers of this size lose what lies behind the point.
-const ROUND: f32 = 12_582_912.0;
 
 /// Panels that are rounded at once: one waits for its sums while the other one has its own made.
 const AT_ONCE: usize = 2;

@@ -1,79 +1,10 @@
 //! Conversations that were held elsewhere: messages of any role in any number and order, to the
 //! form that the family's templates take.
 
-use crate::backend::Run;
-use crate::error::{Error, Result};
-use crate::image::ImageView;
+pub use crate::answer::Picture;
+use crate::error::Result;
 use crate::prompt::{Message, Part, Role};
-use crate::session::{Answer, OnText, Request, Session};
-
-/// A picture of a conversation.
-#[derive(Clone, Copy, Debug)]
-pub struct Picture<'a> {
-    pub view: ImageView<'a>,
-    /// Split it into tiles if it is large. `false`: one tile.
-    pub split: bool,
-}
-
-impl Session {
-    /// Answers a whole conversation, whoever held it; it becomes the session's. What the KV cache
-    /// holds of it is used.
-    ///
-    /// `pictures` are those of the messages' [`Part::Image`], in order; they stay in their places
-    /// between the texts. Messages of one role in a row become one turn, their texts on lines of
-    /// their own; so system messages at the start become one. A later one stays in its place where
-    /// the template renders it; where the template refuses it there, it goes to the start.
-    ///
-    /// A last message of the assistant's that has text is continued, as the reference's
-    /// `continue_final_message` does: the answer is the rest of it. Without text it only says whose
-    /// turn it is.
-    ///
-    /// Of `request`, the prompt, the system prompt and the images must be empty; `split` is the
-    /// pictures' own. An error, or a stop before the first token, leaves the session as it was.
-    pub fn converse(
-        &mut self,
-        messages: &[Message],
-        pictures: &[Picture<'_>],
-        request: &Request<'_>,
-        on_text: &mut OnText<'_>,
-    ) -> Result<Answer> {
-        for (name, used) in [
-            ("prompt", !request.prompt.is_empty()),
-            ("system_prompt", request.system_prompt.is_some()),
-            ("images", !request.images.is_empty()),
-        ] {
-            if used {
-                return Err(Error::invalid_argument(format!("{name}: given beside messages, which have their own")));
-            }
-        }
-        let places = messages.iter().flat_map(|message| &message.content).filter(|part| **part == Part::Image).count();
-        if places != pictures.len() {
-            let given = pictures.len();
-            return Err(Error::invalid_argument(format!("pictures: {given} given, the messages have {places}")));
-        }
-        let mut messages = turns(messages);
-        if messages.last().is_some_and(|last| last.role == Role::Assistant && !has_text(last)) {
-            messages.pop();
-        }
-        if let Some(i) = messages.iter().position(|m| m.role != Role::User && m.content.contains(&Part::Image)) {
-            let role = messages[i].role.name();
-            return Err(Error::invalid_argument(format!(
-                "messages: a picture of the {role}'s; the user shows pictures"
-            )));
-        }
-        match messages.last() {
-            None => Err(Error::invalid_argument("messages: none")),
-            Some(last) if last.content.iter().all(|part| *part != Part::Image) && !has_text(last) => {
-                Err(Error::invalid_argument("messages: the last one is empty"))
-            }
-            Some(_) => self.answer_messages(messages, pictures, request, on_text),
-        }
-    }
-}
-
-fn has_text(message: &Message) -> bool {
-    message.texts().any(|text| !text.is_empty())
-}
+use crate::stop::Run;
 
 /// Messages of one role in a row made one. Where two of their texts meet, a line ends between them.
 pub fn turns(messages: &[Message]) -> Vec<Message> {
@@ -135,6 +66,7 @@ pub(crate) fn built<T>(messages: &mut Vec<Message>, build: impl Fn(&[Message]) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
 
     fn text(text: &str) -> Part {
         Part::Text { text: text.into() }

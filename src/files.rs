@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 
+use crate::disk::{hex, io_error, is_plain, open};
 use crate::error::{Error, Result};
 use crate::hub;
 
@@ -166,28 +167,4 @@ pub(crate) fn prove(found: &str, expected: &str, path: &dyn std::fmt::Display) -
         return Ok(());
     }
     Err(Error::invalid_model(format!("SHA-256 is {found}, {SUMS} says {expected}")).at(path))
-}
-
-/// A digest's hexadecimal digits.
-pub(crate) fn hex(hasher: Sha256) -> String {
-    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// A relative name that stays inside the directory.
-fn is_plain(name: &str) -> bool {
-    Path::new(name).components().all(|c| matches!(c, std::path::Component::Normal(_)))
-}
-
-pub(crate) fn open(path: &Path) -> Result<File> {
-    // A pipe would block, and a device might never end.
-    match path.metadata() {
-        Ok(data) if !data.is_file() => Err(Error::invalid_model(format!("{}: is not a file", path.display()))),
-        Ok(_) => File::open(path).map_err(|e| io_error(path, e)),
-        Err(e) => Err(io_error(path, e)),
-    }
-}
-
-fn io_error(path: &Path, error: io::Error) -> Error {
-    let message = format!("{}: {error}", path.display());
-    if error.kind() == io::ErrorKind::NotFound { Error::not_found(message) } else { Error::invalid_model(message) }
 }

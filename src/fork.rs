@@ -1,7 +1,7 @@
 //! What `fork` does to a library with threads: a child must be told from its parent, and must find
 //! no lock held by a thread that it lacks.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -34,6 +34,8 @@ const FORK: u64 = 1 << 32;
 thread_local! {
     /// This thread's, one in another.
     static OWN: Cell<u32> = const { Cell::new(0) };
+    /// What is to be done once no fork waits for this thread.
+    static LATER: RefCell<Vec<Box<dyn FnOnce()>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// How often the two look for each other.
@@ -73,12 +75,20 @@ pub(crate) fn in_no_fork() -> bool {
     OWN.get() > 0
 }
 
+/// Has `work` done when the last [`NoFork`] of this thread ends, one of which it holds. A thread that
+/// is ending does no more.
+pub(crate) fn later(work: impl FnOnce() + 'static) {
+    let _ = LATER.try_with(|later| later.borrow_mut().push(Box::new(work)));
+}
+
 impl Drop for NoFork {
     fn drop(&mut self) {
         OWN.set(OWN.get() - 1);
         if OWN.get() == 0 {
             STATE.fetch_sub(1, Ordering::Release);
-            crate::log::flush();
+            for work in LATER.try_with(RefCell::take).unwrap_or_default() {
+                work();
+            }
         }
     }
 }

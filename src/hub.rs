@@ -5,8 +5,8 @@ use std::ffi::OsString;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use crate::disk;
 use crate::error::{Error, Result};
-use crate::files;
 
 /// What `download_models.sh` fetches, and the arguments that make it do so.
 const DOWNLOADS: [(&str, &str); 6] = [
@@ -160,7 +160,7 @@ impl<'a> Id<'a> {
         }
         let mut commit = String::new();
         // One byte more than a commit and its line end may have.
-        let read = files::open(&reference)?.take(COMMIT_DIGITS as u64 + 2).read_to_string(&mut commit);
+        let read = disk::open(&reference)?.take(COMMIT_DIGITS as u64 + 2).read_to_string(&mut commit);
         let commit = commit.trim_end();
         if read.is_err() || !is_commit(commit) {
             return Err(Error::invalid_model(format!("{}: is not a commit", reference.display())));

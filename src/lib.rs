@@ -18,9 +18,11 @@
 // A build without a backend has the shell of everything, and nobody who uses it.
 #![cfg_attr(not(any(feature = "candle", feature = "onnx")), allow(dead_code))]
 
+mod answer;
 pub mod backend;
 pub mod config;
 pub mod conversation;
+mod disk;
 mod ends;
 pub mod engine;
 pub mod error;
@@ -36,10 +38,12 @@ mod kernels;
 #[doc(hidden)]
 pub mod kernels;
 pub mod largest;
+mod loaded;
 pub mod log;
 pub mod metrics;
 #[cfg(feature = "candle")]
 mod model;
+mod options;
 mod output;
 pub mod preprocess;
 mod process;
@@ -47,15 +51,17 @@ pub mod prompt;
 pub mod sampler;
 pub mod session;
 mod smolvlm;
+mod stop;
 pub mod tokenizer;
 
-pub use crate::backend::{BackendKind, Canceller, DTypeKind, DeviceKind};
-pub use crate::conversation::Picture;
-pub use crate::engine::{Engine, EngineOptions};
+pub use crate::answer::{Answer, FinishReason, Picture, Request};
+pub use crate::engine::Engine;
 pub use crate::error::{Error, ErrorKind, Result};
 pub use crate::image::{ImageView, PixelFormat};
 pub use crate::image_cache::ImageCacheStats;
 pub use crate::metrics::Metrics;
+pub use crate::options::{BackendKind, DTypeKind, DeviceKind, EngineOptions};
 pub use crate::sampler::Sampling;
-pub use crate::session::{Answer, FinishReason, Request, Session};
+pub use crate::session::Session;
 pub use crate::smolvlm::{ModelSize, SmolVLM, SmolVLMConfig};
+pub use crate::stop::Canceller;

@@ -1,6 +1,6 @@
 //! What the library has to say while it works; without a listener, nothing is formatted.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -50,8 +50,6 @@ fn of_this_process(listener: &mut Option<Arc<Listener>>) -> Option<Arc<Listener>
 thread_local! {
     /// A sink that caused a message would listen to itself, and wait for itself.
     static LISTENING: Cell<bool> = const { Cell::new(false) };
-    /// What is to be said once no fork waits for this thread.
-    static LATER: RefCell<Vec<(Level, String)>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Sets who listens, once the former listener is done. False, and nothing is set, from inside a
@@ -102,8 +100,8 @@ fn write(level: Level, message: fmt::Arguments<'_>) {
     let mut listener = LISTENER.lock();
     let Some(to) = of_this_process(&mut listener) else { return };
     if later {
-        // A thread that is ending says no more.
-        let _ = LATER.try_with(|later| later.borrow_mut().push((level, message.to_string())));
+        let message = message.to_string();
+        fork::later(move || write(level, format_args!("{message}")));
         return;
     }
     // At once: nobody writes while it is the listener.
@@ -119,14 +117,6 @@ fn write(level: Level, message: fmt::Arguments<'_>) {
     }
     let _done = Done;
     (to.sink)(level, &message.to_string());
-}
-
-/// Says what could not be said while forks waited.
-pub(crate) fn flush() {
-    let later = LATER.try_with(RefCell::take).unwrap_or_default();
-    for (level, message) in later {
-        write(level, format_args!("{message}"));
-    }
 }
 
 #[cfg(test)]

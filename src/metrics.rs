@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::backend::Placement;
+use crate::options::Placement;
 
 /// Times and counts of one generation.
 #[derive(Clone, Debug, PartialEq)]

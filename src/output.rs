@@ -3,8 +3,8 @@
 
 use std::ops::{ControlFlow, Range};
 
+use crate::answer::{FinishReason, OnText};
 use crate::error::{Error, Result};
-use crate::session::{FinishReason, OnText};
 use crate::tokenizer::TextStream;
 
 /// Collects text, and releases what can no longer turn out to be part of a stop string.

@@ -23,12 +23,12 @@ use crate::preprocess::Tiles;
 use crate::tokenizer::Tokenizer;
 use forms::Forms;
 use guard::Guards;
+pub(crate) use message::IMAGE_TOKEN;
 pub use message::{Message, Part, Role};
 use moment::Moment;
 use source::find_source;
 use template::Template;
 
-pub(crate) const IMAGE_TOKEN: &str = "<image>";
 const FAKE: &str = "<fake_token_around_image>";
 const GLOBAL: &str = "<global-img>";
 

@@ -1,39 +1,35 @@
 //! One conversation: the whole pipeline, from pictures and a question to an answer, on one screen.
 
 mod asked;
+mod converse;
 mod pictures;
-mod request;
 #[cfg(all(test, feature = "candle"))]
 mod tests;
 
-use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::Instant;
 
-pub use crate::backend::Canceller;
+use crate::answer::Picture;
+pub use crate::answer::{Answer, DEFAULT_MAX_NEW_TOKENS, FinishReason, OnText, Request};
+use crate::backend::Decoder;
 use crate::backend::threads::Call;
-use crate::backend::{Decoder, Halt, Run, Stop};
-use crate::conversation::{self, Picture};
-use crate::engine::{Engine, Inner};
+use crate::conversation;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image_cache::Encoded;
+use crate::loaded::Loaded;
 use crate::metrics::{Metrics, ms_since};
 use crate::output::Output;
 use crate::process::OfProcess;
 use crate::prompt::{Grid, Message, Role};
 use crate::sampler::Sampler;
+pub use crate::stop::Canceller;
+use crate::stop::{Halt, Run, Stop};
 use asked::{Asked, Before};
 use pictures::{Prepared, preprocess_images};
-pub use request::{Answer, FinishReason, Request};
-
-/// Takes text as it is made, in whole code points; `Break` stops the generation.
-pub type OnText<'a> = dyn FnMut(&str) -> ControlFlow<()> + 'a;
-
-/// The longest answer where a request does not say, in tokens.
-pub const DEFAULT_MAX_NEW_TOKENS: usize = 256;
 
 /// A conversation and its KV cache.
 pub struct Session {
-    engine: Engine,
+    loaded: Arc<Loaded>,
     decoder: OfProcess<Box<dyn Decoder>>,
     canceller: Canceller,
     messages: Vec<Message>,
@@ -60,12 +56,11 @@ struct Turn<'a> {
 
 impl Session {
     /// An empty conversation.
-    pub fn new(engine: &Engine) -> Result<Self> {
-        let backend = &engine.inner().backend;
-        backend.check()?;
+    pub(crate) fn with(loaded: Arc<Loaded>) -> Result<Self> {
+        loaded.backend.check()?;
         Ok(Self {
-            decoder: OfProcess::new(backend.decoder()?),
-            engine: engine.clone(),
+            decoder: OfProcess::new(loaded.backend.decoder()?),
+            loaded,
             canceller: Canceller::default(),
             messages: Vec::new(),
             grids: Vec::new(),
@@ -114,7 +109,7 @@ impl Session {
         let started = Instant::now();
         let stop = Stop::new(self.canceller.clone(), request.timeout.and_then(|t| started.checked_add(t)));
         let _running = Running::new(&self.canceller);
-        let engine = self.engine.clone();
+        let loaded = self.loaded.clone();
 
         let before = match asked {
             Asked::Question => Before::Shorter {
@@ -137,9 +132,9 @@ impl Session {
             same_image_values: usize::MAX,
             generated: Vec::new(),
             output: Output::default(),
-            metrics: Metrics::new(self.engine.placement()),
+            metrics: Metrics::new(loaded.backend.placement()),
             started,
-            call: engine.inner().backend.threads().call(),
+            call: loaded.backend.threads().call(),
         };
         let end = match output {
             Ok(output) => {
@@ -183,12 +178,12 @@ impl Session {
         stop: &Stop,
         on_text: &mut OnText<'_>,
     ) -> Run<FinishReason> {
-        let engine = self.engine.clone();
-        let inner = engine.inner();
+        let loaded = self.loaded.clone();
+        let loaded = &*loaded;
         let mut sampler = Sampler::new(request.sampling)?;
 
         let pictures = asked.pictures(request);
-        let prepared = preprocess_images(inner, &pictures, request.longest_edge, stop, &mut turn.metrics)?;
+        let prepared = preprocess_images(loaded, &pictures, request.longest_edge, stop, &mut turn.metrics)?;
         self.grids.extend(prepared.iter().map(Prepared::grid));
         match asked {
             Asked::Question => self.add_messages(request)?,
@@ -199,24 +194,24 @@ impl Session {
             }
         }
         turn.ids = conversation::built(&mut self.messages, |messages| {
-            inner.prompt.build(messages, &self.grids, &inner.tokenizer)
+            loaded.prompt.build(messages, &self.grids, &loaded.tokenizer)
         })?;
-        inner.check_ids(&turn.ids)?;
-        self.check_context(turn, inner)?;
-        self.encode_images(prepared, inner, stop, &mut turn.metrics)?;
+        loaded.check_ids(&turn.ids)?;
+        self.check_context(turn, loaded)?;
+        self.encode_images(prepared, loaded, stop, &mut turn.metrics)?;
         if let Before::Other { image_rows, .. } = before {
             turn.same_image_values = self.image_rows.iter().zip(image_rows).take_while(|(new, old)| new == old).count();
         }
 
         let mut largest = sampler.needs();
-        let logits = self.prefill(turn, inner, stop)?;
+        let logits = self.prefill(turn, loaded, stop)?;
         let mut next = sampler.sample(logits, &turn.ids)?;
         let budget = match request.max_new_tokens {
             0 => DEFAULT_MAX_NEW_TOKENS,
             n => n,
         };
-        let budget = budget.min(inner.context_tokens - turn.ids.len());
-        let padding = inner.prompt.padding(&inner.tokenizer);
+        let budget = budget.min(loaded.context_tokens - turn.ids.len());
+        let padding = loaded.prompt.padding(&loaded.tokenizer);
         let decoding = Instant::now();
         let mut context = turn.ids.clone();
         let reason = loop {
@@ -224,14 +219,14 @@ impl Session {
             if turn.generated.is_empty() {
                 turn.metrics.time_to_first_token_ms = ms_since(turn.started);
             }
-            if inner.eos.contains(&id) {
+            if loaded.eos.contains(&id) {
                 break FinishReason::EndOfText;
             }
             turn.generated.push(id);
             context.push(id);
-            match inner.tokenizer.special_text(id).filter(|_| request.keep_special_tokens && padding != Some(id)) {
+            match loaded.tokenizer.special_text(id).filter(|_| request.keep_special_tokens && padding != Some(id)) {
                 Some(special) => turn.output.push_special(special),
-                None => turn.output.push(inner.tokenizer.token_bytes(id)),
+                None => turn.output.push(loaded.tokenizer.token_bytes(id)),
             }
             if let Some(reason) = turn.call.outside(|| turn.output.release(on_text)) {
                 break reason;
@@ -283,42 +278,48 @@ impl Session {
 
     /// Refuses a text that no tokens could be few enough for, before it is rendered and tokenised.
     fn check_length(&self, name: &str, bytes: usize) -> Result<()> {
-        let inner = self.engine.inner();
-        let most = inner.context_tokens.saturating_mul(inner.tokenizer.longest_token_bytes());
+        let loaded = &self.loaded;
+        let most = loaded.context_tokens.saturating_mul(loaded.tokenizer.longest_token_bytes());
         if bytes > most {
-            let message = format!("{name}: {bytes} bytes; {} tokens hold at most {most}", inner.context_tokens);
+            let message = format!("{name}: {bytes} bytes; {} tokens hold at most {most}", loaded.context_tokens);
             return Err(Error::new(ErrorKind::ContextOverflow, message));
         }
         Ok(())
     }
 
-    fn check_context(&self, turn: &mut Turn<'_>, inner: &Inner) -> Result<()> {
+    fn check_context(&self, turn: &mut Turn<'_>, loaded: &Loaded) -> Result<()> {
         let prompt_tokens = turn.ids.len();
-        let image_tokens = turn.ids.iter().filter(|&&id| id == inner.image_token_id).count();
+        let image_tokens = turn.ids.iter().filter(|&&id| id == loaded.image_token_id).count();
         turn.metrics.prompt_tokens = prompt_tokens;
         turn.metrics.image_tokens = image_tokens;
-        if prompt_tokens >= inner.context_tokens {
+        if prompt_tokens >= loaded.context_tokens {
             let message = format!(
                 "prompt: {prompt_tokens} tokens, {image_tokens} of them for images; the context holds {}",
-                inner.context_tokens
+                loaded.context_tokens
             );
             return Err(Error::new(ErrorKind::ContextOverflow, message));
         }
         Ok(())
     }
 
-    fn encode_images(&mut self, prepared: Vec<Prepared>, inner: &Inner, stop: &Stop, metrics: &mut Metrics) -> Run<()> {
+    fn encode_images(
+        &mut self,
+        prepared: Vec<Prepared>,
+        loaded: &Loaded,
+        stop: &Stop,
+        metrics: &mut Metrics,
+    ) -> Run<()> {
         let start = Instant::now();
         let done = prepared.into_iter().try_for_each(|picture| {
             metrics.tiles += picture.tiles();
             match picture {
                 Prepared::Known(encoded) => self.image_rows.extend_from_slice(&encoded.values),
                 Prepared::Cut(tiles, key) => {
-                    let values = inner.backend.encode_images(&tiles, stop)?.values;
+                    let values = loaded.backend.encode_images(&tiles, stop)?.values;
                     self.image_rows.extend_from_slice(&values);
                     if let Some(key) = key {
                         let encoded = Encoded { grid: Grid::from(&tiles), tiles: tiles.count(), values: values.into() };
-                        inner.image_cache.put(key, encoded);
+                        loaded.image_cache.put(key, encoded);
                     }
                 }
             }
@@ -329,15 +330,15 @@ impl Session {
     }
 
     /// Brings the cache from what it holds to the whole prompt; the logits after it.
-    fn prefill(&mut self, turn: &mut Turn<'_>, inner: &Inner, stop: &Stop) -> Run<&[f32]> {
+    fn prefill(&mut self, turn: &mut Turn<'_>, loaded: &Loaded, stop: &Stop) -> Run<&[f32]> {
         let start = Instant::now();
-        let images = |ids: &[u32]| ids.iter().filter(|&&id| id == inner.image_token_id).count();
+        let images = |ids: &[u32]| ids.iter().filter(|&&id| id == loaded.image_token_id).count();
         let all = images(&turn.ids);
         let width = self.image_rows.len().checked_div(all).unwrap_or(0);
         // The same ids may stand for another picture.
         let mut same_images = turn.same_image_values.checked_div(width).unwrap_or(0);
         let same = |&(a, b): &(&u32, &u32)| {
-            let image = *b == inner.image_token_id;
+            let image = *b == loaded.image_token_id;
             let same = a == b && (!image || same_images > 0);
             same_images -= usize::from(same && image);
             same

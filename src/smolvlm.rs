@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use image::DynamicImage;
 
-use crate::backend::{BackendKind, DTypeKind, DeviceKind};
-use crate::engine::{Engine, EngineOptions};
+use crate::answer::Request;
+use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::image::ImageView;
-use crate::session::Request;
+use crate::options::{BackendKind, DTypeKind, DeviceKind, EngineOptions};
 
 /// The published sizes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
-use super::{Stop, StopReason};
+use crate::stop::{Stop, StopReason};
 
 /// How often a pass that waits looks whether it is still wanted.
 const LOOK: Duration = Duration::from_millis(10);
@@ -165,7 +165,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::backend::Canceller;
+    use crate::stop::Canceller;
 
     fn now(threads: &Threads) -> Option<Lease<'_>> {
         let past = Stop::new(Canceller::default(), Some(Instant::now()));

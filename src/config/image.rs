@@ -3,7 +3,9 @@
 
 use serde::Deserialize;
 
-use super::{ModelConfig, at_most, parse};
+use super::checks::at_most;
+use super::json::parse;
+use super::model::ModelConfig;
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
 

@@ -4,7 +4,7 @@ use std::f64::consts::PI;
 
 use serde_json::{Map, Value};
 
-use super::in_range;
+use super::checks::in_range;
 use crate::error::{Error, Result};
 
 /// What turns queries and keys by their position.

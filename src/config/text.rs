@@ -3,8 +3,9 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::checks::{epsilon, in_range, multiple};
+use super::lookalike;
 use super::rope::{self, Rope, Rotary};
-use super::{epsilon, in_range, lookalike, multiple};
 use crate::error::{Error, Result};
 
 /// The Llama decoder.

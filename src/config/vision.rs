@@ -3,7 +3,8 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{epsilon, in_range, lookalike, multiple};
+use super::checks::{epsilon, in_range, multiple};
+use super::lookalike;
 use crate::error::{Error, Result};
 
 /// Attention makes a matrix of patches by patches; the published models have 32 per side.

@@ -12,12 +12,12 @@ use super::types::{
     smolvlm_status, smolvlm_text_callback,
 };
 use super::{arg, guard};
-use crate::backend::{BackendKind, DTypeKind, DeviceKind};
-use crate::engine::{Engine, EngineOptions};
+use crate::answer::{OnText, Request};
+use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::image::{ImageView, PixelFormat};
+use crate::options::{BackendKind, DTypeKind, DeviceKind, EngineOptions};
 use crate::sampler::Sampling;
-use crate::session::{OnText, Request};
 
 /// A loaded model: weights, tokenizer, configuration. It never changes; any thread may use it, and
 /// several at once, of the process that made it: a child of `fork` that asks it, or a session of

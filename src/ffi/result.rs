@@ -6,8 +6,8 @@ use super::types::{
     smolvlm_backend, smolvlm_device, smolvlm_dtype, smolvlm_finish_reason, smolvlm_metrics, smolvlm_status,
 };
 use super::{arg, guard};
+use crate::answer::Answer;
 use crate::metrics::Metrics;
-use crate::session::Answer;
 
 /// An answer. It never changes; any thread may read it. Made by `smolvlm_process` and
 /// `smolvlm_session_process`, freed by `smolvlm_result_free`.

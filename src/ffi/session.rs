@@ -9,7 +9,8 @@ use super::{arg, guard};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::Process;
 use crate::process;
-use crate::session::{Canceller, Session};
+use crate::session::Session;
+use crate::stop::Canceller;
 
 /// One conversation and its memory. Any thread may use it, one generation at a time. Made by
 /// `smolvlm_session_new`, freed by `smolvlm_session_free`.

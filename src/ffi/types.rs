@@ -6,9 +6,9 @@
 
 use std::ffi::{c_char, c_void};
 
-use crate::backend::{BackendKind, DTypeKind, DeviceKind};
+use crate::answer::FinishReason;
 use crate::error::ErrorKind;
-use crate::session::FinishReason;
+use crate::options::{BackendKind, DTypeKind, DeviceKind};
 
 /// What became of a call.
 #[repr(C)]

@@ -58,7 +58,7 @@ fn an_id_is_its_snapshot_with_links_into_blobs() {
         cache.refer(text.as_bytes());
         let found = cache.resolve(ID).unwrap();
         assert_eq!(found, snapshot);
-        assert_eq!(files::ModelFiles::open(&found).unwrap().read_text("config.json").unwrap(), "text");
+        assert_eq!(crate::files::ModelFiles::open(&found).unwrap().read_text("config.json").unwrap(), "text");
     }
 }
 

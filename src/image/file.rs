@@ -6,7 +6,8 @@ use image::error::{ImageError, UnsupportedErrorKind};
 use image::metadata::Orientation;
 use image::{DynamicImage, ExtendedColorType, ImageDecoder, ImageFormat, ImageReader, Limits};
 
-use super::{METADATA_BYTES, check_size, jpeg, unheard};
+use super::limits::{METADATA_BYTES, check_size};
+use super::{jpeg, unheard};
 use crate::error::{Error, Result};
 
 /// Files that are read.

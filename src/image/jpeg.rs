@@ -6,46 +6,24 @@
 //! its end marker. Here a picture is whole when every block of every component was decoded; finer
 //! progressive scans may be left out where the end is marked.
 
-/// Defines a function, and once more for AVX2 where the processor has it: loops over arrays become
-/// its instructions.
-macro_rules! vectorised {
-    ($(#[$doc:meta])* $vis:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $body:block) => {
-        $(#[$doc])*
-        $vis fn $name($($argument: $type),*) {
-            #[inline(always)]
-            fn generic($($argument: $type),*) $body
-
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2")]
-            fn avx2($($argument: $type),*) {
-                generic($($argument),*)
-            }
-
-            #[cfg(target_arch = "x86_64")]
-            if std::arch::is_x86_feature_detected!("avx2") {
-                // SAFETY: the processor has just said that it has AVX2.
-                return unsafe { avx2($($argument),*) };
-            }
-            generic($($argument),*)
-        }
-    };
-}
-
 mod bits;
 mod blocks;
 mod colour;
+mod fault;
 mod frame;
 mod huffman;
 mod idct;
 mod markers;
 mod scan;
 mod upsample;
+mod vectorised;
 
 use image::RgbImage;
 use image::metadata::Orientation;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use colour::Canvas;
+use fault::{bad, cut};
 use frame::Frame;
 use markers::{Reader, Segment};
 use scan::Scan;
@@ -119,12 +97,4 @@ fn finish(frame: &mut Frame, canvas: &mut Canvas) -> RgbImage {
         }
     }
     std::mem::take(&mut canvas.picture)
-}
-
-fn bad(message: impl std::fmt::Display) -> Error {
-    Error::invalid_argument(format!("image: JPEG: {message}"))
-}
-
-fn cut(data: &[u8]) -> Error {
-    Error::invalid_argument(format!("image: a JPEG of {} bytes that ends before its picture does", data.len()))
 }

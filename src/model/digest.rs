@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use blake3::Hasher;
 
-use crate::files;
+use crate::disk;
 use crate::log;
 
 /// Changes that are as close to each other may leave the same time behind: a file that has just
@@ -78,7 +78,7 @@ pub fn of_all(mut digests: Vec<String>) -> String {
 /// One that is not whole is not believed.
 fn known(path: &Path) -> Option<String> {
     let mut digest = String::new();
-    files::open(path).ok()?.take(DIGITS as u64 + 1).read_to_string(&mut digest).ok()?;
+    disk::open(path).ok()?.take(DIGITS as u64 + 1).read_to_string(&mut digest).ok()?;
     (digest.len() == DIGITS && digest.bytes().all(|b| b.is_ascii_hexdigit())).then_some(digest)
 }
 

@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::kernels::{Mix, PackedLinear, Precision, gather};
 use crate::largest::Largest;
 use crate::preprocess::{Normalise, Tiles};
+use crate::stop::{Halt, Run, Stop};
 use digest::DIGEST;
 use head::Ends;
 use packed::Store;
@@ -108,26 +109,26 @@ impl Model {
     /// Vision encoder and connector: appends the image rows of some tiles to `out`, [tiles * tokens
     /// per tile, text hidden].
     ///
-    /// `check` is asked before each layer, and its error ends the work.
-    pub fn image_rows<E: From<candle_core::Error> + Send>(
+    /// `stop` is asked before each layer.
+    pub fn image_rows(
         &self,
         tiles: &Tiles,
         range: Range<usize>,
         ImageBuffers(buffers): &mut ImageBuffers,
-        check: &mut (dyn FnMut() -> Result<(), E> + Send),
+        stop: &Stop,
         out: &mut Vec<f32>,
-    ) -> Result<(), E> {
+    ) -> Run<()> {
         match &self.networks {
             Networks::Tensors { vision, .. } => {
-                let hidden = vision.encode(&self.pixels(tiles, range), check)?;
+                let hidden = vision.encode(&self.pixels(tiles, range), stop)?;
                 out.extend(host(&vision.connect(&hidden)?)?);
             }
             Networks::Packed { vision, .. } => {
                 for tile in range {
                     gather(|| {
-                        vision.encode(tiles.tile(tile), buffers, check)?;
+                        vision.encode(tiles.tile(tile), buffers, stop)?;
                         vision.connect(buffers, out);
-                        Ok::<(), E>(())
+                        Ok::<(), Halt>(())
                     })?;
                 }
             }
@@ -136,17 +137,17 @@ impl Model {
     }
 
     /// The vision encoder's output before the connector: [tiles, patches, hidden].
-    pub fn vision_hidden_states(&self, tiles: &Tiles) -> Result<Vec<f32>> {
+    pub fn vision_hidden_states(&self, tiles: &Tiles) -> Run<Vec<f32>> {
         let mut out = Vec::new();
         let mut buffers = packed::VisionBuffers::default();
-        let check = &mut || Result::<(), Error>::Ok(());
+        let stop = &Stop::default();
         for tile in 0..tiles.count() {
             match &self.networks {
                 Networks::Tensors { vision, .. } => {
-                    out.extend(host(&vision.encode(&self.pixels(tiles, tile..tile + 1), check)?)?);
+                    out.extend(host(&vision.encode(&self.pixels(tiles, tile..tile + 1), stop)?)?);
                 }
                 Networks::Packed { vision, .. } => {
-                    vision.encode(tiles.tile(tile), &mut buffers, check)?;
+                    vision.encode(tiles.tile(tile), &mut buffers, stop)?;
                     vision.hidden_states(&buffers, &mut out);
                 }
             }
@@ -185,19 +186,13 @@ impl Model {
 
     /// Runs `embeddings` [tokens, hidden] after what `cache`, one of this model's, holds.
     ///
-    /// `check` is asked before each layer; after its error the cache is as it was before.
-    pub fn forward<E: From<candle_core::Error> + Send>(
-        &self,
-        embeddings: &[f32],
-        cache: &mut Cache,
-        wanted: Wanted<'_>,
-        check: &mut (dyn FnMut() -> Result<(), E> + Send),
-    ) -> Result<(), E> {
+    /// `stop` is asked before each layer; after a halt the cache is as it was before.
+    pub fn forward(&self, embeddings: &[f32], cache: &mut Cache, wanted: Wanted<'_>, stop: &Stop) -> Run<()> {
         match (&self.networks, &mut cache.0) {
             (Networks::Tensors { text, .. }, AnyCache::Tensors(cache)) => {
                 let rows = text.rows(embeddings)?;
                 let all = matches!(wanted, Wanted::All(_));
-                let logits_of_last = text.forward(&rows, cache, if all { rows.dim(0)? } else { 1 }, check)?;
+                let logits_of_last = text.forward(&rows, cache, if all { rows.dim(0)? } else { 1 }, stop)?;
                 match wanted {
                     Wanted::Nothing => {}
                     Wanted::Logits(logits) | Wanted::All(logits) => *logits = host(&logits_of_last)?,
@@ -209,7 +204,7 @@ impl Model {
                 Ok(())
             }
             (Networks::Packed { text, .. }, AnyCache::Packed(cache)) => {
-                gather(|| text.forward(embeddings, cache, wanted, check))
+                gather(|| text.forward(embeddings, cache, wanted, stop))
             }
             _ => Err(candle_core::Error::Msg("the cache is of another model".into()).into()),
         }

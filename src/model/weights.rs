@@ -20,8 +20,9 @@ use sha2::{Digest, Sha256};
 
 use super::digest;
 use crate::config::{foreign, parse};
+use crate::disk::hex;
 use crate::error::{Error, Result};
-use crate::files::{ModelFiles, hex, prove};
+use crate::files::{ModelFiles, prove};
 use crate::kernels::{self, Cpu};
 
 pub use matrix::{Fold, Matrix};

@@ -7,7 +7,7 @@
 
 use minijinja::value::Value;
 
-use super::{IMAGE_TOKEN, Message, Part, Role};
+use super::message::{IMAGE_TOKEN, Message, Part, Role};
 use crate::error::{Error, Result};
 
 /// The form of each role's contents.

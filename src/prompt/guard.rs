@@ -5,7 +5,7 @@
 //! or compares texts could see it; so the same conversation is rendered without guards too, and
 //! only where both say the same do the guards count.
 
-use super::Message;
+use super::message::Message;
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
 

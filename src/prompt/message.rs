@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::IMAGE_TOKEN;
+/// Where a picture is in a prompt.
+pub(crate) const IMAGE_TOKEN: &str = "<image>";
 
 /// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,7 +1,6 @@
 //! What a call is about, and what is to come back if it fails.
 
-use super::Request;
-use crate::conversation::Picture;
+use crate::answer::{Picture, Request};
 use crate::prompt::{Grid, Message, Role};
 
 /// What is to be answered.

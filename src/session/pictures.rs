@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::backend::{Run, Stop};
+use crate::answer::Picture;
 use crate::config::MAX_LONGEST_EDGE;
-use crate::conversation::Picture;
-use crate::engine::Inner;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image_cache::{Encoded, Key};
+use crate::loaded::Loaded;
 use crate::metrics::{Metrics, ms_since};
 use crate::preprocess::{self, TileOptions, Tiles};
 use crate::prompt::Grid;
+use crate::stop::{Run, Stop};
 
 /// A picture on its way to its rows.
 pub(super) enum Prepared {
@@ -37,14 +37,14 @@ impl Prepared {
 }
 
 pub(super) fn preprocess_images(
-    inner: &Inner,
+    loaded: &Loaded,
     pictures: &[Picture<'_>],
     longest_edge: Option<usize>,
     stop: &Stop,
     metrics: &mut Metrics,
 ) -> Run<Vec<Prepared>> {
     let start = Instant::now();
-    let longest_edge = longest_edge.unwrap_or(inner.images.longest_edge);
+    let longest_edge = longest_edge.unwrap_or(loaded.images.longest_edge);
     if !(1..=MAX_LONGEST_EDGE).contains(&longest_edge) {
         let message = format!("longest_edge: {longest_edge} given, 1 to {MAX_LONGEST_EDGE} accepted");
         return Err(Error::invalid_argument(message).into());
@@ -54,12 +54,12 @@ pub(super) fn preprocess_images(
     let done = pictures.iter().enumerate().try_for_each(|(i, picture)| {
         stop.check()?;
         let prepared =
-            preprocess_image(inner, picture, longest_edge, stop).map_err(|e| e.at(format!("images[{i}]")))?;
+            preprocess_image(loaded, picture, longest_edge, stop).map_err(|e| e.at(format!("images[{i}]")))?;
         let Some(prepared) = prepared else { return stop.check() };
         // Before more pictures take memory.
-        image_tokens += prepared.tiles() * inner.prompt.tokens_per_tile();
-        if image_tokens >= inner.context_tokens {
-            let context = inner.context_tokens;
+        image_tokens += prepared.tiles() * loaded.prompt.tokens_per_tile();
+        if image_tokens >= loaded.context_tokens {
+            let context = loaded.context_tokens;
             let message =
                 format!("images[{i}]: {image_tokens} image tokens up to here; the context holds {context} tokens");
             return Err(Error::new(ErrorKind::ContextOverflow, message).into());
@@ -73,19 +73,19 @@ pub(super) fn preprocess_images(
 
 /// `None` means that `stop` said so.
 fn preprocess_image(
-    inner: &Inner,
+    loaded: &Loaded,
     picture: &Picture<'_>,
     longest_edge: usize,
     stop: &Stop,
 ) -> Result<Option<Prepared>> {
-    let split = picture.split && inner.images.split;
-    let file = picture.view.file().filter(|_| inner.image_cache.is_on());
+    let split = picture.split && loaded.images.split;
+    let file = picture.view.file().filter(|_| loaded.image_cache.is_on());
     let key = file.map(|(bytes, orient)| Key::new(bytes, orient, longest_edge, split));
-    if let Some(known) = key.and_then(|key| inner.image_cache.get(&key)) {
+    if let Some(known) = key.and_then(|key| loaded.image_cache.get(&key)) {
         return Ok(Some(Prepared::Known(known)));
     }
-    let Ok(lease) = inner.backend.threads().take(stop) else { return Ok(None) };
-    let (tile_size, threads) = (inner.images.tile_size, lease.count());
+    let Ok(lease) = loaded.backend.threads().take(stop) else { return Ok(None) };
+    let (tile_size, threads) = (loaded.images.tile_size, lease.count());
     let options = TileOptions { tile_size, longest_edge, split, threads };
     let rgb = picture.view.to_rgb()?;
     let tiles = preprocess::tiles(&rgb, &options, &mut || stop.reason().is_some())?;

@@ -1,6 +1,7 @@
 //! Sessions whose decoder is listened to, or fails when it is told to: no model's own does so in
 //! the middle of an answer.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -8,11 +9,12 @@ use std::time::Duration;
 use image::DynamicImage;
 
 use super::*;
-use crate::backend::{DTypeKind, StopReason};
-use crate::engine::EngineOptions;
+use crate::backend::DTypeKind;
+use crate::engine::{Engine, EngineOptions};
 use crate::image::ImageView;
 use crate::largest::Largest;
 use crate::sampler::Sampling;
+use crate::stop::StopReason;
 
 const LIST: &str = "What objects are in this image?";
 const ARROW: &str = "Which way does the arrow point?";
@@ -96,7 +98,7 @@ fn engine(directory: &Path) -> Engine {
 fn watched(engine: &Engine) -> (Session, Arc<Mutex<Log>>) {
     let mut session = Session::new(engine).unwrap();
     let log = Arc::default();
-    let inner = engine.inner().backend.decoder().unwrap();
+    let inner = Session::new(engine).unwrap().loaded.backend.decoder().unwrap();
     session.decoder = OfProcess::new(Box::new(Watched { inner, log: Arc::clone(&log), logits: Vec::new() }));
     (session, log)
 }

@@ -7,19 +7,19 @@ use std::sync::Arc;
 use candle_core::{DType, Device};
 
 use self::pools::Pools;
-use super::{
-    Backend, BackendKind, Beside, DTypeKind, Decoder, DeviceKind, Halt, ImageRows, PREFILL_CHUNK, Placement, Run, Stop,
-    Threads, VISION_PATCHES, cached_numbers, check_memory,
-};
+use crate::backend::limits::{PREFILL_CHUNK, VISION_PATCHES, cached_numbers, check_memory, threads};
+use crate::backend::seam::{Backend, Beside, Decoder, ImageRows};
+use crate::backend::threads::Threads;
 use crate::config::{ImageConfig, ModelConfig, TextConfig};
-use crate::engine::EngineOptions;
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
 use crate::fork::no_fork;
 use crate::kernels::{Cpu, KeyValueCache, Precision};
 use crate::largest::Largest;
 use crate::model::{Arithmetic, Cache, ImageBuffers, Model, Wanted, Weights};
+use crate::options::{BackendKind, DTypeKind, DeviceKind, EngineOptions, Placement};
 use crate::preprocess::Tiles;
+use crate::stop::{Halt, Run, Stop};
 
 /// Tokens whose logits are made at once: a vocabulary's are many.
 const SCORED_AT_ONCE: usize = 128;
@@ -79,7 +79,7 @@ impl CandleBackend {
         let position_bytes = position_bytes(&arithmetic, &model.text);
         check_memory(weights.elements().saturating_mul(weight_bytes), position_bytes, model, options)?;
 
-        let pools = Pools::new(super::threads(options));
+        let pools = Pools::new(threads(options));
         let pool = pools.take(&Stop::default()).map_err(Halt::into_error)?;
         let loaded = pool.install(|| rayon::join(|| Model::load(&weights, &arithmetic, model, images), beside).0)?;
         drop(pool);
@@ -92,7 +92,7 @@ impl CandleBackend {
 
     /// The vision encoder's output before the connector: [tiles, patches, hidden], f32.
     pub fn vision_hidden_states(&self, tiles: &Tiles) -> Result<Vec<f32>> {
-        self.shared.model.vision_hidden_states(tiles)
+        self.shared.model.vision_hidden_states(tiles).map_err(Halt::into_error)
     }
 }
 
@@ -168,7 +168,7 @@ impl Backend for CandleBackend {
         for start in (0..tiles.count()).step_by(self.tiles_at_once) {
             let range = start..tiles.count().min(start + self.tiles_at_once);
             let values = &mut rows.values;
-            pools.take(stop)?.install(|| model.image_rows(tiles, range, &mut buffers, &mut || stop.check(), values))?;
+            pools.take(stop)?.install(|| model.image_rows(tiles, range, &mut buffers, stop, values))?;
         }
         Ok(rows)
     }
@@ -204,7 +204,7 @@ impl Shared {
         self.pools.take(stop)?.install(|| {
             embeddings.clear();
             self.model.embed(&[id], embeddings)?;
-            self.model.forward(embeddings, cache, wanted, &mut || Ok(()))
+            self.model.forward(embeddings, cache, wanted, &Stop::default())
         })
     }
 }
@@ -240,7 +240,7 @@ impl CandleDecoder {
             }
         }
         let wanted = if last { Wanted::Logits(logits) } else { Wanted::Nothing };
-        shared.model.forward(embeddings, cache, wanted, &mut || stop.check())?;
+        shared.model.forward(embeddings, cache, wanted, stop)?;
         Ok(rest)
     }
 }
@@ -278,7 +278,7 @@ impl Decoder for CandleDecoder {
             shared.pools.take(stop)?.install(|| {
                 embeddings.clear();
                 shared.model.embed(chunk, embeddings)?;
-                shared.model.forward(embeddings, cache, Wanted::All(logits), &mut || stop.check())
+                shared.model.forward(embeddings, cache, Wanted::All(logits), stop)
             })?;
             logits.chunks_exact(logits.len() / chunk.len()).for_each(&mut *each);
         }

@@ -6,8 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rayon::ThreadPool;
 
 use crate::backend::threads::{Lease, Threads};
-use crate::backend::{Halt, Run, Stop};
 use crate::error::{Error, ErrorKind};
+use crate::stop::{Halt, Run, Stop};
 
 /// The engine's threads, and pools of those that are not at work.
 pub(super) struct Pools {

@@ -9,9 +9,12 @@ use ort::value::{DynTensor, DynTensorValueType, Tensor, TensorElementType};
 
 use super::graph::{ANY, Graph};
 use super::tensor::{FLOATS, expect_shape, floats, read, read_last, shorten};
-use crate::backend::{Decoder, DeviceKind, Halt, PREFILL_CHUNK, Run, Stop};
+use crate::backend::limits::PREFILL_CHUNK;
+use crate::backend::seam::Decoder;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
+use crate::options::DeviceKind;
+use crate::stop::{Halt, Run, Stop};
 
 const INPUT_IDS: &str = "input_ids";
 const INPUTS_EMBEDS: &str = "inputs_embeds";

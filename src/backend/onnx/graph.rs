@@ -10,10 +10,10 @@ use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::{Outlet, TensorElementType, ValueType};
 
 use crate::backend::threads::{Lease, Threads};
-use crate::backend::{Halt, Run, Stop};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::ModelFiles;
 use crate::fork::no_fork;
+use crate::stop::{Halt, Run, Stop};
 
 /// A dimension that the model's settings do not fix.
 pub(super) const ANY: i64 = -1;

@@ -17,15 +17,15 @@ use self::decoder::{DecoderGraph, OnnxDecoder};
 use self::graph::{ANY, Graph, Opener};
 use self::tensor::{FLOATS, floats, read};
 use self::variant::Variant;
-use super::{
-    Backend, BackendKind, Decoder, ImageRows, Placement, Run, Stop, Threads, VISION_PATCHES, cached_numbers,
-    check_memory,
-};
+use crate::backend::limits::{VISION_PATCHES, cached_numbers, check_memory, threads};
+use crate::backend::seam::{Backend, Decoder, ImageRows};
+use crate::backend::threads::Threads;
 use crate::config::{ImageConfig, ModelConfig};
-use crate::engine::EngineOptions;
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
+use crate::options::{BackendKind, EngineOptions, Placement};
 use crate::preprocess::{Normalise, Tiles};
+use crate::stop::{Run, Stop};
 
 const PIXEL_VALUES: &str = "pixel_values";
 const PIXEL_ATTENTION_MASK: &str = "pixel_attention_mask";
@@ -66,7 +66,7 @@ impl OnnxBackend {
         // During a step the former cache and the new one are there.
         let position_bytes = cached_numbers(&model.text).saturating_mul(2 * variant.cache_element_bytes() as u64);
         check_memory(variant.bytes(files)?, position_bytes, model, options)?;
-        let threads = super::threads(options);
+        let threads = threads(options);
         let opener = Opener { environment, providers: &providers, threads: threads.all(), same_shapes: false };
         // A table lookup: on an accelerator its rows would travel both ways.
         let lookup = Opener { environment, providers: &[], threads: 1, same_shapes: false };

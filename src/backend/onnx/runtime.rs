@@ -11,11 +11,10 @@ use ort::environment::Environment;
 use ort::ep::{self, ExecutionProvider, ExecutionProviderDispatch};
 use ort::logging::LogLevel;
 
-use crate::backend::DeviceKind;
-use crate::engine::EngineOptions;
 use crate::error::{Error, Result};
 use crate::fork::no_fork;
 use crate::log;
+use crate::options::{DeviceKind, EngineOptions};
 
 /// What the system's library is called, with and without its development package.
 const SYSTEM_NAMES: [&str; 2] = ["libonnxruntime.so", "libonnxruntime.so.1"];

@@ -1,8 +1,8 @@
 //! Which files of `onnx/` make up a precision.
 
-use crate::backend::{DTypeKind, DeviceKind};
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
+use crate::options::{DTypeKind, DeviceKind};
 
 /// The hub's suffix of every variant, the most precise first.
 const SUFFIXES: [(DTypeKind, &str); 8] = [

@@ -1,6 +1,7 @@
 //! Bits of a scan, up to the next marker; what is read behind it is counted, and is an error.
 
 use super::huffman::{LOOK, Table};
+use super::{fault, markers};
 use crate::error::{Error, Result};
 
 pub struct Bits<'a> {
@@ -123,7 +124,7 @@ impl<'a> Bits<'a> {
         let Some((length, symbol)) = table.long((self.buffer >> 48) as u32) else {
             // A code that zeros behind the end have completed is none.
             let cut = self.ended && self.count < 16;
-            return Err(if cut { super::cut(self.data) } else { self.damaged() });
+            return Err(if cut { fault::cut(self.data) } else { self.damaged() });
         };
         self.skip(length);
         Ok(symbol)
@@ -133,29 +134,29 @@ impl<'a> Bits<'a> {
     /// follow, and no block takes more than a few thousand of them.
     #[inline(always)]
     pub fn check(&self) -> Result<()> {
-        if self.count < 0 { Err(super::cut(self.data)) } else { Ok(()) }
+        if self.count < 0 { Err(fault::cut(self.data)) } else { Ok(()) }
     }
 
     pub fn damaged(&self) -> Error {
         if self.count < 0 {
-            return super::cut(self.data);
+            return fault::cut(self.data);
         }
-        super::bad(format!("damaged at byte {} of {}", self.at, self.data.len()))
+        fault::bad(format!("damaged at byte {} of {}", self.at, self.data.len()))
     }
 
     /// Goes behind the restart marker that is due. Bytes before it are passed over, another marker
     /// is an error.
     pub fn restart(&mut self, due: u8) -> Result<()> {
-        let Some((marker, behind)) = super::markers::find(self.data, self.at) else {
-            return Err(super::cut(self.data));
+        let Some((marker, behind)) = markers::find(self.data, self.at) else {
+            return Err(fault::cut(self.data));
         };
         if marker != 0xd0 + due {
             // Where the file ends, or the next picture begins, this one was cut.
             let ended = matches!(marker, 0xd8 | 0xd9);
             return Err(if ended {
-                super::cut(self.data)
+                fault::cut(self.data)
             } else {
-                super::bad(format!("marker ff {marker:02x} at byte {}, restart {due} was due", behind - 2))
+                fault::bad(format!("marker ff {marker:02x} at byte {}, restart {due} was due", behind - 2))
             });
         }
         *self = Self::new(self.data, behind);

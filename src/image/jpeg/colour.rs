@@ -4,6 +4,7 @@ use image::RgbImage;
 
 use super::frame::{Colours, Frame};
 use super::upsample::Upsampler;
+use super::vectorised::vectorised;
 
 /// The picture, row by row.
 pub struct Canvas {

@@ -1,8 +1,9 @@
 //! A frame's components: their sampling, their blocks, and which of their coefficients have come.
 
-use super::{bad, idct};
+use super::fault::bad;
+use super::idct;
 use crate::error::Result;
-use crate::image::check_size;
+use crate::image::limits::check_size;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Colours {

@@ -1,6 +1,6 @@
 //! Huffman tables, and the standard's own for the files that leave them out.
 
-use super::bad;
+use super::fault::bad;
 use crate::error::Result;
 
 /// Bits that are looked up at once.

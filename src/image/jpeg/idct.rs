@@ -1,6 +1,8 @@
 //! The inverse cosine transform that libjpeg calls `islow`, in the same integers (Loeffler,
 //! Ligtenberg, Moschytz, 1989).
 
+use super::vectorised::vectorised;
+
 /// Bits of the constants' fraction, and of the first pass's.
 const CONST_BITS: u32 = 13;
 const PASS_BITS: u32 = 2;

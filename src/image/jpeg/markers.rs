@@ -3,9 +3,9 @@
 
 use image::metadata::Orientation;
 
+use super::fault::{bad, cut};
 use super::frame::{Colours, Sof};
 use super::huffman::Table;
-use super::{bad, cut};
 use crate::error::Result;
 
 /// Tables that stand from where they are defined.

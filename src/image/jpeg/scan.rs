@@ -1,8 +1,8 @@
 //! One scan: its blocks in their order, its restarts, and what it adds to the frame.
 
-use super::bad;
 use super::bits::Bits;
 use super::blocks::{Band, Progressive, sequential};
+use super::fault::bad;
 use super::frame::{Frame, SofComponent};
 use super::huffman::{Table, standard};
 use super::markers::Tables;

@@ -26,7 +26,7 @@ use super::super::Weights;
 use super::super::digest::{self, DIGEST};
 use crate::error::{Error, Result};
 use crate::kernels::{Cpu, Mapped, Precision};
-use crate::{files, log};
+use crate::{disk, log};
 
 /// To be changed with what packing makes of weights, or the order in which they are loaded; a test
 /// notices the former.
@@ -100,7 +100,7 @@ struct Found {
 
 impl Reader {
     fn open(path: &Path, key: &str) -> Result<Self> {
-        let file = files::open(path)?;
+        let file = disk::open(path)?;
         let invalid = |message: &dyn std::fmt::Display| Error::invalid_model(format!("{}: {message}", path.display()));
         // SAFETY: the map is read-only. Whoever changes the file in place breaks the contract of
         // `packed_cache_dir`; we do not.

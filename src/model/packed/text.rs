@@ -13,6 +13,7 @@ use crate::config::{ModelConfig, Rotary, TextConfig};
 use crate::error::Result;
 use crate::kernels::{CacheRoom, Cpu, KeyValueCache, PackedLinear, Precision, Rotation, Rows, Split, Then, grow};
 use crate::largest::Largest;
+use crate::stop::{Run, Stop};
 
 /// Decoder, token embedding and head.
 pub struct TextModel {
@@ -84,14 +85,8 @@ impl TextModel {
 
     /// Runs `embeddings` [tokens, hidden], at least one, after what `cache` holds.
     ///
-    /// `check` is asked before each layer; after its error the cache is as it was before.
-    pub fn forward<E>(
-        &self,
-        embeddings: &[f32],
-        cache: &mut Cache,
-        wanted: Wanted<'_>,
-        check: &mut (dyn FnMut() -> Result<(), E> + Send),
-    ) -> Result<(), E> {
+    /// `stop` is asked before each layer; after a halt the cache is as it was before.
+    pub fn forward(&self, embeddings: &[f32], cache: &mut Cache, wanted: Wanted<'_>, stop: &Stop) -> Run<()> {
         let hidden = self.config.hidden_size;
         let tokens = embeddings.len() / hidden;
         let Cache { layers, len, buffers } = cache;
@@ -111,7 +106,7 @@ impl TextModel {
             stream.in_chunks(0..tokens, |chunk, buffers| first.project(chunk, angles, &room, buffers));
         }
         for (i, layer) in self.layers.iter().enumerate() {
-            check()?;
+            stop.check()?;
             let (cache, later) = layers[i..].split_at_mut(1);
             let cache = &cache[0];
             let next = self.layers.get(i + 1).zip(later.first_mut());

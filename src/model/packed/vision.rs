@@ -11,6 +11,7 @@ use crate::kernels::{
     Precision, Rotation, Rows, Split, Stored, Then, grow,
 };
 use crate::preprocess::Normalise;
+use crate::stop::{Run, Stop};
 
 /// Vision encoder and connector.
 pub struct VisionModel {
@@ -94,13 +95,8 @@ impl VisionModel {
 
     /// The bytes of a tile [size, size, 3] -> what the last layer leaves, in `buffers`.
     ///
-    /// `check` is asked before each layer, and its error ends the work.
-    pub fn encode<E>(
-        &self,
-        tile: &[u8],
-        buffers: &mut VisionBuffers,
-        check: &mut (dyn FnMut() -> Result<(), E> + Send),
-    ) -> Result<(), E> {
+    /// `stop` is asked before each layer.
+    pub fn encode(&self, tile: &[u8], buffers: &mut VisionBuffers, stop: &Stop) -> Run<()> {
         let (patches, hidden) = (self.config.patches(), self.config.hidden_size);
         self.patchify(tile, &mut buffers.rows);
         let x = grow(&mut buffers.x, patches * hidden);
@@ -118,7 +114,7 @@ impl VisionModel {
             stream.in_chunks(|chunk, buffers| first.project(chunk, &room, &[], buffers));
         }
         for (i, layer) in self.layers.iter().enumerate() {
-            check()?;
+            stop.check()?;
             let packed = packed.get_or_insert_with(|| Packed::new(layer));
             packed.turn();
             let (seen, room) = packed.halves(patches);

@@ -9,6 +9,7 @@ use super::super::{Ends, Loader};
 use super::{Linear, ops};
 use crate::config::{ModelConfig, TextConfig};
 use crate::error::Result;
+use crate::stop::{Run, Stop};
 
 /// Decoder, token embedding and head.
 pub struct TextModel {
@@ -73,14 +74,8 @@ impl TextModel {
     /// Runs `embeddings` [tokens, hidden] after what `cache` holds; the logits of the last `wanted`
     /// tokens [wanted, vocab].
     ///
-    /// `check` is asked before each layer; after its error the cache is as it was before.
-    pub fn forward<E: From<candle_core::Error>>(
-        &self,
-        embeddings: &Tensor,
-        cache: &mut Cache,
-        wanted: usize,
-        check: &mut (dyn FnMut() -> Result<(), E> + Send),
-    ) -> Result<Tensor, E> {
+    /// `stop` is asked before each layer; after a halt the cache is as it was before.
+    pub fn forward(&self, embeddings: &Tensor, cache: &mut Cache, wanted: usize, stop: &Stop) -> Run<Tensor> {
         let tokens = embeddings.dim(0)?;
         cache.reserve(tokens, &self.config, self.dtype, &self.device)?;
         let turn = self.rotary(cache.len, tokens)?;
@@ -88,7 +83,7 @@ impl TextModel {
         let mut x = embeddings.clone();
         let step = Step { start: cache.len, turn: &turn, mask: mask.as_ref() };
         for (layer, slot) in self.layers.iter().zip(&mut cache.layers) {
-            check()?;
+            stop.check()?;
             x = layer.forward(&x, slot, &step)?;
         }
         cache.len += tokens;

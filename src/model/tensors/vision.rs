@@ -8,6 +8,7 @@ use super::super::Loader;
 use super::{Linear, ops};
 use crate::config::{ModelConfig, VisionConfig};
 use crate::error::Result;
+use crate::stop::{Run, Stop};
 
 /// Vision encoder and connector.
 pub struct VisionModel {
@@ -59,19 +60,15 @@ impl VisionModel {
     /// Normalised pixels [tiles, 3, size, size] -> hidden states after the last norm [tiles,
     /// patches, hidden].
     ///
-    /// `check` is asked before each layer, and its error ends the work.
-    pub fn encode<E: From<candle_core::Error>>(
-        &self,
-        pixels: &[f32],
-        check: &mut (dyn FnMut() -> Result<(), E> + Send),
-    ) -> Result<Tensor, E> {
+    /// `stop` is asked before each layer.
+    pub fn encode(&self, pixels: &[f32], stop: &Stop) -> Run<Tensor> {
         let patches = self.patchify(pixels)?;
         let tiles = patches.dim(0)?;
         let rows = self.patch_embedding.forward(&patches.flatten_to(1)?)?;
         let rows = rows.reshape((tiles, self.config.patches(), self.config.hidden_size))?;
         let mut x = ops::add(rows, &self.position_embedding)?;
         for layer in &self.layers {
-            check()?;
+            stop.check()?;
             x = layer.forward(&x)?;
         }
         Ok(self.post_layernorm.forward(&x)?)

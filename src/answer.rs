@@ -1,11 +1,18 @@
 //! What a session is asked, and what it answers.
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
-use crate::backend::StopReason;
 use crate::image::ImageView;
 use crate::metrics::Metrics;
 use crate::sampler::Sampling;
+use crate::stop::StopReason;
+
+/// Takes text as it is made, in whole code points; `Break` stops the generation.
+pub type OnText<'a> = dyn FnMut(&str) -> ControlFlow<()> + 'a;
+
+/// The longest answer where a request does not say, in tokens.
+pub const DEFAULT_MAX_NEW_TOKENS: usize = 256;
 
 /// One question.
 #[derive(Clone, Debug)]
@@ -20,7 +27,7 @@ pub struct Request<'a> {
     pub longest_edge: Option<usize>,
     /// Split large pictures into tiles. `false`: one tile a picture.
     pub split: bool,
-    /// 0: [`DEFAULT_MAX_NEW_TOKENS`](super::DEFAULT_MAX_NEW_TOKENS).
+    /// 0: [`DEFAULT_MAX_NEW_TOKENS`].
     pub max_new_tokens: usize,
     pub sampling: Sampling,
     /// Texts that end the answer; they are not part of it.
@@ -48,6 +55,14 @@ impl<'a> Request<'a> {
             keep_special_tokens: false,
         }
     }
+}
+
+/// A picture of a conversation.
+#[derive(Clone, Copy, Debug)]
+pub struct Picture<'a> {
+    pub view: ImageView<'a>,
+    /// Split it into tiles if it is large. `false`: one tile.
+    pub split: bool,
 }
 
 /// Why an answer ended.

@@ -4,7 +4,7 @@
 //! transformers 4 ties by the flag of `text_config`, transformers 5 by the one at top level, and
 //! whoever saves a model need not agree with either.
 
-use super::Loader;
+use super::loader::Loader;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::log;

@@ -7,27 +7,29 @@
 
 mod digest;
 mod head;
+mod loader;
 mod packed;
+mod store;
 mod tensors;
+mod wanted;
 mod weights;
 
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 
+use self::loader::Loader;
+use self::store::Store;
+use self::tensors::host;
+pub use self::wanted::Wanted;
+pub use self::weights::Weights;
 use crate::config::{ImageConfig, ModelConfig};
-use crate::error::{Error, Result};
-use crate::kernels::{Mix, PackedLinear, Precision, gather};
-use crate::largest::Largest;
+use crate::error::Result;
+use crate::kernels::{Precision, gather};
 use crate::preprocess::{Normalise, Tiles};
 use crate::stop::{Halt, Run, Stop};
-use digest::DIGEST;
-use head::Ends;
-use packed::Store;
-use tensors::Linear;
-pub use weights::{Fold, Matrix, Weights};
 
 /// How a model's numbers are kept and multiplied.
 #[derive(Clone, Debug)]
@@ -49,14 +51,6 @@ pub struct Model {
 enum Networks {
     Tensors { vision: Box<tensors::VisionModel>, text: Box<tensors::TextModel> },
     Packed { vision: Box<packed::VisionModel>, text: Box<packed::TextModel> },
-}
-
-/// What is wanted of a pass: of its last token's logits [vocab], or of all tokens' [tokens, vocab].
-pub enum Wanted<'a> {
-    Nothing,
-    Logits(&'a mut Vec<f32>),
-    Largest(&'a mut Largest),
-    All(&'a mut Vec<f32>),
 }
 
 /// Keys and values of one sequence.
@@ -88,15 +82,24 @@ impl Model {
                 weights.loaded()?;
                 Networks::Tensors { vision, text }
             }
-            Arithmetic::Packed(precision, dir) => Store::with(dir.as_deref(), weights, *precision, |store| {
-                let loader = Loader { store, ..Loader::new(weights, DType::F32, &Device::Cpu) };
-                let at = loader.at("model");
-                let vision = Box::new(packed::VisionModel::load(&at, model, *precision, normalise.clone())?);
-                let text = Box::new(packed::TextModel::load(&loader, model, *precision)?);
-                // Before anything of it is kept, and after a start from what was kept.
-                weights.loaded()?;
-                Ok(Networks::Packed { vision, text })
-            })?,
+            Arithmetic::Packed(precision, dir) => {
+                let digest = |memory: &Path| weights.digest(memory);
+                Store::with(
+                    dir.as_deref(),
+                    digest,
+                    || weights.prove(),
+                    *precision,
+                    |store| {
+                        let loader = Loader::new(weights, DType::F32, &Device::Cpu).with(store);
+                        let at = loader.at("model");
+                        let vision = Box::new(packed::VisionModel::load(&at, model, *precision, normalise.clone())?);
+                        let text = Box::new(packed::TextModel::load(&loader, model, *precision)?);
+                        // Before anything of it is kept, and after a start from what was kept.
+                        weights.loaded()?;
+                        Ok(Networks::Packed { vision, text })
+                    },
+                )?
+            }
         };
         Ok(Self { networks, normalise, hidden_size: model.text.hidden_size })
     }
@@ -226,152 +229,5 @@ impl Cache {
             AnyCache::Tensors(cache) => cache.truncate(len),
             AnyCache::Packed(cache) => cache.truncate(len),
         }
-    }
-}
-
-fn host(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
-    tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1()
-}
-
-/// Reads the tensors below one name, checked against the shapes that the configuration implies.
-#[derive(Clone)]
-struct Loader<'a> {
-    weights: &'a Arc<Weights>,
-    prefix: String,
-    dtype: DType,
-    device: &'a Device,
-    /// Of packed weights.
-    store: &'a Store,
-}
-
-impl<'a> Loader<'a> {
-    /// `dtype` and `device`: of tensors.
-    fn new(weights: &'a Arc<Weights>, dtype: DType, device: &'a Device) -> Self {
-        Self { weights, prefix: String::new(), dtype, device, store: &Store::None }
-    }
-
-    /// The loader of the tensors below `name`.
-    fn at(&self, name: impl std::fmt::Display) -> Self {
-        Self { prefix: format!("{}{name}.", self.prefix), ..self.clone() }
-    }
-
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.weights.tensor(&format!("{}{name}", self.prefix), shape, self.dtype, self.device)
-    }
-
-    /// The matrices `names` [outputs, inputs] of one input, their outputs side by side; with biases
-    /// [outputs], if there are any.
-    fn linear_if(&self, bias: bool, names: &[&str], inputs: usize, outputs: &[usize]) -> Result<Linear> {
-        if bias { self.linear_bias(names, inputs, outputs) } else { self.linear(names, inputs, outputs) }
-    }
-
-    /// The same with biases.
-    fn linear_bias(&self, names: &[&str], inputs: usize, outputs: &[usize]) -> Result<Linear> {
-        let bias = |(name, &outputs): (&&str, &usize)| self.at(name).tensor("bias", &[outputs]);
-        let biases = names.iter().zip(outputs).map(bias).collect::<Result<Vec<_>>>()?;
-        let Linear { weight, .. } = self.linear(names, inputs, outputs)?;
-        Ok(Linear { weight, bias: Some(Tensor::cat(&biases, 0)?) })
-    }
-
-    /// The same without biases.
-    fn linear(&self, names: &[&str], inputs: usize, outputs: &[usize]) -> Result<Linear> {
-        let weight = |(name, &outputs): (&&str, &usize)| self.at(name).tensor("weight", &[outputs, inputs]);
-        let weights = names.iter().zip(outputs).map(weight).collect::<Result<Vec<_>>>()?;
-        Ok(Linear { weight: Tensor::cat(&weights, 0)?, bias: None })
-    }
-
-    /// A small tensor's numbers, as the store has them, or for it to have: they lie all over a
-    /// checkpoint.
-    fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let label = format!("{}{name} {shape:?}", self.prefix);
-        if let Store::From(reader) = self.store {
-            self.weights.check(&format!("{}{name}", self.prefix), shape)?;
-            let bytes = reader.take(&label, shape.iter().product::<usize>() * size_of::<f32>())?;
-            return Ok(bytemuck::cast_slice(&bytes).to_vec());
-        }
-        let numbers = host(&self.tensor(name, shape)?)?;
-        if let Store::To(writer) = self.store {
-            writer.put(&label, bytemuck::cast_slice(&numbers));
-        }
-        Ok(numbers)
-    }
-
-    /// The matrices `names` [outputs, inputs] of one input, their outputs side by side, on disk.
-    fn matrix(&self, names: &[&str], inputs: usize, outputs: &[usize]) -> Result<Matrix> {
-        let mut matrix = Matrix::new(self.weights.clone(), inputs);
-        for (name, &outputs) in names.iter().zip(outputs) {
-            matrix.add(&format!("{}{name}.weight", self.prefix), &[outputs, inputs])?;
-        }
-        Ok(matrix)
-    }
-
-    /// Checks a matrix that is not packed, where `SHA256SUMS` says what it is: with packed weights
-    /// nobody has looked at its file.
-    fn check_unpacked(&self, matrix: &Matrix, name: &str) -> Result<()> {
-        if !self.weights.are_listed() {
-            return Ok(());
-        }
-        let label = format!("{}{name}.weight, digest", self.prefix);
-        match self.store {
-            Store::None => {}
-            Store::To(writer) => writer.put(&label, &matrix.digest()),
-            Store::From(reader) => {
-                if *reader.take(&label, DIGEST)? != matrix.digest() {
-                    let file = self.weights.name();
-                    return Err(Error::invalid_model(format!("{file}: {label}: is another than when it was packed")));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The tensor `weight`, whose first dimension are the outputs.
-    fn matrix_of(&self, shape: &[usize]) -> Result<Matrix> {
-        let mut matrix = Matrix::new(self.weights.clone(), shape[1..].iter().product());
-        matrix.add(&format!("{}weight", self.prefix), shape)?;
-        Ok(matrix)
-    }
-
-    /// As [`Self::linear_bias`], packed.
-    fn packed_bias(
-        &self,
-        names: &[&str],
-        inputs: usize,
-        outputs: &[usize],
-        mix: impl Into<Mix>,
-        fold: &Fold<'_>,
-    ) -> Result<PackedLinear> {
-        let bias = |(name, &outputs): (&&str, &usize)| self.at(name).floats("bias", &[outputs]);
-        let biases = names.iter().zip(outputs).map(bias).collect::<Result<Vec<_>>>()?;
-        self.matrix(names, inputs, outputs)?.pack(biases.concat(), mix, fold, self.store)
-    }
-
-    /// As [`Self::linear_if`], packed.
-    fn packed_if(
-        &self,
-        bias: bool,
-        names: &[&str],
-        inputs: usize,
-        outputs: &[usize],
-        mix: impl Into<Mix>,
-        fold: &Fold<'_>,
-    ) -> Result<PackedLinear> {
-        if bias {
-            self.packed_bias(names, inputs, outputs, mix, fold)
-        } else {
-            self.packed(names, inputs, outputs, mix, fold)
-        }
-    }
-
-    /// As [`Self::linear`], packed.
-    fn packed(
-        &self,
-        names: &[&str],
-        inputs: usize,
-        outputs: &[usize],
-        mix: impl Into<Mix>,
-        fold: &Fold<'_>,
-    ) -> Result<PackedLinear> {
-        self.matrix(names, inputs, outputs)?.pack(Vec::new(), mix, fold, self.store)
     }
 }

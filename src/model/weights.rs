@@ -1,6 +1,6 @@
 //! Safetensors files, memory-mapped: one `model.safetensors`, or shards with an index.
 
-mod matrix;
+pub mod matrix;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::Metadata;
@@ -24,8 +24,6 @@ use crate::disk::hex;
 use crate::error::{Error, Result};
 use crate::files::{ModelFiles, prove};
 use crate::kernels::{self, Cpu};
-
-pub use matrix::{Fold, Matrix};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";

@@ -5,11 +5,11 @@
 //! so that it hardly matters which tokens they are. These are drawn from the vocabulary with the
 //! frequencies that words have: Zipf's, since merged tokens are numbered from frequent ones on.
 
-use super::super::Matrix;
-use super::layer::Shape;
-use super::text::angles;
+use super::shape::Shape;
+use super::stream::angles;
 use crate::config::TextConfig;
 use crate::kernels::{Cpu, Hessian, KeyValueCache, PackedLinear, Precision, Rotation, Rows, Then, gather};
+use crate::model::weights::matrix::Matrix;
 
 /// Tokens that are drawn: for 8 bits more change nothing, and 4 take in twice as many directions.
 fn tokens(precision: Precision) -> usize {

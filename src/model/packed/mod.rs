@@ -4,10 +4,10 @@ mod calibration;
 mod chunks;
 mod layer;
 mod recipe;
-mod store;
+mod shape;
+mod stream;
 mod text;
 mod vision;
 
-pub use store::Store;
 pub use text::{Cache, TextModel};
 pub use vision::{VisionBuffers, VisionModel};

@@ -3,16 +3,19 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use super::super::{Ends, Fold, Loader, Matrix, Wanted};
 use super::calibration::Calibration;
-use super::chunks;
 use super::layer::{Layer, fold_norm, unfolded};
 use super::recipe::Recipe;
-use super::store::Store;
+use super::stream::{Stream, angles};
 use crate::config::{ModelConfig, Rotary, TextConfig};
 use crate::error::Result;
-use crate::kernels::{CacheRoom, Cpu, KeyValueCache, PackedLinear, Precision, Rotation, Rows, Split, Then, grow};
+use crate::kernels::{CacheRoom, Cpu, KeyValueCache, PackedLinear, Precision, Rotation, Rows, Then, grow};
 use crate::largest::Largest;
+use crate::model::head::Ends;
+use crate::model::loader::Loader;
+use crate::model::store::Store;
+use crate::model::wanted::Wanted;
+use crate::model::weights::matrix::{Fold, Matrix};
 use crate::stop::{Run, Stop};
 
 /// Decoder, token embedding and head.
@@ -199,53 +202,8 @@ struct Buffers {
     sin: Vec<f32>,
 }
 
-/// Cosines and sines of the angles of these positions, [positions, head_dim / 2].
-pub(super) fn angles(rotary: &Rotary, positions: Range<usize>, cosines: &mut Vec<f32>, sines: &mut Vec<f32>) {
-    cosines.clear();
-    sines.clear();
-    for angle in positions.flat_map(|p| rotary.inv_freq.iter().map(move |f| p as f32 * f)) {
-        let (sin, cos) = angle.sin_cos();
-        cosines.push(cos * rotary.scale);
-        sines.push(sin * rotary.scale);
-    }
-}
-
 /// Room in a layer's cache for `tokens` more behind the first `before`.
 fn room(cache: &mut KeyValueCache, before: usize, tokens: usize) -> CacheRoom<'_> {
     cache.truncate(before);
     cache.append(tokens)
-}
-
-/// What the layers hand on to each other; see [`Buffers`].
-struct Stream<'a> {
-    x: &'a mut [f32],
-    qkv: &'a mut [f32],
-    /// Of earlier passes, and of this one.
-    before: usize,
-    tokens: usize,
-}
-
-/// Some tokens of it.
-pub(super) struct Chunk<'a> {
-    pub(super) tokens: Range<usize>,
-    pub(super) x: &'a mut [f32],
-    pub(super) qkv: &'a mut [f32],
-}
-
-impl Stream<'_> {
-    /// Calls `work` with these tokens, a chunk at a time.
-    fn in_chunks(&mut self, tokens: Range<usize>, work: impl Fn(&mut Chunk<'_>, &mut chunks::Buffers) + Sync) {
-        let (width, qkv_width) = (self.x.len() / self.tokens, self.qkv.len() / self.tokens);
-        let (x, qkv) = (Split::new(self.x), Split::new(self.qkv));
-        chunks::in_chunks(self.before, tokens, |tokens, buffers| {
-            // SAFETY: no other task has these tokens.
-            let (x, qkv) = unsafe {
-                (
-                    x.part(tokens.start * width, tokens.len() * width),
-                    qkv.part(tokens.start * qkv_width, tokens.len() * qkv_width),
-                )
-            };
-            work(&mut Chunk { tokens, x, qkv }, buffers);
-        });
-    }
 }

@@ -2,7 +2,6 @@
 
 use rayon::prelude::*;
 
-use super::super::{Fold, Loader};
 use super::chunks::{self, Buffers};
 use crate::config::{ModelConfig, VisionConfig};
 use crate::error::Result;
@@ -10,6 +9,8 @@ use crate::kernels::{
     self, Attend, CacheRoom, Cpu, Heads, Int8KeysValues, Int16KeysValues, Int16Room, KeyValueCache, PackedLinear,
     Precision, Rotation, Rows, Split, Stored, Then, grow,
 };
+use crate::model::loader::Loader;
+use crate::model::weights::matrix::Fold;
 use crate::preprocess::Normalise;
 use crate::stop::{Run, Stop};
 

@@ -5,10 +5,12 @@ use candle_core::{D, DType, Device, Tensor};
 use candle_nn::ops::rms_norm;
 use candle_nn::rotary_emb::rope;
 
-use super::super::{Ends, Loader};
-use super::{Linear, ops};
+use super::linear::Linear;
+use super::ops;
 use crate::config::{ModelConfig, TextConfig};
 use crate::error::Result;
+use crate::model::head::Ends;
+use crate::model::loader::Loader;
 use crate::stop::{Run, Stop};
 
 /// Decoder, token embedding and head.

@@ -4,10 +4,11 @@
 use candle_core::{DType, Device, Tensor};
 use candle_nn::ops::layer_norm;
 
-use super::super::Loader;
-use super::{Linear, ops};
+use super::linear::Linear;
+use super::ops;
 use crate::config::{ModelConfig, VisionConfig};
 use crate::error::Result;
+use crate::model::loader::Loader;
 use crate::stop::{Run, Stop};
 
 /// Vision encoder and connector.

@@ -7,11 +7,11 @@ use std::sync::{Arc, PoisonError};
 use candle_core::DType;
 use rayon::prelude::*;
 
-use super::super::digest::{DIGEST, Digester};
-use super::super::packed::Store;
 use super::{Entry, Weights, in_parts, read, release};
 use crate::error::Result;
 use crate::kernels::{self, Cpu, Hessian, Mix, PackedLinear, Rotation, grow};
+use crate::model::digest::{DIGEST, Digester};
+use crate::model::store::Store;
 
 /// Matrices [outputs, inputs] of one input, one below the other, still on disk.
 pub struct Matrix {

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device};
 
-use super::super::super::Weights;
-use super::super::Store;
 use super::*;
 use crate::files::ModelFiles;
+use crate::model::store::Store;
+use crate::model::weights::Weights;
 
 /// A matrix [outputs, inputs] and its bias.
 struct Dense {

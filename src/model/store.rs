@@ -22,8 +22,7 @@ use memmap2::Advice;
 use memmap2::Mmap;
 use rayon::prelude::*;
 
-use super::super::Weights;
-use super::super::digest::{self, DIGEST};
+use super::digest::{self, DIGEST};
 use crate::error::{Error, Result};
 use crate::kernels::{Cpu, Mapped, Precision};
 use crate::{disk, log};
@@ -45,11 +44,13 @@ pub enum Store {
 }
 
 impl Store {
-    /// Calls `load` with a store in `dir`, if there is one. What is wrong with a store is logged,
-    /// and no error: `load` is called again.
+    /// Calls `load` with a store in `dir`, if there is one, of a checkpoint with this digest in this
+    /// precision. What is wrong with a store is logged, and no error: `prove` is to prove the
+    /// checkpoint, and `load` is called again.
     pub fn with<T>(
         dir: Option<&Path>,
-        weights: &Weights,
+        digest: impl FnOnce(&Path) -> String,
+        prove: impl FnOnce() -> Result<()>,
         precision: Precision,
         load: impl Fn(&Self) -> Result<T>,
     ) -> Result<T> {
@@ -60,7 +61,7 @@ impl Store {
         fs::create_dir_all(dir)
             .map_err(|e| Error::invalid_argument(format!("packed_cache_dir: {}: {e}", dir.display())))?;
         let precision = format!("{precision:?}").to_lowercase();
-        let key = format!("{}-{precision}-{}", weights.digest(dir), Cpu::detect().name());
+        let key = format!("{}-{precision}-{}", digest(dir), Cpu::detect().name());
         let path = dir.join(format!("{key}.packed"));
         if path.exists() {
             match Reader::open(&path, &key).and_then(|reader| load(&Self::From(reader))) {
@@ -71,7 +72,7 @@ impl Store {
                 Err(error) => log::warn(format_args!("{error}; weights are packed anew")),
             }
         }
-        weights.prove()?;
+        prove()?;
         let store = Self::To(Writer::new(path, key));
         let loaded = load(&store)?;
         if let Self::To(writer) = store {

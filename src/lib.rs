@@ -12,7 +12,7 @@
 //! Data flows one way: [`image`] -> [`preprocess`] -> [`backend`] (vision encoder, connector) ->
 //! [`prompt`] and [`tokenizer`] -> [`backend`] (decoder) -> [`sampler`] -> text. [`session`] is the
 //! whole pipeline on one screen. The C library in `ffi` is a thin layer over [`engine`] and
-//! [`session`].
+//! [`session`]. Which file may import from which: `docs/architecture.md`.
 
 #![deny(unsafe_op_in_unsafe_fn)]
 // A build without a backend has the shell of everything, and nobody who uses it.

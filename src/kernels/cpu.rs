@@ -80,7 +80,7 @@ impl Cpu {
     fn is_emulated(self) -> bool {
         #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
         if self == Cpu::Amx && Cpu::Avx512.runs_here() {
-            super::x86::amx::emulator::install();
+            super::isa::x86::amx::emulator::install();
             return true;
         }
         false

@@ -6,8 +6,12 @@
 //! second moment. Here that is a multiple of the identity plus a matrix of low rank, so that a
 //! weight costs two products with as many numbers as there are directions.
 
-use super::math::{self, Grid, Step};
-use super::{Cpu, Precision, Rows};
+use super::cpu::Cpu;
+use super::isa::{self, Step};
+use super::layout::Grid;
+use super::math;
+use super::precision::Precision;
+use super::rows::Rows;
 
 /// The least part of the mean eigenvalue that is counted on in directions not seen.
 const FLOOR: f32 = 1e-3;
@@ -39,11 +43,11 @@ impl Hessian {
         }
     }
 
-    /// See [`math::round_with_feedback`].
+    /// See [`isa::round_with_feedback`].
     pub(super) fn round(&self, rows: &[f32], grid: &Grid<'_>, words: &mut [u32], sums: &mut [i32], cpu: Cpu) {
         match self {
-            Self::Few(steps) => math::round_with_feedback(rows, grid, steps, (words, sums), cpu),
-            Self::Many(steps) => math::round_with_feedback(rows, grid, steps, (words, sums), cpu),
+            Self::Few(steps) => isa::round_with_feedback(rows, grid, steps, (words, sums), cpu),
+            Self::Many(steps) => isa::round_with_feedback(rows, grid, steps, (words, sums), cpu),
         }
     }
 }
@@ -89,7 +93,7 @@ fn steps<const RANK: usize>(rows: &Rows, cpu: Cpu) -> Option<Vec<Step<RANK>>> {
             along.iter_mut().zip(factors).for_each(|(along, factor)| *along += x * factor);
         }
     }
-    math::look_ahead(&mut steps, rest);
+    isa::look_ahead(&mut steps, rest);
     steps.as_flattened().as_flattened().iter().all(|x| x.is_finite()).then_some(steps)
 }
 

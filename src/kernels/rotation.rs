@@ -7,11 +7,12 @@
 
 use rayon::prelude::*;
 
-use super::block::LANES;
-use super::math::BAND;
-use super::rows::scratch;
+use super::cpu::Cpu;
+use super::isa::{self, BAND};
+use super::layout::LANES;
+use super::math;
+use super::scratch::scratch;
 use super::team::{self, Split};
-use super::{Cpu, math};
 
 /// Rows that one task turns.
 const TASK: usize = 8;
@@ -52,12 +53,12 @@ impl Across {
     fn turn(&self, x: &mut [f32], width: usize, cpu: Cpu) {
         let len = self.len * width;
         if self.matrix.is_empty() {
-            return math::thirds(x, len, cpu);
+            return isa::thirds(x, len, cpu);
         }
         scratch(self.parts * len, |before| {
             for x in x.chunks_exact_mut(self.parts * len) {
                 before.copy_from_slice(x);
-                math::mix(before, &self.matrix, x, cpu);
+                isa::mix(before, &self.matrix, x, cpu);
             }
         });
     }
@@ -106,7 +107,7 @@ impl Rotation {
             math::centre(row, cpu);
         }
         math::multiply(row, &self.signs, cpu);
-        math::hadamard(row, self.block, cpu);
+        isa::hadamard(row, self.block, cpu);
         self.across.iter().for_each(|across| across.turn(row, 1, cpu));
     }
 
@@ -114,7 +115,7 @@ impl Rotation {
     pub fn turn_back(&self, row: &mut [f32], cpu: Cpu) {
         assert_eq!(row.len(), self.size());
         self.across.iter().rev().for_each(|across| across.turn_back(row, cpu));
-        math::hadamard(row, self.block, cpu);
+        isa::hadamard(row, self.block, cpu);
         math::multiply(row, &self.signs, cpu);
     }
 
@@ -151,9 +152,9 @@ impl Rotation {
                     read(row, first, &mut to[..count]);
                 }
                 if self.centred {
-                    math::centre_columns(band, cpu);
+                    isa::centre_columns(band, cpu);
                 }
-                math::hadamard_columns(band, &self.signs, self.block, cpu);
+                isa::hadamard_columns(band, &self.signs, self.block, cpu);
                 self.across.iter().for_each(|across| across.turn(band, BAND, cpu));
                 for (row, from) in band.chunks_exact(BAND).enumerate() {
                     // SAFETY: no other task has these columns.
@@ -174,7 +175,7 @@ pub fn spread_of(width: usize) -> usize {
 /// activations that are both spread have the same product.
 pub fn spread(row: &mut [f32], block: usize, cpu: Cpu) {
     if block > 1 {
-        math::hadamard(row, block, cpu);
+        isa::hadamard(row, block, cpu);
     }
 }
 

@@ -3,11 +3,15 @@
 //! In 8 bits, each key and each value has a scale of its own: what is appended changes nothing that
 //! is there.
 
-use super::super::aligned::Aligned;
-use super::super::block::{LANES, OFFSET, PAIR, Panels, QUAD};
-use super::super::team::Split;
-use super::super::{Cpu, Precision, math};
-use super::{Head, Heads, Stored};
+use super::stored::{Head, Heads, Stored};
+use crate::kernels::aligned::Aligned;
+use crate::kernels::cpu::Cpu;
+use crate::kernels::isa;
+use crate::kernels::layout::{LANES, OFFSET, PAIR, QUAD};
+use crate::kernels::math;
+use crate::kernels::precision::Precision;
+use crate::kernels::product::Panels;
+use crate::kernels::team::Split;
 
 /// Keys and values of one layer and sequence.
 pub struct KeyValueCache {
@@ -250,7 +254,7 @@ impl CacheRoom<'_> {
     /// No other thread has this position.
     unsafe fn put_int8(&self, head: usize, position: usize, [key, value]: [&[f32]; 2], words: &mut [u32]) {
         let number = head * self.sizes.positions + position;
-        let scale = math::to_int8(key, words, self.cpu);
+        let scale = isa::to_int8(key, words, self.cpu);
         let sum = math::sign(words, self.cpu);
         // SAFETY: this position's numbers.
         unsafe {
@@ -258,7 +262,7 @@ impl CacheRoom<'_> {
             *self.corrections.at(number) = sum.wrapping_mul(OFFSET);
             self.put_key(head, position, words);
         }
-        let scale = math::to_int8(value, words, self.cpu);
+        let scale = isa::to_int8(value, words, self.cpu);
         math::sign(words, self.cpu);
         let start = head * self.sizes.values + position / QUAD * self.head_dim.next_multiple_of(LANES);
         // SAFETY: this position's number, and its byte of each word: the others may be at work on

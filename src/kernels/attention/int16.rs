@@ -1,10 +1,11 @@
 //! Keys and values in 16 bits, on their way from the product that makes them to attention: half of
 //! what they are in f32, so that more of them stays near.
 
-use super::super::rows::grow;
-use super::super::team::Split;
-use super::super::{Cpu, math};
-use super::Heads;
+use super::stored::Heads;
+use crate::kernels::cpu::Cpu;
+use crate::kernels::isa;
+use crate::kernels::scratch::grow;
+use crate::kernels::team::Split;
 
 /// Keys and values of one layer in 16 bits, which come from tasks that have some positions each:
 /// what 8 bits of all are made of.
@@ -118,7 +119,7 @@ impl Int16Room<'_> {
                 let place = head * count + at + row;
                 // SAFETY: this position's and head's, which are the caller's.
                 let (numbers, scale) = unsafe { (numbers.part(place * head_dim, head_dim), scales.part(place, 1)) };
-                scale[0] = math::to_int16(all.row(row, head), numbers, cpu);
+                scale[0] = isa::to_int16(all.row(row, head), numbers, cpu);
             }
         }
     }

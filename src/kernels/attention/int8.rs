@@ -5,13 +5,15 @@
 //! one. What is left is smaller, and so is its rounding (for keys: SageAttention, arXiv 2410.02367,
 //! section 4.2).
 
-use super::super::aligned::Aligned;
-use super::super::block::{LANES, OFFSET, Panels, QUAD};
-use super::super::rows::grow;
-use super::super::team::{self, Split};
-use super::super::{Cpu, math};
 use super::int16::{Int16KeysValues, Int16Rows};
-use super::{Head, Stored};
+use super::stored::{Head, Stored};
+use crate::kernels::aligned::Aligned;
+use crate::kernels::cpu::Cpu;
+use crate::kernels::layout::{KeyPanel, LANES, OFFSET, QUAD};
+use crate::kernels::product::Panels;
+use crate::kernels::scratch::grow;
+use crate::kernels::team::{self, Split};
+use crate::kernels::{isa, math};
 
 /// Keys and values of one layer and tile; the memory is used again and again.
 pub struct Int8KeysValues {
@@ -167,7 +169,7 @@ fn pack_keys(all: Int16Rows<'_>, packed: PackedKeys<'_>, cpu: Cpu) {
     let packed = words.chunks_exact_mut(head_dim.div_ceil(QUAD) * LANES);
     let numbers = scales.chunks_exact_mut(LANES).zip(corrections.chunks_exact_mut(LANES));
     for ((rows, words), (scales, corrections)) in rows.zip(packed).zip(numbers) {
-        math::keys_to_int8(rows, &mean, math::KeyPanel { words, scales, sums: corrections }, cpu);
+        isa::keys_to_int8(rows, &mean, KeyPanel { words, scales, sums: corrections }, cpu);
         corrections.iter_mut().for_each(|sum| *sum = sum.wrapping_mul(OFFSET));
     }
 }

@@ -1,15 +1,16 @@
 //! Online softmax: what a block of positions weighs, and what the blocks before it weigh beside it.
 
-use super::super::aligned::Aligned;
-use super::super::block::{PAIR, Panels, Strides};
-use super::super::rows::grow;
-use super::super::{Cpu, Precision, Rows, math};
+use super::product::product;
+use crate::kernels::aligned::Aligned;
+use crate::kernels::cpu::Cpu;
 #[cfg(target_arch = "x86_64")]
-use super::levels;
-use super::product;
-
-/// Units of a score in 8 bits from one to that which weighs twice as much.
-pub(super) const OCTAVE: usize = 32;
+use crate::kernels::isa::x86::avx512::softmax as levels;
+use crate::kernels::layout::{OCTAVE, PAIR, Strides};
+use crate::kernels::math;
+use crate::kernels::precision::Precision;
+use crate::kernels::product::Panels;
+use crate::kernels::rows::Rows;
+use crate::kernels::scratch::grow;
 
 /// A row's largest score so far, as a power of 2, and the sum of its weights relative to that.
 #[derive(Clone, Copy)]

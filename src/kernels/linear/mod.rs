@@ -14,10 +14,14 @@ use std::ops::Range;
 use self::pack::{Matrix, Weights};
 use self::widen::Widened;
 use super::aligned::Mapped;
-use super::block::{Block, High, LANES, Out, PAIR, PANELS, Panels, QUAD, Strides};
-use super::rows::HALVES;
+use super::cpu::Cpu;
+use super::hessian::Hessian;
+use super::isa;
+use super::layout::{LANES, PAIR, PANELS, QUAD, Strides};
+use super::precision::Precision;
+use super::product::{Block, Out, Panels};
+use super::rows::{HALVES, Rows};
 use super::team::{self, Split};
-use super::{Cpu, Hessian, Rows};
 
 /// Rows that one task takes, at most: enough to use a panel's weights again and again from cache,
 /// few enough to share out.
@@ -34,38 +38,6 @@ const PIECES: usize = 4;
 
 thread_local! {
     static WIDENED: RefCell<Widened> = RefCell::default();
-}
-
-/// How weights are kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Precision {
-    #[default]
-    Bf16,
-    /// One scale per output; activations are quantised too, with one scale per row.
-    Int8,
-    /// One scale per output and block of 32 inputs; activations as in `Int8`.
-    Int4,
-    /// The same, with weights of 5 bits.
-    Int5,
-    /// Of 6.
-    Int6,
-}
-
-impl Precision {
-    /// What weights in blocks have beyond 4 bits; `None` for others.
-    pub(super) fn high(self) -> Option<High> {
-        match self {
-            Self::Bf16 | Self::Int8 => None,
-            Self::Int4 => Some(High::NONE),
-            Self::Int5 => Some(High::of(1)),
-            Self::Int6 => Some(High::of(2)),
-        }
-    }
-
-    /// What rows are in for such weights: all blocks take the same ones.
-    pub(super) fn of_rows(self) -> Self {
-        if self.high().is_some() { Self::Int4 } else { self }
-    }
 }
 
 /// How a matrix's weights are kept: the first outputs in one precision, the others in another, which
@@ -282,7 +254,7 @@ impl PackedLinear {
                 strides: Strides { panel: rows.groups, group: 1 },
                 ahead: Some(self.block_bytes(panel + PANELS)).filter(|bytes| !bytes.is_empty()).unwrap_or(next),
             };
-            block.run(out, self.cpu);
+            isa::product(&block, out, self.cpu);
         };
         match (self.panels(panel, rows), rows.precision) {
             (Panels::Int4 { values, high, scales }, Precision::Int8) => WIDENED.with_borrow_mut(|widened| {

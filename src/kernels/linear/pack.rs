@@ -3,13 +3,14 @@
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::super::aligned::{Aligned, Mapped, Numbers};
-use super::super::block::{BLOCK, High, LANES, OFFSET, PAIR, QUAD};
-use super::super::math::Grid;
-use super::super::{Cpu, Hessian, math};
-use super::Precision;
+use crate::kernels::aligned::{Aligned, Mapped, Numbers};
+use crate::kernels::cpu::Cpu;
+use crate::kernels::hessian::Hessian;
+use crate::kernels::layout::{BLOCK, Grid, High, LANES, OFFSET, PAIR, QUAD};
+use crate::kernels::precision::Precision;
+use crate::kernels::{isa, math};
 
-/// As [`Panels`](super::Panels) has them, of all outputs.
+/// As [`Panels`](crate::kernels::product::Panels) has them, of all outputs.
 pub(super) enum Weights {
     Bf16(Numbers<bf16>),
     Int8 { values: Numbers<i8>, scales: Numbers<f32>, corrections: Numbers<i32> },
@@ -153,7 +154,7 @@ impl<F: Fn(usize, &mut [f32]) + Sync> Matrix<'_, F> {
             } else {
                 some.words.resize(groups, 0);
                 for (output, (row, scale)) in rows.zip(scales).enumerate() {
-                    *scale = math::to_int8(row, &mut some.words, self.cpu);
+                    *scale = isa::to_int8(row, &mut some.words, self.cpu);
                     some.sums[output] = math::sign(&mut some.words, self.cpu);
                     let panel = &mut words[output / LANES * LANES * groups..][..LANES * groups];
                     let lane = panel.iter_mut().skip(output % LANES).step_by(LANES);

@@ -1,8 +1,8 @@
 use std::sync::{Arc, Mutex};
 
-use super::super::aligned::Aligned;
-use super::super::math::tests::{largest_difference, numbers};
 use super::*;
+use crate::kernels::aligned::Aligned;
+use crate::kernels::math::tests::{largest_difference, numbers};
 
 const SHAPES: [(usize, usize, usize); 8] =
     [(1, 1, 1), (1, 64, 64), (1, 576, 1536), (5, 33, 17), (7, 100, 65), (130, 48, 130), (13, 3, 200), (129, 257, 79)];

@@ -6,10 +6,12 @@
 
 use half::f16;
 
-use super::super::aligned::Aligned;
-use super::super::block::{BLOCK, High, LANES, OFFSET, Panels, QUAD};
-use super::super::rows::grow;
-use super::super::{Cpu, math};
+use crate::kernels::aligned::Aligned;
+use crate::kernels::cpu::Cpu;
+use crate::kernels::layout::{BLOCK, High, LANES, OFFSET, QUAD};
+use crate::kernels::math;
+use crate::kernels::product::Panels;
+use crate::kernels::scratch::grow;
 
 /// Groups of a block of weights.
 const GROUPS: usize = BLOCK / QUAD;
@@ -44,10 +46,10 @@ impl Widened {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::math::tests::numbers;
-    use super::super::Precision;
     use super::super::pack::{Matrix, Weights};
     use super::*;
+    use crate::kernels::math::tests::numbers;
+    use crate::kernels::precision::Precision;
 
     #[test]
     fn weights_are_off_by_half_a_step_of_8_bits() {

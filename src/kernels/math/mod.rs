@@ -1,137 +1,34 @@
 //! Element-wise arithmetic in a form that compilers vectorise: the same source, compiled again for
 //! wider registers.
 
-use super::Cpu;
-
-/// Partial sums and maxima of a reduction: as many as the widest register has lanes.
-const LANES: usize = 16;
-
-/// Adding it rounds a number of no more than 22 bits to an integer, ties to even, which the low
-/// bits of the sum then hold.
-pub(super) const ROUND: f32 = 12_582_912.0;
-
-/// Defines `$name`, which runs `$body` compiled for the processor at hand. `FUSED` in it: whether
-/// that has fused multiply-adds.
-macro_rules! vectorised {
-    ($(#[$doc:meta])* $name:ident($($argument:ident: $type:ty),*) $(-> $result:ty)? $body:block) => {
-        $(#[$doc])*
-        pub(crate) fn $name($($argument: $type,)* cpu: Cpu) $(-> $result)? {
-            #[allow(clippy::extra_unused_type_parameters)]
-            #[inline(always)]
-            fn generic<const FUSED: bool>($($argument: $type),*) $(-> $result)? $body
-
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
-            fn wide($($argument: $type),*) $(-> $result)? {
-                generic::<true>($($argument),*)
-            }
-
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma")]
-            fn half_as_wide($($argument: $type),*) $(-> $result)? {
-                generic::<true>($($argument),*)
-            }
-
-            match cpu {
-                #[cfg(target_arch = "x86_64")]
-                // SAFETY: these sets exist only where the processor has these instructions.
-                Cpu::Avx512F | Cpu::Avx512 | Cpu::Avx512Bf16 | Cpu::Amx => unsafe { wide($($argument),*) },
-                #[cfg(target_arch = "x86_64")]
-                // SAFETY: these exist only where the processor has AVX2 and FMA.
-                Cpu::Avx2 | Cpu::AvxVnni => unsafe { half_as_wide($($argument),*) },
-                _ => generic::<false>($($argument),*),
-            }
-        }
-    };
-}
-
-mod hadamard;
+pub(super) mod lanes;
 mod nonlinear;
 mod quantise;
-mod round;
+pub(super) mod vectorised;
+mod vectors;
 
-pub(super) use hadamard::{BAND, centre_columns, hadamard, hadamard_columns, mix, thirds};
 pub(super) use nonlinear::{
     DITHERED, centre, dither, exp2_row, exp2_row_int8, exp2_row_int16, gelu, layer_norm, power_of_two, rms_norm,
     silu_mul,
 };
 pub(crate) use quantise::from_bf16;
 pub(super) use quantise::{
-    KeyPanel, WidePanel, add_int16, high_half, int8_scale, interleave_int8, keys_to_int8, low_half, round_bf16,
-    set_high, set_low, sign, sign_and_sum, spread_int16, to_bf16, to_int8, to_int8_twice, to_int16, to_levels, widen,
+    WidePanel, add_int16, centre_to_int8, from_int16, high_half, int8_scale, interleave_int8, low_half, round_bf16,
+    set_high, set_low, sign, sign_and_sum, spread_int16, to_bf16, to_int8_elsewhere, to_int8_twice, to_int16_elsewhere,
+    to_levels, widen,
 };
-pub(super) use round::{Grid, Step, add_scaled, dot, look_ahead, round_with_feedback};
-
-/// The larger one, without what `f32::max` promises for NaN: one instruction.
-#[inline(always)]
-fn larger(a: f32, b: f32) -> f32 {
-    if a > b { a } else { b }
-}
-
-/// All lanes, which are a power of 2, as one, in a few steps of halves.
-#[inline(always)]
-fn fold<const COUNT: usize>(mut lanes: [f32; COUNT], of: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut half = COUNT / 2;
-    while half > 0 {
-        let (low, high) = lanes.split_at_mut(half);
-        low.iter_mut().zip(high).for_each(|(low, high)| *low = of(*low, *high));
-        half /= 2;
-    }
-    lanes[0]
-}
-
-/// The largest, at least `least`.
-#[inline(always)]
-fn largest(x: &[f32], least: f32, of: impl Fn(f32) -> f32) -> f32 {
-    // A maximum takes a few cycles, in which others can begin.
-    let mut largest = [least; 4 * LANES];
-    let chunks = x.chunks_exact(4 * LANES);
-    for (m, x) in largest.iter_mut().zip(chunks.remainder()) {
-        *m = larger(of(*x), *m);
-    }
-    for chunk in chunks {
-        for (m, x) in largest.iter_mut().zip(chunk) {
-            *m = larger(of(*x), *m);
-        }
-    }
-    fold(largest, larger)
-}
-
-/// a * b + c, rounded once where the processor does so.
-#[inline(always)]
-fn fma<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
-    if FUSED { a.mul_add(b, c) } else { a * b + c }
-}
-
-vectorised! {
-    /// `x` times `by`, plus `rest`, as far as there is any.
-    scale_and_add(x: &[f32], by: f32, rest: &[f32], out: &mut [f32]) {
-        out.iter_mut().zip(x).for_each(|(out, x)| *out = x * by);
-        out.iter_mut().zip(rest).for_each(|(out, rest)| *out += rest);
-    }
-}
-
-vectorised! {
-    /// Each number times another one.
-    multiply(x: &mut [f32], by: &[f32]) {
-        x.iter_mut().zip(by).for_each(|(x, by)| *x *= by);
-    }
-}
-
-vectorised! {
-    /// `x` times `by`.
-    scale(x: &mut [f32], by: f32) {
-        x.iter_mut().for_each(|x| *x *= by);
-    }
-}
+pub(crate) use vectors::multiply;
+pub(super) use vectors::{add_scaled, dot, scale, scale_and_add};
 
 #[cfg(test)]
 pub(super) mod tests {
     use half::bf16;
 
-    use super::super::block::OFFSET;
     use super::nonlinear::{exp2, reciprocal, sigmoid};
     use super::*;
+    use crate::kernels::cpu::Cpu;
+    use crate::kernels::isa::{keys_to_int8, to_int8, to_int16};
+    use crate::kernels::layout::{KeyPanel, LANES, OFFSET};
 
     /// Numbers from -1 to 1 in no order.
     pub fn numbers(count: usize, seed: u32) -> Vec<f32> {

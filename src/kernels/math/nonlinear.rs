@@ -1,8 +1,9 @@
 //! Activations, softmax and norms.
 
-use super::super::Cpu;
+use super::lanes::{LANES, ROUND, fma, fold, larger, largest};
 use super::quantise::bf16_bits;
-use super::{LANES, ROUND, fma, fold, larger, largest};
+use super::vectorised::vectorised;
+use crate::kernels::cpu::Cpu;
 
 /// 2 to the power of `x`, which is not above 126, times `by`, within 8e-5 of it relatively; of what
 /// lies below -126, of that. Its results are rounded to 8 bits.
@@ -76,7 +77,7 @@ vectorised! {
 
 /// The same for one number; of what lies below -126, 0.
 #[inline]
-pub(in super::super) fn power_of_two(x: f32) -> f32 {
+pub(in crate::kernels) fn power_of_two(x: f32) -> f32 {
     if x > -126.0 { exp2::<false>(x, 1.0) } else { 0.0 }
 }
 
@@ -110,14 +111,14 @@ vectorised! {
 }
 
 /// Positions after which [`dither`] begins again.
-pub(in super::super) const DITHERED: usize = 256;
+pub(in crate::kernels) const DITHERED: usize = 256;
 
 /// From where on a softmax weight in 8 bits is rounded up, in 256ths, by its position: as often as
 /// it lies above the integer below it. Rounded to the nearest, all that weigh less than a 510th of
 /// the largest would be 0, which of a thousand is much of what they all weigh.
 ///
 /// Multiples of an odd number are spread evenly over neighbours, and over rows of patches.
-pub(in super::super) const fn dither(position: usize) -> u8 {
+pub(in crate::kernels) const fn dither(position: usize) -> u8 {
     (position * 157 % DITHERED) as u8
 }
 

@@ -2,22 +2,21 @@
 
 use half::bf16;
 
-use super::super::Cpu;
-use super::super::block::{BLOCK, High, OFFSET, QUAD};
-#[cfg(target_arch = "x86_64")]
-use super::super::x86;
-use super::{LANES, ROUND, fold, larger, largest};
+use super::lanes::{LANES, ROUND, fold, larger, largest};
+use super::vectorised::vectorised;
+use crate::kernels::cpu::Cpu;
+use crate::kernels::layout::{BLOCK, High, OFFSET, QUAD};
 
 /// The largest number of 16 bits whose upper half, rounded, has 8.
 const TWICE: f32 = 127.0 * 256.0;
 
 #[inline]
-pub(in super::super) fn low_half(word: u32) -> f32 {
+pub(in crate::kernels) fn low_half(word: u32) -> f32 {
     f32::from_bits(word << 16)
 }
 
 #[inline]
-pub(in super::super) fn high_half(word: u32) -> f32 {
+pub(in crate::kernels) fn high_half(word: u32) -> f32 {
     f32::from_bits(word & 0xffff_0000)
 }
 
@@ -68,26 +67,15 @@ vectorised! {
     }
 }
 
-/// Four numbers to a word, in 8 bits plus OFFSET; missing ones are 0. What they have to be
-/// multiplied by.
-pub(in super::super) fn to_int8(x: &[f32], words: &mut [u32], cpu: Cpu) -> f32 {
-    match cpu {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: these sets exist only where the processor has AVX-512 F and BW.
-        Cpu::Avx512F | Cpu::Avx512 | Cpu::Avx512Bf16 | Cpu::Amx => unsafe { x86::to_int8(x, words) },
-        _ => to_int8_elsewhere(x, words, cpu),
-    }
-}
-
 vectorised! {
-    /// What [`to_int8`] says, alone.
+    /// What [`isa::to_int8`](crate::kernels::isa::to_int8) says, alone.
     int8_scale(x: &[f32]) -> f32 {
         largest(x, 0.0, f32::abs) / 127.0
     }
 }
 
 vectorised! {
-    /// [`to_int8`] without instructions of its own.
+    /// [`isa::to_int8`](crate::kernels::isa::to_int8) without instructions of its own.
     to_int8_elsewhere(x: &[f32], words: &mut [u32]) -> f32 {
         let largest = largest(x, 0.0, f32::abs);
         let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
@@ -121,18 +109,8 @@ vectorised! {
     }
 }
 
-/// `x` in 16 bits; what they have to be multiplied by.
-pub(in super::super) fn to_int16(x: &[f32], numbers: &mut [i16], cpu: Cpu) -> f32 {
-    match cpu {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: these sets exist only where the processor has AVX-512 F, BW and VL.
-        Cpu::Avx512F | Cpu::Avx512 | Cpu::Avx512Bf16 | Cpu::Amx => unsafe { x86::to_int16(x, numbers) },
-        _ => to_int16_elsewhere(x, numbers, cpu),
-    }
-}
-
 vectorised! {
-    /// [`to_int16`] without instructions of its own.
+    /// [`isa::to_int16`](crate::kernels::isa::to_int16) without instructions of its own.
     to_int16_elsewhere(x: &[f32], numbers: &mut [i16]) -> f32 {
         let largest = largest(x, 0.0, f32::abs);
         let inverse = if largest > 0.0 { 32767.0 / largest } else { 0.0 };
@@ -144,7 +122,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// What [`to_int16`] was given, but for its rounding.
+    /// What [`isa::to_int16`](crate::kernels::isa::to_int16) was given, but for its rounding.
     from_int16(numbers: &[i16], scale: f32, x: &mut [f32]) {
         for (x, number) in x.iter_mut().zip(numbers) {
             *x = f32::from(*number) * scale;
@@ -180,12 +158,12 @@ vectorised! {
 }
 
 /// What becomes of a panel of weights of fewer bits in 8 bits.
-pub(in super::super) struct WidePanel<'a> {
+pub(in crate::kernels) struct WidePanel<'a> {
     /// [groups, LANES], each four of a column's numbers.
-    pub(in super::super) words: &'a mut [u32],
+    pub(in crate::kernels) words: &'a mut [u32],
     /// What each column's numbers have to be multiplied by, and their sum.
-    pub(in super::super) scales: &'a mut [f32],
-    pub(in super::super) sums: &'a mut [i32],
+    pub(in crate::kernels) scales: &'a mut [f32],
+    pub(in crate::kernels) sums: &'a mut [i32],
 }
 
 vectorised! {
@@ -257,7 +235,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// Takes OFFSET off the numbers in `words`, which [`to_int8`] made; the sums of every BLOCK of
+    /// Takes OFFSET off the numbers in `words`, which [`isa::to_int8`](crate::kernels::isa::to_int8) made; the sums of every BLOCK of
     /// them.
     sign_and_sum(words: &mut [u32], sums: &mut [i32]) {
         for (sum, words) in sums.iter_mut().zip(words.chunks_mut(BLOCK / QUAD)) {
@@ -278,41 +256,9 @@ fn signed(words: &mut [u32]) -> i32 {
 }
 
 vectorised! {
-    /// Takes OFFSET off the numbers in `words`, which [`to_int8`] made; the sum of all.
+    /// Takes OFFSET off the numbers in `words`, which [`isa::to_int8`](crate::kernels::isa::to_int8) made; the sum of all.
     sign(words: &mut [u32]) -> i32 {
         signed(words)
-    }
-}
-
-/// The panel that keys of LANES positions become.
-pub(in super::super) struct KeyPanel<'a> {
-    /// [groups, LANES], each four of a key's numbers, the first one lowest.
-    pub(in super::super) words: &'a mut [u32],
-    /// What each key's numbers have to be multiplied by, and their sum.
-    pub(in super::super) scales: &'a mut [f32],
-    pub(in super::super) sums: &'a mut [i32],
-}
-
-/// Keys of up to LANES positions in 16 bits, with their scales, less `mean`; missing ones have a
-/// sum of 0, and may be anything.
-pub(in super::super) fn keys_to_int8(keys: (&[i16], &[f32]), mean: &[f32], panel: KeyPanel<'_>, cpu: Cpu) {
-    #[cfg(target_arch = "x86_64")]
-    if cpu >= Cpu::Avx512 {
-        // SAFETY: these sets exist only where the processor has AVX-512 F, BW, VL and VNNI.
-        match mean.len().div_ceil(x86::KEY_BLOCK) {
-            1 => return unsafe { x86::keys_to_int8::<1>(keys, mean, panel) },
-            // SAFETY: as above.
-            2 => return unsafe { x86::keys_to_int8::<2>(keys, mean, panel) },
-            _ => {}
-        }
-    }
-    let cpu = cpu.narrow();
-    let (mut row, mut key) = (vec![0.0; mean.len()], vec![0; mean.len().div_ceil(QUAD)]);
-    panel.sums.fill(0);
-    for (lane, (numbers, scale)) in keys.0.chunks_exact(mean.len()).zip(keys.1).enumerate() {
-        from_int16(numbers, *scale, &mut row, cpu);
-        (panel.scales[lane], panel.sums[lane]) = centre_to_int8(&row, mean, &mut key, cpu);
-        panel.words.chunks_exact_mut(LANES).zip(&key).for_each(|(lanes, word)| lanes[lane] = *word);
     }
 }
 
@@ -368,6 +314,6 @@ vectorised! {
 }
 
 /// One number, rounded.
-pub(in super::super) fn round_bf16(x: f32) -> bf16 {
+pub(in crate::kernels) fn round_bf16(x: f32) -> bf16 {
     bf16::from_bits(bf16_bits(x) as u16)
 }

@@ -1,9 +1,9 @@
-//! Weights rounded with feedback; see [`math::round_with_feedback`](super::super::math::round_with_feedback).
+//! Weights rounded with feedback; see [`isa::round_with_feedback`](crate::kernels::isa::round_with_feedback).
 
 use std::arch::x86_64::*;
 
-use super::super::block::{LANES, QUAD};
-use super::super::math::{Grid, ROUND};
+use crate::kernels::layout::{Grid, LANES, QUAD};
+use crate::kernels::math::lanes::ROUND;
 
 const HALF: usize = LANES / 2;
 
@@ -13,7 +13,7 @@ const AT_ONCE: usize = 2;
 /// # Safety
 /// The processor has AVX-512 F and DQ. There are rows, words, scales and sums for all panels.
 #[target_feature(enable = "avx512f,avx512dq")]
-pub(in super::super) unsafe fn round_with_feedback<const RANK: usize>(
+pub(in crate::kernels) unsafe fn round_with_feedback<const RANK: usize>(
     rows: &[f32],
     grid: &Grid<'_>,
     steps: &[[[f32; RANK]; 2]],
@@ -167,7 +167,7 @@ unsafe fn columns(rows: &[f32], len: usize, (start, count): (usize, usize), out:
 /// # Safety
 /// The processor has AVX2 and FMA, and the rest as above.
 #[target_feature(enable = "avx2,fma")]
-pub(in super::super) unsafe fn round_with_feedback_in_halves<const RANK: usize>(
+pub(in crate::kernels) unsafe fn round_with_feedback_in_halves<const RANK: usize>(
     rows: &[f32],
     grid: &Grid<'_>,
     steps: &[[[f32; RANK]; 2]],

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::block::LANES;
+use crate::kernels::layout::LANES;
 
 const HALF: usize = LANES / 2;
 
@@ -24,7 +24,7 @@ const SIGNS: [[f32; LANES]; 4] = {
 /// # Safety
 /// The processor has AVX-512 F and DQ.
 #[target_feature(enable = "avx512f,avx512dq")]
-pub(in super::super) unsafe fn hadamard_lanes(x: &mut [f32], scale: f32) {
+pub(in crate::kernels) unsafe fn hadamard_lanes(x: &mut [f32], scale: f32) {
     // SAFETY: a register each.
     let [one, two, four, eight] = unsafe {
         [
@@ -53,7 +53,7 @@ pub(in super::super) unsafe fn hadamard_lanes(x: &mut [f32], scale: f32) {
 /// # Safety
 /// The processor has AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
-pub(in super::super) unsafe fn hadamard_halves(x: &mut [f32], scale: f32) {
+pub(in crate::kernels) unsafe fn hadamard_halves(x: &mut [f32], scale: f32) {
     // SAFETY: a register each.
     let [one, two, four] = unsafe {
         [_mm256_loadu_ps(SIGNS[0].as_ptr()), _mm256_loadu_ps(SIGNS[1].as_ptr()), _mm256_loadu_ps(SIGNS[2].as_ptr())]

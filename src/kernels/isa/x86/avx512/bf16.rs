@@ -4,10 +4,11 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::super::block::{Block, LANES, Out, PAIR};
-use super::super::math;
-use super::super::rows::scratch;
-use super::{Column, RowOffsets, TALL_PANELS, TALL_ROWS, TILE_ROWS, dispatch};
+use super::tile::{Column, RowOffsets, TALL_PANELS, TALL_ROWS, TILE_ROWS, dispatch};
+use crate::kernels::layout::{LANES, PAIR};
+use crate::kernels::math;
+use crate::kernels::product::{Block, Out};
+use crate::kernels::scratch::scratch;
 
 /// How far on a few rows fetch, in bytes: they read faster than the processor's own prefetching,
 /// which ends with a page of 4 KiB. Two panels of keys with 64 numbers are 4 KiB; 2 KiB were slower
@@ -17,7 +18,7 @@ const ON: usize = 4096;
 /// # Safety
 /// The processor has AVX-512 F, BW and BF16. `values` starts at the block's first panel.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub(in super::super) unsafe fn bf16_block(values: &[bf16], block: &Block<'_>, out: &mut Out<'_>) {
+pub(in crate::kernels) unsafe fn bf16_block(values: &[bf16], block: &Block<'_>, out: &mut Out<'_>) {
     assert!(values.len() >= block.vectors() * LANES * PAIR);
     for row in (0..block.row_count).step_by(TILE_ROWS) {
         let rows = TILE_ROWS.min(block.row_count - row);
@@ -79,7 +80,7 @@ unsafe fn bf16_tile<const ROWS: usize, const PANELS: usize>(
 /// # Safety
 /// The processor has AVX-512 F and BW. `values` starts at the block's first panel.
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(in super::super) unsafe fn bf16_block_in_f32(values: &[bf16], block: &Block<'_>, out: &mut Out<'_>) {
+pub(in crate::kernels) unsafe fn bf16_block_in_f32(values: &[bf16], block: &Block<'_>, out: &mut Out<'_>) {
     assert!(values.len() >= block.vectors() * LANES * PAIR);
     let groups = block.rows.groups;
     for row in (0..block.row_count).step_by(TALL_ROWS) {

@@ -1,44 +1,25 @@
-//! AVX-512's products: a tile of rows and panels is held in registers while the inputs stream by;
-//! and AMX's.
-
-#[cfg(target_os = "linux")]
-pub(super) mod amx;
-mod bf16;
-mod hadamard;
-mod int16;
-mod int4;
-mod int8;
-mod quantise;
-mod round;
+//! A tile of rows and panels, held in registers while the inputs stream by.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::block::Out;
-
-pub(super) use bf16::{bf16_block, bf16_block_in_f32};
-pub(super) use hadamard::{hadamard_halves, hadamard_lanes};
-pub(super) use int4::int4_block;
-pub(super) use int8::int8_block;
-pub(super) use int16::{KEY_BLOCK, keys_to_int8, to_int16};
-pub(super) use quantise::to_int8;
-pub(super) use round::{round_with_feedback, round_with_feedback_in_halves};
+use crate::kernels::product::Out;
 
 /// Rows of a register tile: 6 rows by 4 panels are 24 accumulators of the 32 registers.
-pub(super) const TILE_ROWS: usize = 6;
+pub(in crate::kernels) const TILE_ROWS: usize = 6;
 
 /// Rows of a tall tile, by 2 panels: more rows share what is read of a panel, and what taking it
 /// apart costs.
-const TALL_ROWS: usize = 12;
-pub(super) const TALL_PANELS: usize = 2;
+pub(in crate::kernels) const TALL_ROWS: usize = 12;
+pub(in crate::kernels) const TALL_PANELS: usize = 2;
 
 /// How far on in panels of 8 or 4 bits a few rows fetch, in bytes: the processor's own prefetching
 /// ends with a page of 4 KiB, and a panel has two or three. From 1 to 4 KiB did, 2 did best.
-pub(super) const ON: usize = 2048;
+pub(in crate::kernels) const ON: usize = 2048;
 
 /// Rows of each of as many tall tiles as `rows` need: a last one of few rows would read all of the
 /// panels for little work.
-pub(super) fn even_rows(rows: usize) -> usize {
+pub(in crate::kernels) fn even_rows(rows: usize) -> usize {
     rows.div_ceil(rows.div_ceil(TALL_ROWS))
 }
 
@@ -48,11 +29,11 @@ pub(super) fn even_rows(rows: usize) -> usize {
 /// Compilers are not to see what they are: they add one row to the other in the innermost loop
 /// instead, on the ports that products need.
 #[derive(Clone, Copy)]
-pub(super) struct RowOffsets([usize; TALL_ROWS / 2]);
+pub(in crate::kernels) struct RowOffsets([usize; TALL_ROWS / 2]);
 
 impl RowOffsets {
     #[inline(always)]
-    pub(super) fn new(stride: usize) -> Self {
+    pub(in crate::kernels) fn new(stride: usize) -> Self {
         let mut odd = [0; TALL_ROWS / 2];
         for (i, offset) in odd.iter_mut().enumerate() {
             let mut multiple = stride * (2 * i + 1);
@@ -68,7 +49,7 @@ impl RowOffsets {
     /// # Safety
     /// The tile has this row, and it has a number there.
     #[inline(always)]
-    pub(super) unsafe fn read<T: Copy>(self, first: *const T, row: usize) -> T {
+    pub(in crate::kernels) unsafe fn read<T: Copy>(self, first: *const T, row: usize) -> T {
         let offset = match row {
             0 => 0,
             _ => self.0[(row >> row.trailing_zeros()) / 2] << row.trailing_zeros(),
@@ -95,10 +76,10 @@ macro_rules! dispatch {
     };
 }
 
-pub(super) use dispatch;
+pub(in crate::kernels) use dispatch;
 
 /// Where a panel's results go.
-struct Column {
+pub(in crate::kernels) struct Column {
     start: *mut f32,
     stride: usize,
     /// The lanes that have columns.
@@ -112,7 +93,7 @@ impl Column {
     /// The processor has AVX-512 F; the block has this row and this panel.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn new(out: &mut Out<'_>, row: usize, panel: usize) -> Self {
+    pub(in crate::kernels) unsafe fn new(out: &mut Out<'_>, row: usize, panel: usize) -> Self {
         // SAFETY: as the caller promises.
         unsafe {
             let (start, lanes) = out.lanes(row, panel);
@@ -127,7 +108,7 @@ impl Column {
     /// The processor has AVX-512 F; the block has as many rows.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn store(&self, row: usize, values: __m512) {
+    pub(in crate::kernels) unsafe fn store(&self, row: usize, values: __m512) {
         let values = _mm512_add_ps(values, self.bias);
         // SAFETY: as the caller promises; the mask leaves out what is not the block's.
         unsafe {

@@ -3,23 +3,22 @@
 
 use std::arch::x86_64::*;
 
-use super::super::block::{LANES, QUAD};
-use super::super::math::KeyPanel;
+use crate::kernels::layout::{KeyPanel, LANES, QUAD};
 
 /// Numbers of a key that are rounded at a time: as many bytes as a register has.
-pub(in super::super) const KEY_BLOCK: usize = LANES * QUAD;
+pub(in crate::kernels) const KEY_BLOCK: usize = LANES * QUAD;
 
 /// The first so many lanes of LANES.
 fn lanes(count: usize) -> __mmask16 {
     ((1u32 << count.min(LANES)) - 1) as __mmask16
 }
 
-/// See [`math::to_int16`](super::super::math::to_int16).
+/// See [`isa::to_int16`](crate::kernels::isa::to_int16).
 ///
 /// # Safety
 /// The processor has AVX-512 F, BW and VL.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-pub(in super::super) unsafe fn to_int16(x: &[f32], numbers: &mut [i16]) -> f32 {
+pub(in crate::kernels) unsafe fn to_int16(x: &[f32], numbers: &mut [i16]) -> f32 {
     assert_eq!(x.len(), numbers.len());
     let mut largest = _mm512_setzero_ps();
     for part in x.chunks(LANES) {
@@ -40,13 +39,13 @@ pub(in super::super) unsafe fn to_int16(x: &[f32], numbers: &mut [i16]) -> f32 {
     largest / 32767.0
 }
 
-/// See [`math::keys_to_int8`](super::super::math::keys_to_int8), of BLOCKS times KEY_BLOCK numbers
+/// See [`isa::keys_to_int8`](crate::kernels::isa::keys_to_int8), of BLOCKS times KEY_BLOCK numbers
 /// a key at most.
 ///
 /// # Safety
 /// The processor has AVX-512 F, BW, VL and VNNI.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-pub(in super::super) unsafe fn keys_to_int8<const BLOCKS: usize>(
+pub(in crate::kernels) unsafe fn keys_to_int8<const BLOCKS: usize>(
     (keys, key_scales): (&[i16], &[f32]),
     mean: &[f32],
     KeyPanel { words, scales, sums }: KeyPanel<'_>,

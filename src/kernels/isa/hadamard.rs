@@ -1,12 +1,13 @@
 //! The Walsh-Hadamard transform.
 
-use super::super::Cpu;
 #[cfg(target_arch = "x86_64")]
-use super::super::x86;
-use super::{LANES, fma};
+use super::x86;
+use crate::kernels::cpu::Cpu;
+use crate::kernels::math::lanes::{LANES, fma};
+use crate::kernels::math::vectorised::vectorised;
 
 /// Columns that are transformed together: a few cache lines of each row.
-pub(in super::super) const BAND: usize = 64;
+pub(in crate::kernels) const BAND: usize = 64;
 
 /// One stage within a register.
 #[inline(always)]
@@ -46,7 +47,7 @@ fn stages(x: &mut [f32], from: usize, to: usize) {
 
 /// Each block of so many numbers, a power of 2 that `x` has whole ones of, times an orthogonal
 /// matrix: every number of a block is in every other one, with the same weight.
-pub(in super::super) fn hadamard(x: &mut [f32], block: usize, cpu: Cpu) {
+pub(in crate::kernels) fn hadamard(x: &mut [f32], block: usize, cpu: Cpu) {
     let scale = 1.0 / (block as f32).sqrt();
     if block < LANES {
         return small(x, block, scale);

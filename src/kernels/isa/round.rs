@@ -1,30 +1,20 @@
 //! Weights rounded one after the other, each with what those before it have left.
 
-use super::super::Cpu;
-use super::super::block::QUAD;
 #[cfg(target_arch = "x86_64")]
-use super::super::x86;
-use super::{LANES, ROUND, fma, larger};
+use super::x86;
+use crate::kernels::cpu::Cpu;
+use crate::kernels::layout::{Grid, QUAD};
+use crate::kernels::math::lanes::{LANES, ROUND, larger};
 
 /// What an input has to do with some directions, in which activations are large: what to take off a
 /// weight for the errors of those before it along each, and how far its own error goes along each.
-/// See [`Hessian`](super::super::Hessian).
-pub(in super::super) type Step<const RANK: usize> = [[f32; RANK]; 2];
-
-/// What weights are rounded to: multiples of a scale for each lane and block of inputs.
-pub(in super::super) struct Grid<'a> {
-    /// [blocks, LANES]
-    pub(in super::super) scales: &'a [f32],
-    /// Inputs of a block.
-    pub(in super::super) block: usize,
-    pub(in super::super) least: f32,
-    pub(in super::super) most: f32,
-}
+/// See [`Hessian`](crate::kernels::Hessian).
+pub(in crate::kernels) type Step<const RANK: usize> = [[f32; RANK]; 2];
 
 /// Rows of weights [panels * LANES, inputs] as whole numbers, multiples of their scales [panels,
 /// blocks, LANES]. `words` [panels, groups, LANES] have four of a row's each, the first one lowest,
 /// and missing ones are 0; `sums` [panels * LANES] are the rows'. `steps` are the inputs'.
-pub(in super::super) fn round_with_feedback<const RANK: usize>(
+pub(in crate::kernels) fn round_with_feedback<const RANK: usize>(
     rows: &[f32],
     grid: &Grid<'_>,
     steps: &[Step<RANK>],
@@ -89,7 +79,7 @@ fn portably<const RANK: usize>(
 
 /// Says what each step has to look ahead for: what the weights from it on can still make good,
 /// where the Hessian is `rest` times the identity plus the steps' own.
-pub(in super::super) fn look_ahead<const RANK: usize>(steps: &mut [Step<RANK>], rest: f32) {
+pub(in crate::kernels) fn look_ahead<const RANK: usize>(steps: &mut [Step<RANK>], rest: f32) {
     // The inverse of `rest` times the identity plus what the steps from here on have.
     let mut inverse = [[0f32; RANK]; RANK];
     (0..RANK).for_each(|k| inverse[k][k] = rest.recip());
@@ -108,36 +98,10 @@ pub(in super::super) fn look_ahead<const RANK: usize>(steps: &mut [Step<RANK>], 
     }
 }
 
-vectorised! {
-    /// The sum of products.
-    dot(a: &[f32], b: &[f32]) -> f32 {
-        let mut sums = [0f32; 4 * LANES];
-        let (a, b) = (a.chunks_exact(4 * LANES), b.chunks_exact(4 * LANES));
-        for ((sum, a), b) in sums.iter_mut().zip(a.remainder()).zip(b.remainder()) {
-            *sum = a * b;
-        }
-        for (a, b) in a.zip(b) {
-            for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-                *sum = fma::<FUSED>(*a, *b, *sum);
-            }
-        }
-        super::fold(sums, |a, b| a + b)
-    }
-}
-
-vectorised! {
-    /// `x` times `by`, added to `sums`.
-    add_scaled(x: &[f32], by: f32, sums: &mut [f32]) {
-        for (sum, x) in sums.iter_mut().zip(x) {
-            *sum = fma::<FUSED>(*x, by, *sum);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::tests::numbers;
     use super::*;
+    use crate::kernels::math::tests::numbers;
 
     /// Words and sums of some panels.
     fn rounded((panels, inputs, block): (usize, usize, usize), steps: &[Step<8>], cpu: Cpu) -> (Vec<u32>, Vec<i32>) {

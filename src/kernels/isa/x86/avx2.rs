@@ -5,8 +5,9 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::block::{BLOCK, Block, High, Known, LANES, OFFSET, Out, PAIR, QUAD};
-use super::math;
+use crate::kernels::layout::{BLOCK, High, Known, LANES, OFFSET, PAIR, QUAD};
+use crate::kernels::math;
+use crate::kernels::product::{Block, Out};
 
 /// How far on few rows fetch, in bytes; as AVX-512's tiles in bf16.
 const ON: usize = 4096;
@@ -89,7 +90,7 @@ unsafe fn load<const ROWS: usize>(vector: *const u8) -> [__m256i; 2] {
 /// # Safety
 /// The processor has AVX2 and FMA. `values` starts at the block's first panel.
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn bf16_block(values: &[bf16], block: &Block<'_>, out: &mut Out<'_>) {
+pub(in crate::kernels) unsafe fn bf16_block(values: &[bf16], block: &Block<'_>, out: &mut Out<'_>) {
     assert!(values.len() >= block.vectors() * LANES * PAIR);
     let groups = block.rows.groups;
     // A tile's activations as floats, which one instruction loads into all lanes.
@@ -153,7 +154,7 @@ macro_rules! int8 {
         /// The processor has these features. `values`, `scales` and `corrections` start at the
         /// block's first panel.
         #[target_feature(enable = $features)]
-        pub(super) unsafe fn $block(
+        pub(in crate::kernels) unsafe fn $block(
             values: &[i8],
             scales: &[f32],
             corrections: Option<&[i32]>,
@@ -280,7 +281,12 @@ const INT4_TILE_ROWS: usize = 2;
 /// # Safety
 /// The processor has AVX2, FMA and F16C. `values` and `scales` start at the block's first panel.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn int4_block((values, high): (&[u8], High), scales: &[f16], block: &Block<'_>, out: &mut Out<'_>) {
+pub(in crate::kernels) unsafe fn int4_block(
+    (values, high): (&[u8], High),
+    scales: &[f16],
+    block: &Block<'_>,
+    out: &mut Out<'_>,
+) {
     let blocks = block.panel_count * block.rows.blocks();
     assert!(values.len() >= blocks * high.block_bytes() && scales.len() >= blocks * LANES);
     let first = |row, _| block.first_row + row;
@@ -386,10 +392,11 @@ unsafe fn int4_tile<const ROWS: usize, const PANELS: usize>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::Cpu;
-    use super::super::block::Panels;
-    use super::super::block::tests::int8_product;
     use super::*;
+    use crate::kernels::cpu::Cpu;
+    use crate::kernels::isa::product;
+    use crate::kernels::isa::tests::int8_product;
+    use crate::kernels::product::Panels;
 
     // AVX-VNNI's instruction in the encoding of AVX-512: the tile of processors with AVX-VNNI,
     // where there is none.
@@ -420,7 +427,7 @@ mod tests {
                 Panels::Int8 { values, scales, corrections } => evex(values, scales, corrections, block, out),
                 _ => unreachable!(),
             });
-            assert_eq!(ours, int8_product(rows, panels, |block, out| block.run(out, Cpu::Portable)));
+            assert_eq!(ours, int8_product(rows, panels, |block, out| product(block, out, Cpu::Portable)));
         }
     }
 }

@@ -1,7 +1,9 @@
 //! Attention against softmax in f64.
 
-use super::super::math::tests::{largest_difference, numbers};
 use super::*;
+use crate::kernels::attention::{Int8KeysValues, Int16KeysValues, KeyValueCache};
+use crate::kernels::cpu::Cpu;
+use crate::kernels::math::tests::{largest_difference, numbers};
 
 /// Softmax attention in f64.
 fn exact(

@@ -2,8 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use super::super::block::{Block, LANES, Out, QUAD};
-use super::{Column, ON, RowOffsets, TALL_PANELS, TILE_ROWS, dispatch, even_rows};
+use super::tile::{Column, ON, RowOffsets, TALL_PANELS, TILE_ROWS, dispatch, even_rows};
+use crate::kernels::layout::{LANES, QUAD};
+use crate::kernels::product::{Block, Out};
 
 /// Bytes that a tall tile of int8 fetches for each group: half a line, so that a block of a few
 /// dozen rows fetches as much as it has itself. Fewer rows read faster than that.
@@ -13,7 +14,7 @@ const AHEAD: usize = 32;
 /// The processor has AVX-512 F, BW and VNNI. `values`, `scales` and `corrections` start at the
 /// block's first panel.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub(in super::super) unsafe fn int8_block(
+pub(in crate::kernels) unsafe fn int8_block(
     values: &[i8],
     scales: &[f32],
     corrections: Option<&[i32]>,

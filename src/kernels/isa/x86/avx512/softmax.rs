@@ -6,17 +6,18 @@
 
 use std::arch::x86_64::*;
 
+use super::tile::{ON, RowOffsets, TALL_PANELS, TILE_ROWS, dispatch, even_rows};
+use crate::kernels::cpu::Cpu;
 #[cfg(target_os = "linux")]
-use super::super::block::Strides;
-use super::super::block::{LANES, QUAD};
+use crate::kernels::isa::x86::amx;
 #[cfg(target_os = "linux")]
-use super::super::x86::amx;
-use super::super::x86::{ON, RowOffsets, TALL_PANELS, TILE_ROWS, dispatch, even_rows};
-use super::super::{Cpu, Rows, math};
-use super::softmax::OCTAVE;
+use crate::kernels::layout::Strides;
+use crate::kernels::layout::{LANES, OCTAVE, QUAD};
+use crate::kernels::math;
+use crate::kernels::rows::Rows;
 
 /// Positions of a vector of weights. Blocks of positions are multiples of it.
-pub(super) const VECTOR: usize = LANES * QUAD;
+pub(in crate::kernels) const VECTOR: usize = LANES * QUAD;
 
 /// Bytes that a tile of scores fetches of what is wanted after them, and of a cache line.
 const AHEAD: usize = 512;
@@ -56,12 +57,12 @@ const DITHERS: [[[u16; OCTAVE]; 2]; math::DITHERED / VECTOR] = {
 /// Keys of a block of positions: [position panels, groups] vectors, and for each position what its
 /// sums have to be multiplied by, and what is taken off them.
 #[derive(Clone, Copy)]
-pub(super) struct Keys<'a> {
-    pub(super) values: &'a [i8],
-    pub(super) scales: &'a [f32],
-    pub(super) corrections: &'a [i32],
+pub(in crate::kernels) struct Keys<'a> {
+    pub(in crate::kernels) values: &'a [i8],
+    pub(in crate::kernels) scales: &'a [f32],
+    pub(in crate::kernels) corrections: &'a [i32],
     /// A multiple of VECTOR.
-    pub(super) positions: usize,
+    pub(in crate::kernels) positions: usize,
 }
 
 /// Scores of `queries` with `keys` [rows, positions], panels of a pair in turn, as packing two
@@ -71,7 +72,7 @@ pub(super) struct Keys<'a> {
 /// # Safety
 /// The processor has AVX-512 F, BW and VNNI, and what `cpu` has.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub(super) unsafe fn scores(queries: &Rows, keys: Keys<'_>, out: &mut [i16], ahead: &[u8], cpu: Cpu) {
+pub(in crate::kernels) unsafe fn scores(queries: &Rows, keys: Keys<'_>, out: &mut [i16], ahead: &[u8], cpu: Cpu) {
     let (rows, groups, positions) = (queries.count(), queries.groups, keys.positions);
     assert!(positions.is_multiple_of(VECTOR) && out.len() == rows * positions);
     assert!(keys.values.len() >= positions * groups * QUAD);
@@ -202,7 +203,12 @@ unsafe fn scores_in_tiles(queries: &Rows, keys: Keys<'_>, out: &mut [i16]) {
 /// # Safety
 /// The processor has AVX-512 F, BW and VNNI.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub(super) unsafe fn weigh(scores: &mut [i16], seen: usize, words: &mut [u32], fine: Option<Fine<'_>>) -> (i16, u32) {
+pub(in crate::kernels) unsafe fn weigh(
+    scores: &mut [i16],
+    seen: usize,
+    words: &mut [u32],
+    fine: Option<Fine<'_>>,
+) -> (i16, u32) {
     assert!(scores.len().is_multiple_of(VECTOR) && words.len() * QUAD == scores.len());
     assert!(fine.as_ref().is_none_or(|fine| fine.low.len() == words.len() && fine.factors.len() >= scores.len()));
     if seen == 0 {
@@ -289,10 +295,10 @@ pub(super) unsafe fn weigh(scores: &mut [i16], seen: usize, words: &mut [u32], f
 }
 
 /// What fine weights have besides the others.
-pub(super) struct Fine<'a> {
-    pub(super) low: &'a mut [u32],
+pub(in crate::kernels) struct Fine<'a> {
+    pub(in crate::kernels) low: &'a mut [u32],
     /// From [`factors`].
-    pub(super) factors: &'a [u16],
+    pub(in crate::kernels) factors: &'a [u16],
 }
 
 /// What each number is of the largest of them, in 65535ths, in the order of scores; the largest.
@@ -301,7 +307,7 @@ pub(super) struct Fine<'a> {
 /// # Safety
 /// The processor has AVX-512 F and BW.
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(super) unsafe fn factors(numbers: &[f32], out: &mut [u16]) -> f32 {
+pub(in crate::kernels) unsafe fn factors(numbers: &[f32], out: &mut [u16]) -> f32 {
     assert!(out.len() == numbers.len().next_multiple_of(VECTOR));
     let lanes = |from: usize| ((1u32 << numbers.len().saturating_sub(from).min(LANES)) - 1) as __mmask16;
     // SAFETY: as many lanes as there are.

@@ -4,14 +4,15 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::super::block::{BLOCK, BLOCK_BYTES, Block, High, Known, LANES, Out, QUAD};
-use super::{Column, ON, TILE_ROWS, dispatch};
+use super::tile::{Column, ON, TILE_ROWS, dispatch};
+use crate::kernels::layout::{BLOCK, BLOCK_BYTES, High, Known, LANES, QUAD};
+use crate::kernels::product::{Block, Out};
 
 /// # Safety
 /// The processor has AVX-512 F, BW and VNNI. `values` and `scales` start at the block's first
 /// panel.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub(in super::super) unsafe fn int4_block(
+pub(in crate::kernels) unsafe fn int4_block(
     (values, high): (&[u8], High),
     scales: &[f16],
     block: &Block<'_>,

@@ -2,17 +2,17 @@
 
 use std::arch::x86_64::*;
 
-use super::super::block::{LANES, QUAD};
+use crate::kernels::layout::{LANES, QUAD};
 
 /// Numbers that are rounded at a time: as many bytes as a register has.
 const CHUNK: usize = LANES * QUAD;
 
-/// See [`math::to_int8`](super::super::math::to_int8).
+/// See [`isa::to_int8`](crate::kernels::isa::to_int8).
 ///
 /// # Safety
 /// The processor has AVX-512 F and BW.
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(in super::super) unsafe fn to_int8(x: &[f32], words: &mut [u32]) -> f32 {
+pub(in crate::kernels) unsafe fn to_int8(x: &[f32], words: &mut [u32]) -> f32 {
     let bytes: &mut [u8] = bytemuck::cast_slice_mut(words);
     assert!(bytes.len() == x.len().next_multiple_of(QUAD));
     let (chunks, rest) = x.as_chunks::<CHUNK>();

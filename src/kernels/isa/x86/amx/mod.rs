@@ -12,8 +12,9 @@ use std::mem::MaybeUninit;
 
 use half::bf16;
 
-use super::super::block::{Block, LANES, Out, PAIR, QUAD, Strides};
-use super::Column;
+use crate::kernels::isa::x86::avx512::tile::Column;
+use crate::kernels::layout::{LANES, PAIR, QUAD, Strides};
+use crate::kernels::product::{Block, Out};
 
 /// Rows of a tile, which are as many as its 32-bit words in each.
 const TILE: usize = 16;
@@ -308,7 +309,7 @@ impl<'a> Inputs<'a> {
 /// The processor has AMX in 8 bits and AVX-512 F, and the process may use it. `values`, `scales`
 /// and `corrections` start at the block's first panel; it has two rows at least.
 #[target_feature(enable = "avx512f")]
-pub(in super::super) unsafe fn int8_block(
+pub(in crate::kernels) unsafe fn int8_block(
     values: &[i8],
     scales: &[f32],
     corrections: Option<&[i32]>,
@@ -353,7 +354,7 @@ const LINE: usize = 64;
 /// The processor has AMX in bf16 and AVX-512 F, and the process may use it. `values` starts at the
 /// block's first panel; it has two rows at least.
 #[target_feature(enable = "avx512f")]
-pub(in super::super) unsafe fn bf16_block(values: &[bf16], block: &Block<'_>, out: &mut Out<'_>) {
+pub(in crate::kernels) unsafe fn bf16_block(values: &[bf16], block: &Block<'_>, out: &mut Out<'_>) {
     let inputs = Inputs::of(block, vectors(values, PAIR));
     // SAFETY: as the caller promises; rows and panels are the block's.
     unsafe {

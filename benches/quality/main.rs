@@ -24,6 +24,9 @@ use peer::Peer;
 
 type Anything<T> = Result<T, Box<dyn std::error::Error>>;
 
+/// What everything is compared with, where nothing else is named.
+const F32: &str = "candle f32";
+
 #[derive(Parser)]
 struct Options {
     /// A checkpoint.
@@ -41,7 +44,7 @@ struct Options {
     #[arg(long = "subject")]
     subjects: Vec<String>,
     /// What a text's subjects are compared with, named as they are.
-    #[arg(long, default_value = "candle f32")]
+    #[arg(long, default_value = F32)]
     reference: String,
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -152,7 +155,8 @@ fn main() -> Anything<()> {
 
 /// Everything about a text; what is known by then is written after every window and question.
 fn read(options: &Options, text: &Text) -> Anything<()> {
-    let mut reference = Reference::new(open(&options.model, &options.reference, options.threads)?);
+    let mut reference =
+        Reference::new(open(&options.model, &options.reference, options.threads)?, options.reference != F32);
     let mut report = Report { reference: options.reference.clone(), ..Default::default() };
     let mut subjects = Vec::new();
     for name in &options.subjects {

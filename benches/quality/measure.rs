@@ -36,13 +36,16 @@ pub struct Reference {
     /// Logarithms of probabilities after each token of a text [tokens, vocab], from token `first` on.
     rows: Vec<f32>,
     first: usize,
+    /// Whether tokens come one at a time, as those of its subjects do: in 8 bits, what is rounded
+    /// falls to either side with the order of a sum.
+    stepped: bool,
     surprise: f64,
     predicted: usize,
 }
 
 impl Reference {
-    pub fn new(decoder: Box<dyn Decoder>) -> Self {
-        Self { decoder, vocab: 0, rows: Vec::new(), first: 0, surprise: 0.0, predicted: 0 }
+    pub fn new(decoder: Box<dyn Decoder>, stepped: bool) -> Self {
+        Self { decoder, vocab: 0, rows: Vec::new(), first: 0, stepped, surprise: 0.0, predicted: 0 }
     }
 
     fn row(&self, token: usize) -> &[f32] {
@@ -50,18 +53,26 @@ impl Reference {
     }
 
     fn score(&mut self, ids: &[u32], given: usize) -> Anything<()> {
-        let Self { decoder, rows, first, vocab, .. } = self;
+        let Self { decoder, rows, first, vocab, stepped, .. } = self;
         rows.clear();
         decoder.truncate(0);
         *first = given.saturating_sub(1);
-        if given > 0 {
-            rows.extend_from_slice(decoder.prefill(&ids[..given], &[], &Stop::default()).map_err(ended)?);
-        }
         let take = &mut |logits: &[f32]| {
             *vocab = logits.len();
             rows.extend_from_slice(logits);
         };
-        decoder.score(&ids[given..], take, &Stop::default()).map_err(ended)?;
+        let stop = Stop::default();
+        if given > 0 {
+            take(decoder.prefill(&ids[..given], &[], &stop).map_err(ended)?);
+        }
+        let ids = &ids[given..];
+        if *stepped {
+            for &id in ids {
+                take(decoder.step(id, &stop).map_err(ended)?);
+            }
+        } else {
+            decoder.score(ids, take, &stop).map_err(ended)?;
+        }
         rows.chunks_exact_mut(*vocab).for_each(log_softmax);
         Ok(())
     }

@@ -79,13 +79,14 @@ impl Loaded {
         }
         let prompt = PromptBuilder::new(no_fork_during(|| ChatTemplate::load(&files))?, model.tokens_per_tile());
         let backend = backend?;
-        let Placement { backend: name, device, dtype } = backend.placement();
+        let Placement { backend: name, device, dtype, kv_cache } = backend.placement();
         log::info(format_args!(
-            "{}: loaded on {}, device {}, {}, context of {context_tokens} tokens",
+            "{}: loaded on {}, device {}, {}, KV cache in {}, context of {context_tokens} tokens",
             model_dir.display(),
             name.name(),
             device.name(),
-            dtype.name()
+            dtype.name(),
+            kv_cache.name()
         ));
         let image_token_id = model.image_token_id;
         Ok(Self {

@@ -85,6 +85,8 @@ pub struct Placement {
     pub backend: BackendKind,
     pub device: DeviceKind,
     pub dtype: DTypeKind,
+    /// Of keys and values.
+    pub kv_cache: DTypeKind,
 }
 
 /// How a checkpoint is loaded. Zero means default.
@@ -95,6 +97,11 @@ pub struct EngineOptions {
     /// Which of several accelerators.
     pub device_index: usize,
     pub dtype: DTypeKind,
+    /// What the KV cache has keys and values in. Candle: `Int8` or `Bf16` where `dtype` is `Bf16`,
+    /// `Int8` or `Int4` on the CPU, whichever the weights are in; `Auto` is `Bf16` for `Bf16`, else
+    /// `Int8`. Otherwise it is as `dtype` or the ONNX graphs say, and asking for another one is an
+    /// error.
+    pub kv_cache: DTypeKind,
     /// Threads that compute, 0: one per core at hand. The engine never takes more: calls that run
     /// at once share them.
     pub num_threads: usize,

@@ -36,9 +36,10 @@ use crate::stop::{Halt, Run, Stop};
 pub enum Arithmetic {
     /// Candle's products, everything in one type.
     Tensors(DType, Device),
-    /// The kernels': on the CPU, weights packed, f32 between the products. Packed weights are kept
-    /// in the directory, if there is one.
-    Packed(Precision, Option<PathBuf>),
+    /// The kernels': on the CPU, weights packed in `precision`, keys and values in `kv_cache` (bf16,
+    /// else 8 bits), f32 between the products. Packed weights are kept in the directory, if there
+    /// is one.
+    Packed { precision: Precision, kv_cache: Precision, dir: Option<PathBuf> },
 }
 
 /// A loaded checkpoint.
@@ -82,7 +83,7 @@ impl Model {
                 weights.loaded()?;
                 Networks::Tensors { vision, text }
             }
-            Arithmetic::Packed(precision, dir) => {
+            Arithmetic::Packed { precision, kv_cache, dir } => {
                 let digest = |memory: &Path| weights.digest(memory);
                 Store::with(
                     dir.as_deref(),
@@ -93,7 +94,7 @@ impl Model {
                         let loader = Loader::new(weights, DType::F32, &Device::Cpu).with(store);
                         let at = loader.at("model");
                         let vision = Box::new(packed::VisionModel::load(&at, model, *precision, normalise.clone())?);
-                        let text = Box::new(packed::TextModel::load(&loader, model, *precision)?);
+                        let text = Box::new(packed::TextModel::load(&loader, model, *precision, *kv_cache)?);
                         // Before anything of it is kept, and after a start from what was kept.
                         weights.loaded()?;
                         Ok(Networks::Packed { vision, text })

@@ -57,7 +57,7 @@ pub(super) use nonlinear::{
 };
 pub(crate) use quantise::from_bf16;
 pub(super) use quantise::{
-    KeyPanel, WidePanel, add_int16, high_half, int8_scale, interleave_int8, keys_to_int8, low_half, round_bf16,
+    KeyPanel, TWICE, WidePanel, add_int16, high_half, int8_scale, interleave_int8, keys_to_int8, low_half, round_bf16,
     set_high, set_low, sign, sign_and_sum, spread_int16, to_bf16, to_int8, to_int8_twice, to_int16, to_levels, widen,
 };
 pub(super) use round::{Grid, Step, add_scaled, dot, look_ahead, round_with_feedback};

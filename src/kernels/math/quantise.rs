@@ -9,7 +9,7 @@ use super::super::x86;
 use super::{LANES, ROUND, fold, larger, largest};
 
 /// The largest number of 16 bits whose upper half, rounded, has 8.
-const TWICE: f32 = 127.0 * 256.0;
+pub(in super::super) const TWICE: f32 = 127.0 * 256.0;
 
 #[inline]
 pub(in super::super) fn low_half(word: u32) -> f32 {
@@ -101,10 +101,20 @@ vectorised! {
     }
 }
 
+/// The same in 16 bits: their upper halves to `high`, and what is left, in 8 bits too, to `low`.
+/// What the lower ones have to be multiplied by; it is 256 times as much for the upper ones.
+pub(in super::super) fn to_int8_twice(x: &[f32], high: &mut [u32], low: &mut [u32], cpu: Cpu) -> f32 {
+    match cpu {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: these sets exist only where the processor has AVX-512 F and BW.
+        Cpu::Avx512F | Cpu::Avx512 | Cpu::Avx512Bf16 | Cpu::Amx => unsafe { x86::to_int8_twice(x, high, low) },
+        _ => to_int8_twice_elsewhere(x, high, low, cpu),
+    }
+}
+
 vectorised! {
-    /// The same in 16 bits: their upper halves to `high`, and what is left, in 8 bits too, to
-    /// `low`. What the lower ones have to be multiplied by; it is 256 times as much for the upper ones.
-    to_int8_twice(x: &[f32], high: &mut [u32], low: &mut [u32]) -> f32 {
+    /// [`to_int8_twice`] without instructions of its own.
+    to_int8_twice_elsewhere(x: &[f32], high: &mut [u32], low: &mut [u32]) -> f32 {
         let largest = largest(x, 0.0, f32::abs);
         let inverse = if largest > 0.0 { TWICE / largest } else { 0.0 };
         let [high, low]: [&mut [u8]; 2] = [bytemuck::cast_slice_mut(high), bytemuck::cast_slice_mut(low)];

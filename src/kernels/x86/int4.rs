@@ -5,6 +5,7 @@ use std::arch::x86_64::*;
 use half::f16;
 
 use super::super::block::{BLOCK, BLOCK_BYTES, Block, High, Known, LANES, Out, QUAD};
+use super::super::rows::HALVES;
 use super::{Column, ON, TILE_ROWS, dispatch};
 
 /// # Safety
@@ -86,8 +87,8 @@ unsafe fn int4_tile<const ROWS: usize, const PANELS: usize>(
             let mut pairs = [_mm512_setzero_si512(); PANELS];
             for (pair, at) in pairs.iter_mut().zip(at) {
                 let vector = values.as_ptr().wrapping_add(at * high.block_bytes() + vector * VECTOR);
-                if ROWS == 1 {
-                    _mm_prefetch::<_MM_HINT_T0>(vector.wrapping_add(ON).cast());
+                if ROWS <= HALVES {
+                    _mm_prefetch::<_MM_HINT_T1>(vector.wrapping_add(ON).cast());
                 }
                 // SAFETY: the block's panels lie in the slice, as the caller has checked.
                 *pair = unsafe { _mm512_loadu_si512(vector.cast()) };

@@ -18,9 +18,15 @@ use smolvlm::backend::{Backend, Stop};
 use smolvlm::prompt::Message;
 use smolvlm::{DTypeKind, EngineOptions};
 
-const TEXT: &str = "What objects are in this image? A red star, a blue arrow and an orange circle. Which way does the \
-                    arrow point? Left. How many objects are there? Three. Is there a green square? No. What is to the \
-                    right of the star? The circle.";
+/// Questions and answers of the kind that the model has learnt.
+fn text(colours: [&str; 3], shapes: [&str; 3]) -> String {
+    let ([a, b, c], [x, y, z]) = (colours, shapes);
+    format!(
+        "What objects are in this image? A {a} {x}, a {b} {y} and a {c} {z}. Which way does the {y} point? Left. How \
+         many objects are there? Three. Is there a {c} {x}? No. What is to the right of the {x}? The {z}. What colour \
+         is the {y}? It is {b}."
+    )
+}
 
 /// The root of the mean square.
 fn distance(a: &[f32], b: &[f32]) -> f64 {
@@ -31,22 +37,54 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
 /// Of the demo model's logits after each token of a text from f32's.
 fn error(dtype: DTypeKind) -> f64 {
     let parts = open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo"));
-    let ids = parts.prompt.build(&[Message::question(0, TEXT)], &[], &parts.tokenizer).unwrap();
+    let (colours, shapes) =
+        (["red", "blue", "green", "yellow", "orange"], ["star", "circle", "square", "arrow", "cross"]);
+    let texts = (0..20).map(|i: usize| {
+        let of = |words: [&'static str; 5], by| [0, 1, 2].map(|j| words[(i * by + j * (1 + i / 5)) % 5]);
+        text(of(colours, 1), of(shapes, 2))
+    });
+    let ids = texts.map(|text| parts.prompt.build(&[Message::question(0, &text)], &[], &parts.tokenizer).unwrap());
+    let ids: Vec<_> = ids.collect();
     let logits = |dtype| -> Vec<f32> {
         let options = EngineOptions { dtype, ..Default::default() };
         let backend = CandleBackend::load(&parts.files, &parts.model, &parts.images, &options).unwrap();
-        let mut decoder = backend.decoder().unwrap();
-        ids.iter().flat_map(|&id| decoder.step(id, &Stop::default()).unwrap().to_vec()).collect()
+        let of_text = |ids: &Vec<u32>| -> Vec<f32> {
+            let mut decoder = backend.decoder().unwrap();
+            ids.iter().flat_map(|&id| decoder.step(id, &Stop::default()).unwrap().to_vec()).collect()
+        };
+        ids.iter().flat_map(of_text).collect()
     };
     distance(&logits(dtype), &logits(DTypeKind::F32))
 }
 
 #[test]
 fn a_trained_models_logits_are_kept() {
-    // They are 0.064 and 0.44 to 0.50. In int8 it is 0.087 without error feedback along the
-    // directions of a calibration, and 0.125 where what goes into `down_proj` is not spread.
-    for (dtype, bound) in [(DTypeKind::Int8, 0.075), (DTypeKind::Int4, 0.6)] {
+    // They are 0.064 and 0.51; in int8 it is 0.080 where a row that is alone has 8 bits.
+    for (dtype, bound) in [(DTypeKind::Int8, 0.072), (DTypeKind::Int4, 0.6)] {
         let error = error(dtype);
+        assert!(error <= bound, "{}: {error}", dtype.name());
+    }
+}
+
+/// The normalised stream of a trained model has half of its energy and more in one direction.
+#[test]
+fn what_all_tokens_have_in_common_loses_least() {
+    let copy = Copy::new("common");
+    copy.tensors(|read| {
+        let name = "model.text_model.embed_tokens.weight";
+        let Matrix { shape, mut numbers } = read(name).unwrap();
+        let size = (numbers.iter().map(|x| x * x).sum::<f32>() / numbers.len() as f32).sqrt();
+        for (at, x) in numbers.iter_mut().enumerate() {
+            let column = (at % shape[1]) as u32;
+            *x += 3.0 * size * if column.wrapping_mul(2_654_435_761) >> 31 == 0 { 1.0 } else { -1.0 };
+        }
+        vec![(name.to_owned(), Matrix { shape, numbers })]
+    });
+    let exact = copy.logits(DTypeKind::F32);
+    // They are 0.0035 and 0.018, and 0.0075 and 0.060 without error feedback along the directions of a
+    // calibration.
+    for (dtype, bound) in [(DTypeKind::Int8, 0.005), (DTypeKind::Int4, 0.03)] {
+        let error = altered::error(&copy.logits(dtype), &exact);
         assert!(error <= bound, "{}: {error}", dtype.name());
     }
 }

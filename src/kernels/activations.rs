@@ -37,7 +37,7 @@ impl Rows {
         cpu: Cpu,
         give: impl Fn(usize, &dyn Fn(&[f32])) + Sync,
     ) {
-        let halves = if self.fine && count == 1 && precision != Precision::Bf16 { HALVES } else { 1 };
+        let halves = if count == 1 && precision != Precision::Bf16 { HALVES } else { 1 };
         self.shape(precision, (count * halves, width));
         (self.count, self.halved) = (count, halves > 1);
         let (groups, blocks, precision) = (self.groups, self.blocks(), self.precision);
@@ -55,7 +55,7 @@ impl Rows {
                     let scales = unsafe { scales.part(row, halves) };
                     if halves > 1 {
                         let (high, low) = words.split_at_mut(groups);
-                        scales[1] = math::to_int8_twice(numbers, high, low, cpu);
+                        scales[1] = isa::to_int8_twice(numbers, high, low, cpu);
                         scales[0] = 256.0 * scales[1];
                     } else {
                         scales[0] = isa::to_int8(numbers, words, cpu);

@@ -80,8 +80,12 @@ pub(super) struct Out<'a> {
     /// Added to every row; LANES numbers a panel.
     bias: &'a [f32],
     /// Whether results are added to what is there.
-    pub(super) add: bool,
+    add: bool,
+    /// Whether the block's rows are parts of one: their results are added up.
+    parts: bool,
 }
+
+static NO_BIAS: [f32; PANELS * LANES] = [0.0; PANELS * LANES];
 
 impl<'a> Out<'a> {
     /// `bias`: as many numbers as the block's panels have lanes, or none.
@@ -89,21 +93,38 @@ impl<'a> Out<'a> {
     /// # Safety
     /// See the type.
     pub(super) unsafe fn new(start: *mut f32, stride: usize, columns: usize, bias: &'a [f32], add: bool) -> Self {
-        static NONE: [f32; PANELS * LANES] = [0.0; PANELS * LANES];
-        let bias = if bias.is_empty() { &NONE } else { bias };
-        assert!(columns <= NONE.len() && bias.len() >= columns.next_multiple_of(LANES));
-        Self { start, stride, columns, bias, add }
+        let bias = if bias.is_empty() { &NO_BIAS } else { bias };
+        assert!(columns <= NO_BIAS.len() && bias.len() >= columns.next_multiple_of(LANES));
+        Self { start, stride, columns, bias, add, parts: false }
     }
 
-    /// LANES numbers that are added to a panel's results.
+    /// The same for a block whose rows are parts of one row.
+    pub(super) fn of_parts(self, parts: bool) -> Self {
+        Self { stride: if parts { 0 } else { self.stride }, parts, ..self }
+    }
+
+    #[inline(always)]
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn parts(&self) -> bool {
+        self.parts
+    }
+
+    /// Whether a row's results are added to what is there.
+    #[inline(always)]
+    pub(super) fn adds(&self, row: usize) -> bool {
+        self.add || self.parts && row > 0
+    }
+
+    /// LANES numbers that are added to a panel's results of one row.
     ///
     /// # Safety
     /// The block has this panel.
     #[inline(always)]
     #[cfg(target_arch = "x86_64")]
-    pub(super) unsafe fn bias(&self, panel: usize) -> *const f32 {
+    pub(super) unsafe fn bias(&self, row: usize, panel: usize) -> *const f32 {
+        let bias = if self.parts && row > 0 { &NO_BIAS } else { self.bias };
         // SAFETY: there are as many as the panels have lanes.
-        unsafe { self.bias.as_ptr().add(panel * LANES) }
+        unsafe { bias.as_ptr().add(panel * LANES) }
     }
 
     /// # Safety
@@ -137,7 +158,9 @@ impl<'a> Out<'a> {
     /// The block has this row and this panel.
     #[inline(always)]
     pub(super) unsafe fn store(&mut self, row: usize, panel: usize, values: &[f32; LANES]) {
-        let (add, bias) = (self.add, &self.bias[panel * LANES..][..LANES]);
+        let add = self.adds(row);
+        let bias = if self.parts && row > 0 { &NO_BIAS } else { self.bias };
+        let bias = &bias[panel * LANES..][..LANES];
         // SAFETY: as the caller promises.
         let out = &mut unsafe { self.row(row) }[panel * LANES..];
         for ((out, value), bias) in out.iter_mut().zip(values).zip(bias) {

@@ -28,8 +28,6 @@ pub struct Rows {
     pub(super) sums: Vec<i32>,
     pub(super) precision: Precision,
     pub(super) count: usize,
-    /// Whether a row that is alone gets 16 bits.
-    pub fine: bool,
     /// Whether the one row that there is has 16 bits: its upper halves come first, then its lower
     /// ones, as if they were two rows, whose products are to be added up.
     pub(super) halved: bool,

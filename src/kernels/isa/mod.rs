@@ -8,7 +8,7 @@ mod round;
 pub(super) mod x86;
 
 pub(super) use self::hadamard::{BAND, centre_columns, hadamard, hadamard_columns, mix, thirds};
-pub(super) use self::quantise::{keys_to_int8, to_int8, to_int16};
+pub(super) use self::quantise::{keys_to_int8, to_int8, to_int8_twice, to_int16};
 pub(super) use self::round::{Step, look_ahead, round_with_feedback};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use self::x86::amx;

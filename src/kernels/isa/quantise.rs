@@ -17,6 +17,17 @@ pub(in crate::kernels) fn to_int8(x: &[f32], words: &mut [u32], cpu: Cpu) -> f32
     }
 }
 
+/// The same in 16 bits: their upper halves to `high`, and what is left, in 8 bits too, to `low`.
+/// What the lower ones have to be multiplied by; it is 256 times as much for the upper ones.
+pub(in crate::kernels) fn to_int8_twice(x: &[f32], high: &mut [u32], low: &mut [u32], cpu: Cpu) -> f32 {
+    match cpu {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: these sets exist only where the processor has AVX-512 F and BW.
+        Cpu::Avx512F | Cpu::Avx512 | Cpu::Avx512Bf16 | Cpu::Amx => unsafe { avx512::to_int8_twice(x, high, low) },
+        _ => math::to_int8_twice_elsewhere(x, high, low, cpu),
+    }
+}
+
 /// `x` in 16 bits; what they have to be multiplied by.
 pub(in crate::kernels) fn to_int16(x: &[f32], numbers: &mut [i16], cpu: Cpu) -> f32 {
     match cpu {

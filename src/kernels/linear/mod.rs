@@ -2,7 +2,8 @@
 //! bias in the same pass.
 //!
 //! 8-bit weights have one scale per output, those of 4 to 6 bits a scale for every block of inputs;
-//! either way activations have 8 bits and one scale per row, or 16 where one row is wanted finely.
+//! either way activations have 8 bits and one scale per row. A row that is alone has 16 bits, as two
+//! rows of 8: a decode step waits for weights, not for products.
 
 mod pack;
 mod widen;
@@ -221,28 +222,10 @@ impl PackedLinear {
         let bias = self.bias.get(column..).unwrap_or_default();
         // SAFETY: whoever calls this has checked that the rows and columns lie in `out`; no other
         // task has both.
-        let mut out =
+        let out =
             unsafe { Out::new(out.at(row * self.outputs + column), self.outputs, columns, bias, then == Then::Add) };
-        if rows.halved {
-            let mut halves = [0.0; HALVES * PANELS * LANES];
-            // SAFETY: nobody else has them while they are written.
-            let mut both = unsafe { Out::new(halves.as_mut_ptr(), PANELS * LANES, columns, &[], false) };
-            self.run(rows, (0, HALVES), panel, &mut both, next);
-            let (high, low) = halves.split_at(PANELS * LANES);
-            for (panel, (high, low)) in
-                high.chunks_exact(LANES).zip(low.chunks_exact(LANES)).take(panel_count).enumerate()
-            {
-                // SAFETY: the row and the panel are the block's.
-                unsafe { out.store(0, panel, &std::array::from_fn(|lane| high[lane] + low[lane])) };
-            }
-        } else {
-            self.run(rows, (row, count), panel, &mut out, next);
-        }
-    }
-
-    /// The same, written to `out`.
-    fn run(&self, rows: &Rows, (row, count): (usize, usize), panel: usize, out: &mut Out<'_>, next: &[u8]) {
-        let panel_count = PANELS.min(self.outputs.div_ceil(LANES) - panel);
+        let mut out = out.of_parts(rows.halved);
+        let count = if rows.halved { HALVES } else { count };
         let mut run = |panels: Panels<'_>| {
             assert_eq!(panels.precision(), rows.precision);
             let block = Block {
@@ -254,7 +237,7 @@ impl PackedLinear {
                 strides: Strides { panel: rows.groups, group: 1 },
                 ahead: Some(self.block_bytes(panel + PANELS)).filter(|bytes| !bytes.is_empty()).unwrap_or(next),
             };
-            isa::product(&block, out, self.cpu);
+            isa::product(&block, &mut out, self.cpu);
         };
         match (self.panels(panel, rows), rows.precision) {
             (Panels::Int4 { values, high, scales }, Precision::Int8) => WIDENED.with_borrow_mut(|widened| {

@@ -13,9 +13,9 @@ pub(super) use nonlinear::{
 };
 pub(crate) use quantise::from_bf16;
 pub(super) use quantise::{
-    WidePanel, add_int16, centre_to_int8, from_int16, high_half, int8_scale, interleave_int8, low_half, round_bf16,
-    set_high, set_low, sign, sign_and_sum, spread_int16, to_bf16, to_int8_elsewhere, to_int8_twice, to_int16_elsewhere,
-    to_levels, widen,
+    TWICE, WidePanel, add_int16, centre_to_int8, from_int16, high_half, int8_scale, interleave_int8, low_half,
+    round_bf16, set_high, set_low, sign, sign_and_sum, spread_int16, to_bf16, to_int8_elsewhere,
+    to_int8_twice_elsewhere, to_int16_elsewhere, to_levels, widen,
 };
 pub(crate) use vectors::multiply;
 pub(super) use vectors::{add_scaled, dot, scale, scale_and_add};
@@ -27,7 +27,7 @@ pub(super) mod tests {
     use super::nonlinear::{exp2, reciprocal, sigmoid};
     use super::*;
     use crate::kernels::cpu::Cpu;
-    use crate::kernels::isa::{keys_to_int8, to_int8, to_int16};
+    use crate::kernels::isa::{keys_to_int8, to_int8, to_int8_twice, to_int16};
     use crate::kernels::layout::{KeyPanel, LANES, OFFSET};
 
     /// Numbers from -1 to 1 in no order.

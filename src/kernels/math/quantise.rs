@@ -8,7 +8,7 @@ use crate::kernels::cpu::Cpu;
 use crate::kernels::layout::{BLOCK, High, OFFSET, QUAD};
 
 /// The largest number of 16 bits whose upper half, rounded, has 8.
-const TWICE: f32 = 127.0 * 256.0;
+pub(in crate::kernels) const TWICE: f32 = 127.0 * 256.0;
 
 #[inline]
 pub(in crate::kernels) fn low_half(word: u32) -> f32 {
@@ -90,9 +90,8 @@ vectorised! {
 }
 
 vectorised! {
-    /// The same in 16 bits: their upper halves to `high`, and what is left, in 8 bits too, to
-    /// `low`. What the lower ones have to be multiplied by; it is 256 times as much for the upper ones.
-    to_int8_twice(x: &[f32], high: &mut [u32], low: &mut [u32]) -> f32 {
+    /// [`isa::to_int8_twice`](crate::kernels::isa::to_int8_twice) without instructions of its own.
+    to_int8_twice_elsewhere(x: &[f32], high: &mut [u32], low: &mut [u32]) -> f32 {
         let largest = largest(x, 0.0, f32::abs);
         let inverse = if largest > 0.0 { TWICE / largest } else { 0.0 };
         let [high, low]: [&mut [u8]; 2] = [bytemuck::cast_slice_mut(high), bytemuck::cast_slice_mut(low)];

@@ -65,8 +65,8 @@ unsafe fn store(out: &mut Out<'_>, row: usize, panel: usize, values: [__m256; 2]
         let at = at.wrapping_add(half * HALF);
         // SAFETY: the mask leaves out what is not the block's.
         unsafe {
-            let values = _mm256_add_ps(values, _mm256_loadu_ps(out.bias(panel).add(half * HALF)));
-            let values = if out.add { _mm256_add_ps(values, _mm256_maskload_ps(at, mask)) } else { values };
+            let values = _mm256_add_ps(values, _mm256_loadu_ps(out.bias(row, panel).add(half * HALF)));
+            let values = if out.adds(row) { _mm256_add_ps(values, _mm256_maskload_ps(at, mask)) } else { values };
             _mm256_maskstore_ps(at, mask, values);
         }
     }
@@ -81,7 +81,7 @@ unsafe fn store(out: &mut Out<'_>, row: usize, panel: usize, values: [__m256; 2]
 #[target_feature(enable = "avx2")]
 unsafe fn load<const ROWS: usize>(vector: *const u8) -> [__m256i; 2] {
     if ROWS < SMALL_TILE_ROWS {
-        _mm_prefetch::<_MM_HINT_T0>(vector.wrapping_add(ON).cast());
+        _mm_prefetch::<_MM_HINT_T1>(vector.wrapping_add(ON).cast());
     }
     // SAFETY: as the caller promises.
     unsafe { [_mm256_loadu_si256(vector.cast()), _mm256_loadu_si256(vector.add(32).cast())] }

@@ -51,7 +51,7 @@ unsafe fn bf16_tile<const ROWS: usize, const PANELS: usize>(
         for (p, panel) in panels.iter_mut().enumerate() {
             let vector = values.wrapping_add(block.strides.at(p, group) * LANES * PAIR);
             if ROWS < TILE_ROWS {
-                _mm_prefetch::<_MM_HINT_T0>(vector.wrapping_byte_add(ON).cast());
+                _mm_prefetch::<_MM_HINT_T1>(vector.wrapping_byte_add(ON).cast());
             }
             // SAFETY: the block's panels lie in the slice, as the caller has checked.
             *panel = unsafe { _mm512_loadu_si512(vector.cast()) };
@@ -129,7 +129,7 @@ unsafe fn f32_tile<const ROWS: usize, const PANELS: usize>(
         let pairs: [_; PANELS] = std::array::from_fn(|p| {
             let vector = values.wrapping_add(block.strides.at(first.1 + p, group) * LANES * PAIR);
             if ROWS < TILE_ROWS {
-                _mm_prefetch::<_MM_HINT_T0>(vector.wrapping_byte_add(ON).cast());
+                _mm_prefetch::<_MM_HINT_T1>(vector.wrapping_byte_add(ON).cast());
             }
             // SAFETY: the block's panels lie in the slice, as the caller has checked.
             unsafe { _mm512_loadu_si512(vector.cast()) }

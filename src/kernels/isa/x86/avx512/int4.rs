@@ -7,6 +7,7 @@ use half::f16;
 use super::tile::{Column, ON, TILE_ROWS, dispatch};
 use crate::kernels::layout::{BLOCK, BLOCK_BYTES, High, Known, LANES, QUAD};
 use crate::kernels::product::{Block, Out};
+use crate::kernels::rows::HALVES;
 
 /// # Safety
 /// The processor has AVX-512 F, BW and VNNI. `values` and `scales` start at the block's first
@@ -87,8 +88,8 @@ unsafe fn int4_tile<const ROWS: usize, const PANELS: usize>(
             let mut pairs = [_mm512_setzero_si512(); PANELS];
             for (pair, at) in pairs.iter_mut().zip(at) {
                 let vector = values.as_ptr().wrapping_add(at * high.block_bytes() + vector * VECTOR);
-                if ROWS == 1 {
-                    _mm_prefetch::<_MM_HINT_T0>(vector.wrapping_add(ON).cast());
+                if ROWS <= HALVES {
+                    _mm_prefetch::<_MM_HINT_T1>(vector.wrapping_add(ON).cast());
                 }
                 // SAFETY: the block's panels lie in the slice, as the caller has checked.
                 *pair = unsafe { _mm512_loadu_si512(vector.cast()) };

@@ -95,7 +95,7 @@ unsafe fn int8_tile<const ROWS: usize, const PANELS: usize>(
         for (p, panel) in panels.iter_mut().enumerate() {
             let vector = values.wrapping_add(block.strides.at(first.1 + p, group) * LANES * QUAD);
             if ROWS < TILE_ROWS {
-                _mm_prefetch::<_MM_HINT_T0>(vector.wrapping_add(ON));
+                _mm_prefetch::<_MM_HINT_T1>(vector.wrapping_add(ON));
             }
             // SAFETY: the block's panels lie in the slice, as the caller has checked.
             *panel = unsafe { _mm512_loadu_si512(vector.cast()) };

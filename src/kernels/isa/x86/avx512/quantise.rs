@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use crate::kernels::layout::{LANES, QUAD};
+use crate::kernels::math::TWICE;
 
 /// Numbers that are rounded at a time: as many bytes as a register has.
 const CHUNK: usize = LANES * QUAD;
@@ -13,8 +14,44 @@ const CHUNK: usize = LANES * QUAD;
 /// The processor has AVX-512 F and BW.
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(in crate::kernels) unsafe fn to_int8(x: &[f32], words: &mut [u32]) -> f32 {
-    let bytes: &mut [u8] = bytemuck::cast_slice_mut(words);
-    assert!(bytes.len() == x.len().next_multiple_of(QUAD));
+    // SAFETY: as this function.
+    unsafe {
+        quantise(x, [words], 127.0, |x, inverse| [as_bytes(x.map(|x| _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse))))])
+    }
+}
+
+/// See [`isa::to_int8_twice`](crate::kernels::isa::to_int8_twice).
+///
+/// # Safety
+/// The processor has AVX-512 F and BW.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(in crate::kernels) unsafe fn to_int8_twice(x: &[f32], high: &mut [u32], low: &mut [u32]) -> f32 {
+    // SAFETY: as this function.
+    unsafe {
+        quantise(x, [high, low], TWICE, |x, inverse| {
+            let x = x.map(|x| _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse)));
+            let high = x.map(|x| _mm512_srai_epi32::<8>(_mm512_add_epi32(x, _mm512_set1_epi32(128))));
+            let low = std::array::from_fn(|i| _mm512_sub_epi32(x[i], _mm512_slli_epi32::<8>(high[i])));
+            [as_bytes(high), as_bytes(low)]
+        })
+    }
+}
+
+/// Numbers in as many bytes each as there are `words`, `round`ed a chunk at a time; `most` is what
+/// becomes of the largest one. What they have to be multiplied by.
+///
+/// # Safety
+/// The processor has AVX-512 F and BW.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn quantise<const N: usize>(
+    x: &[f32],
+    words: [&mut [u32]; N],
+    most: f32,
+    round: impl Fn([__m512; 4], __m512) -> [__m512i; N],
+) -> f32 {
+    let mut bytes = words.map(|words| bytemuck::cast_slice_mut::<_, u8>(words));
+    assert!(bytes.iter().all(|bytes| bytes.len() == x.len().next_multiple_of(QUAD)));
     let (chunks, rest) = x.as_chunks::<CHUNK>();
     // SAFETY: registers of the slice, and as many lanes as there are.
     let last = unsafe { masked(rest) };
@@ -29,11 +66,10 @@ pub(in crate::kernels) unsafe fn to_int8(x: &[f32], words: &mut [u32]) -> f32 {
     }
     let [a, b, c, d] = largest;
     let largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(a, b), _mm512_max_ps(c, d)));
-    let inverse = _mm512_set1_ps(if largest > 0.0 { 127.0 / largest } else { 0.0 });
+    let inverse = _mm512_set1_ps(if largest > 0.0 { most / largest } else { 0.0 });
 
-    let (full, rest) = bytes.split_at_mut(chunks.len() * CHUNK);
-    for (chunk, bytes) in chunks.iter().zip(full.chunks_exact_mut(CHUNK)) {
-        // SAFETY: four registers of numbers, one of bytes.
+    for (i, chunk) in chunks.iter().enumerate() {
+        // SAFETY: four registers of numbers, and one of each's bytes.
         unsafe {
             let start = chunk.as_ptr();
             let x = [
@@ -42,15 +78,20 @@ pub(in crate::kernels) unsafe fn to_int8(x: &[f32], words: &mut [u32]) -> f32 {
                 _mm512_loadu_ps(start.add(2 * LANES)),
                 _mm512_loadu_ps(start.add(3 * LANES)),
             ];
-            _mm512_storeu_si512(bytes.as_mut_ptr().cast(), rounded(x, inverse));
+            for (bytes, rounded) in bytes.iter_mut().zip(round(x, inverse)) {
+                _mm512_storeu_si512(bytes.as_mut_ptr().add(i * CHUNK).cast(), rounded);
+            }
         }
     }
     if !rest.is_empty() {
-        let mask = u64::MAX >> (CHUNK - rest.len());
-        // SAFETY: as many bytes as the mask lets through.
-        unsafe { _mm512_mask_storeu_epi8(rest.as_mut_ptr().cast(), mask, rounded(last, inverse)) };
+        for (bytes, rounded) in bytes.iter_mut().zip(round(last, inverse)) {
+            let bytes = &mut bytes[chunks.len() * CHUNK..];
+            let mask = u64::MAX >> (CHUNK - bytes.len());
+            // SAFETY: as many bytes as the mask lets through.
+            unsafe { _mm512_mask_storeu_epi8(bytes.as_mut_ptr().cast(), mask, rounded) };
+        }
     }
-    largest / 127.0
+    largest / most
 }
 
 /// Less than a chunk, filled up with zeros.
@@ -67,11 +108,10 @@ unsafe fn masked(x: &[f32]) -> [__m512; 4] {
     })
 }
 
-/// A chunk times `inverse`, as bytes plus OFFSET.
+/// A chunk's integers as bytes plus OFFSET.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn rounded(x: [__m512; 4], inverse: __m512) -> __m512i {
-    let [a, b, c, d] = x.map(|x| _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse)));
+fn as_bytes([a, b, c, d]: [__m512i; 4]) -> __m512i {
     // Each quarter of a register is packed on its own.
     let bytes = _mm512_packs_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
     let in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);

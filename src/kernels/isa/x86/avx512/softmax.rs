@@ -132,7 +132,7 @@ unsafe fn tile<const ROWS: usize, const PANELS: usize>(
             let panels: [_; PANELS] = std::array::from_fn(|p| {
                 let vector = vectors.add((p * groups + group) * LANES * QUAD);
                 if ROWS < TILE_ROWS {
-                    _mm_prefetch::<_MM_HINT_T0>(vector.wrapping_add(ON));
+                    _mm_prefetch::<_MM_HINT_T1>(vector.wrapping_add(ON));
                 }
                 _mm512_loadu_si512(vector.cast())
             });

@@ -77,12 +77,12 @@ fn error(ours: &[f32], exact: &[f32]) -> f64 {
 #[test]
 fn sixteen_bits_are_nearer_than_eight() {
     let exact = logits(F32, Auto);
-    for dtype in [Bf16, Int8] {
-        let [eight, sixteen] = [Int8, Bf16].map(|kv_cache| logits(dtype, kv_cache));
-        let (of_eight, of_sixteen) = (error(&eight, &exact), error(&sixteen, &exact));
-        eprintln!("{dtype:?}: {of_eight} {of_sixteen}, apart {}", error(&eight, &sixteen));
-        assert!(of_sixteen < of_eight, "{dtype:?}: {of_sixteen} and {of_eight}");
-    }
+    let [eight, sixteen] = [Int8, Bf16].map(|kv_cache| logits(Bf16, kv_cache));
+    let (of_eight, of_sixteen) = (error(&eight, &exact), error(&sixteen, &exact));
+    assert!(of_sixteen < 0.8 * of_eight, "{of_sixteen} and {of_eight}");
+    // Beside what 8 bits take from weights and activations, it is little.
+    let [eight, sixteen] = [Int8, Bf16].map(|kv_cache| logits(Int8, kv_cache));
+    assert!(eight != sixteen && error(&eight, &sixteen) < 0.2);
 }
 
 #[test]

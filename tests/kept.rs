@@ -57,10 +57,22 @@ fn error(dtype: DTypeKind) -> f64 {
     distance(&logits(dtype), &logits(DTypeKind::F32))
 }
 
+#[cfg(target_arch = "x86_64")]
+fn has_vnni() -> bool {
+    is_x86_feature_detected!("avx512vnni") || is_x86_feature_detected!("avxvnni")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn has_vnni() -> bool {
+    false
+}
+
 #[test]
 fn a_trained_models_logits_are_kept() {
-    // They are 0.064 and 0.51; in int8 it is 0.080 where a row that is alone has 8 bits.
-    for (dtype, bound) in [(DTypeKind::Int8, 0.072), (DTypeKind::Int4, 0.6)] {
+    // They are 0.064 and 0.51; in int8 it is 0.080 where a row that is alone has 8 bits, as it has
+    // without VNNI.
+    let fine = std::env::var_os("SMOLVLM_CPU").is_none() && has_vnni();
+    for (dtype, bound) in [(DTypeKind::Int8, if fine { 0.072 } else { 0.088 }), (DTypeKind::Int4, 0.6)] {
         let error = error(dtype);
         assert!(error <= bound, "{}: {error}", dtype.name());
     }

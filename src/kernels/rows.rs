@@ -31,6 +31,8 @@ pub struct Rows {
     pub(super) sums: Vec<i32>,
     pub(super) precision: Precision,
     pub(super) count: usize,
+    /// Whether a row that is alone has 16 bits where that takes its time, too.
+    pub fine: bool,
     /// Whether the one row that there is has 16 bits: its upper halves come first, then its lower
     /// ones, as if they were two rows, whose products are to be added up.
     pub(super) halved: bool,
@@ -63,7 +65,8 @@ impl Rows {
         cpu: Cpu,
         give: impl Fn(usize, &dyn Fn(&[f32])) + Sync,
     ) {
-        let halves = if count == 1 && precision != Precision::Bf16 { HALVES } else { 1 };
+        let fine = precision != Precision::Bf16 && (self.fine || cpu.waits_for_weights(precision));
+        let halves = if fine && count == 1 { HALVES } else { 1 };
         self.shape(precision, (count * halves, width));
         (self.count, self.halved) = (count, halves > 1);
         let (groups, blocks, precision) = (self.groups, self.blocks(), self.precision);

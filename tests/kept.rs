@@ -57,10 +57,20 @@ fn error(dtype: DTypeKind) -> f64 {
     distance(&logits(dtype), &logits(DTypeKind::F32))
 }
 
+/// Whether a row that is alone has 16 bits in every product.
+fn has_fine_rows() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let has_vnni = is_x86_feature_detected!("avx512vnni") || is_x86_feature_detected!("avxvnni");
+    #[cfg(not(target_arch = "x86_64"))]
+    let has_vnni = false;
+    has_vnni && std::env::var_os("SMOLVLM_CPU").is_none()
+}
+
 #[test]
 fn a_trained_models_logits_are_kept() {
-    // They are 0.064 and 0.51; in int8 it is 0.080 where a row that is alone has 8 bits.
-    for (dtype, bound) in [(DTypeKind::Int8, 0.072), (DTypeKind::Int4, 0.6)] {
+    // They are 0.064 and 0.51; in int8 it is 0.080 where a row that is alone has 8 bits, as it has
+    // without VNNI.
+    for (dtype, bound) in [(DTypeKind::Int8, if has_fine_rows() { 0.072 } else { 0.088 }), (DTypeKind::Int4, 0.6)] {
         let error = error(dtype);
         assert!(error <= bound, "{}: {error}", dtype.name());
     }
@@ -81,9 +91,9 @@ fn what_all_tokens_have_in_common_loses_least() {
         vec![(name.to_owned(), Matrix { shape, numbers })]
     });
     let exact = copy.logits(DTypeKind::F32);
-    // They are 0.0035 and 0.018, and 0.0075 and 0.060 without error feedback along the directions of a
+    // They are 0.0035 (0.0055 with rows of 8 bits) and 0.018, and 0.0075 (0.0086) and 0.060 without error feedback along the directions of a
     // calibration.
-    for (dtype, bound) in [(DTypeKind::Int8, 0.005), (DTypeKind::Int4, 0.03)] {
+    for (dtype, bound) in [(DTypeKind::Int8, if has_fine_rows() { 0.005 } else { 0.0065 }), (DTypeKind::Int4, 0.03)] {
         let error = altered::error(&copy.logits(dtype), &exact);
         assert!(error <= bound, "{}: {error}", dtype.name());
     }

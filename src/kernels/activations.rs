@@ -37,7 +37,8 @@ impl Rows {
         cpu: Cpu,
         give: impl Fn(usize, &dyn Fn(&[f32])) + Sync,
     ) {
-        let halves = if count == 1 && precision != Precision::Bf16 { HALVES } else { 1 };
+        let fine = precision != Precision::Bf16 && (self.fine || cpu.waits_for_weights(precision));
+        let halves = if fine && count == 1 { HALVES } else { 1 };
         self.shape(precision, (count * halves, width));
         (self.count, self.halved) = (count, halves > 1);
         let (groups, blocks, precision) = (self.groups, self.blocks(), self.precision);

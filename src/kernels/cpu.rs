@@ -3,6 +3,7 @@
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::precision::Precision;
 use crate::log;
 
 /// The environment variable that names the best set to be used, for tests and comparisons.
@@ -68,6 +69,16 @@ impl Cpu {
     /// in 256, as if its clock were lower for a while.
     pub(super) fn narrow(self) -> Self {
         self.min(Cpu::Avx2)
+    }
+
+    /// Whether a row's product with such weights takes the time that reading them takes, however many
+    /// bits the row has: without VNNI, a byte's product is four instructions.
+    pub(super) fn waits_for_weights(self, precision: Precision) -> bool {
+        match precision.of_rows() {
+            // AVX-VNNI is used for 8 bits only.
+            Precision::Int4 => self >= Cpu::Avx512,
+            _ => self >= Cpu::AvxVnni,
+        }
     }
 
     /// The sets that run here, and are not better than the one that [`VARIABLE`] names; the best

@@ -170,7 +170,7 @@ mod tests {
         let x = rows(30, inputs, 99);
         let mut sum = 0.0;
         for x in x.chunks_exact(inputs) {
-            let (mut row, mut out) = (Rows::default(), vec![0.0; outputs]);
+            let (mut row, mut out) = (Rows { fine: true, ..Rows::default() }, vec![0.0; outputs]);
             row.convert(precision, x, inputs, cpu);
             packed.multiply(&row, &mut out, Then::Store);
             for (output, out) in out.iter().enumerate() {

@@ -28,6 +28,8 @@ pub struct Rows {
     pub(super) sums: Vec<i32>,
     pub(super) precision: Precision,
     pub(super) count: usize,
+    /// Whether a row that is alone has 16 bits where that takes its time, too.
+    pub fine: bool,
     /// Whether the one row that there is has 16 bits: its upper halves come first, then its lower
     /// ones, as if they were two rows, whose products are to be added up.
     pub(super) halved: bool,

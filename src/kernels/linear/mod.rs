@@ -3,7 +3,7 @@
 //!
 //! 8-bit weights have one scale per output, those of 4 to 6 bits a scale for every block of inputs;
 //! either way activations have 8 bits and one scale per row. A row that is alone has 16 bits, as two
-//! rows of 8: a decode step waits for weights, not for products.
+//! rows of 8, where a decode step waits for weights and not for products.
 
 mod pack;
 mod widen;

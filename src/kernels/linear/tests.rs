@@ -26,7 +26,7 @@ impl Case {
         let read = |output: usize, row: &mut [f32]| row.copy_from_slice(&self.w[output * self.inputs..][..self.inputs]);
         let shape = (self.w.len() / self.inputs, self.inputs);
         let linear = PackedLinear::new(shape, read, self.bias.clone(), precision, None, cpu);
-        let mut rows = Rows::default();
+        let mut rows = Rows { fine: true, ..Rows::default() };
         let mut out = vec![0.5; self.x.len() / self.inputs * linear.outputs()];
         rows.convert(precision, &self.x, self.inputs, cpu);
         linear.multiply(&rows, &mut out, then);

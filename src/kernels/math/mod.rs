@@ -27,7 +27,7 @@ pub(super) mod tests {
     use super::nonlinear::{exp2, reciprocal, sigmoid};
     use super::*;
     use crate::kernels::cpu::Cpu;
-    use crate::kernels::isa::{keys_to_int8, to_int8, to_int8_twice, to_int16};
+    use crate::kernels::isa::{keys_to_int8, to_int8, to_int16};
     use crate::kernels::layout::{KeyPanel, LANES, OFFSET};
 
     /// Numbers from -1 to 1 in no order.

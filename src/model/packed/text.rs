@@ -148,6 +148,8 @@ impl TextModel {
         if !matches!(wanted, Wanted::Nothing) {
             let eps = self.config.rms_norm_eps as f32;
             let x = &x[tokens.start * hidden..tokens.end * hidden];
+            // A token is chosen by small differences among many.
+            rows.fine = true;
             rows.rms_norm(self.lm_head.precision(), x, &self.norm, eps, Cpu::detect());
         }
         match wanted {

@@ -50,7 +50,7 @@ unsafe fn quantise<const N: usize>(
     most: f32,
     round: impl Fn([__m512; 4], __m512) -> [__m512i; N],
 ) -> f32 {
-    let mut bytes = words.map(|words| bytemuck::cast_slice_mut::<_, u8>(words));
+    let mut bytes = words.map(bytemuck::cast_slice_mut::<_, u8>);
     assert!(bytes.iter().all(|bytes| bytes.len() == x.len().next_multiple_of(QUAD)));
     let (chunks, rest) = x.as_chunks::<CHUNK>();
     // SAFETY: registers of the slice, and as many lanes as there are.

@@ -47,6 +47,9 @@ struct Args {
     /// auto
     #[arg(long, value_name = "NAME", default_value = "auto")]
     dtype: DTypeKind,
+    /// Keys and values in int8 (half the memory) or bf16, with dtype bf16, int8 or int4; or auto
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    kv_cache: DTypeKind,
     /// Keep packed weights in this directory, for the next start
     #[arg(long, value_name = "DIR")]
     packed_cache_dir: Option<PathBuf>,
@@ -189,6 +192,7 @@ fn options(args: &Args) -> EngineOptions {
         backend: args.backend,
         device: args.device,
         dtype: args.dtype,
+        kv_cache: args.kv_cache,
         num_threads: args.threads,
         onnxruntime_path: args.onnxruntime.clone(),
         packed_cache_dir: args.packed_cache_dir.clone(),
@@ -213,6 +217,7 @@ fn report(answer: &Answer, load_ms: f64) -> serde_json::Value {
         "backend": m.placement.backend.name(),
         "device": m.placement.device.name(),
         "dtype": m.placement.dtype.name(),
+        "kv_cache": m.placement.kv_cache.name(),
         "timings_ms": {
             "load": load_ms,
             "preprocess": m.preprocess_ms,

@@ -357,6 +357,19 @@ typedef struct smolvlm_options {
    * accelerator, ONNX Runtime.
    */
   const char *packed_cache_dir;
+  /**
+   * A `smolvlm_dtype`: what the KV cache has keys and values in. With Candle's BF16, INT8 and
+   * INT4 on the processor, INT8 or BF16, whichever the weights are in: of INT8, a token takes
+   * little more than half of the memory (12.6 against 23 KB of the 256M model), and a long
+   * conversation is read faster; BF16 is nearer to F32. AUTO: BF16 with BF16, else INT8. With
+   * F32, an accelerator or ONNX Runtime, there is only what the weights or graphs have; another
+   * one is `SMOLVLM_STATUS_UNSUPPORTED`.
+   */
+  int32_t kv_cache;
+  /**
+   * Zero.
+   */
+  int32_t reserved;
 } smolvlm_options;
 
 /**
@@ -581,6 +594,14 @@ typedef struct smolvlm_metrics {
    * The `smolvlm_dtype` that was really used.
    */
   int32_t dtype;
+  /**
+   * The `smolvlm_dtype` that the KV cache had keys and values in.
+   */
+  int32_t kv_cache;
+  /**
+   * Zero.
+   */
+  int32_t reserved;
 } smolvlm_metrics;
 
 /**

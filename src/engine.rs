@@ -25,6 +25,11 @@ pub struct EngineOptions {
     /// Which of several accelerators.
     pub device_index: usize,
     pub dtype: DTypeKind,
+    /// What the KV cache has keys and values in. Candle: `Int8` or `Bf16` where `dtype` is `Bf16`,
+    /// `Int8` or `Int4` on the CPU, whichever the weights are in; `Auto` is `Bf16` for `Bf16`, else
+    /// `Int8`. Otherwise it is as `dtype` or the ONNX graphs say, and asking for another one is an
+    /// error.
+    pub kv_cache: DTypeKind,
     /// Threads that compute, 0: one per core at hand. The engine never takes more: calls that run
     /// at once share them.
     pub num_threads: usize,
@@ -123,13 +128,14 @@ impl Engine {
         }
         let prompt = PromptBuilder::new(no_fork_during(|| ChatTemplate::load(&files))?, model.tokens_per_tile());
         let backend = backend?;
-        let Placement { backend: name, device, dtype } = backend.placement();
+        let Placement { backend: name, device, dtype, kv_cache } = backend.placement();
         crate::log::info(format_args!(
-            "{}: loaded on {}, device {}, {}, context of {context_tokens} tokens",
+            "{}: loaded on {}, device {}, {}, KV cache in {}, context of {context_tokens} tokens",
             model_dir.display(),
             name.name(),
             device.name(),
-            dtype.name()
+            dtype.name(),
+            kv_cache.name()
         ));
         let image_token_id = model.image_token_id;
         Ok(Self(Arc::new(Inner {

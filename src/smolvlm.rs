@@ -55,6 +55,8 @@ pub struct SmolVLMConfig {
     pub backend: BackendKind,
     pub device: DeviceKind,
     pub dtype: DTypeKind,
+    /// What keys and values are kept in, see [`EngineOptions::kv_cache`].
+    pub kv_cache: DTypeKind,
     /// A checkpoint directory, or a hub id in the hub's local cache. `None`: `models/` and the name
     /// of the published checkpoint.
     pub model_path: Option<PathBuf>,
@@ -82,6 +84,7 @@ impl SmolVLM {
             backend: config.backend,
             device: config.device,
             dtype: config.dtype,
+            kv_cache: config.kv_cache,
             num_threads: config.num_threads,
             onnxruntime_path: config.onnxruntime_path,
             packed_cache_dir: config.packed_cache_dir,

@@ -41,6 +41,7 @@ fn json_is_one_object_with_every_field() {
         "finish_reason",
         "generated_tokens",
         "image_tokens",
+        "kv_cache",
         "prompt_token_ids",
         "prompt_tokens",
         "text",
@@ -86,6 +87,8 @@ fn options_reach_the_engine() {
     let (whole, one) = (tokens(&[]), tokens(&["--no-split"]));
     assert!(whole > one && one == tokens(&["--longest-edge", "96"]), "{whole} {one}");
     assert_eq!(json(&["--dtype", "bf16"])["dtype"], "bf16");
+    let kept = json(&["--dtype", "int8", "--kv-cache", "bf16"]);
+    assert_eq!((&kept["dtype"], &kept["kv_cache"]), (&"int8".into(), &"bf16".into()));
     assert_eq!(json(&["--backend", "candle", "--threads", "1"])["backend"], "candle");
     let short = json(&["--max-new-tokens", "2"]);
     assert_eq!((&short["generated_tokens"], &short["finish_reason"]), (&2.into(), &"max_tokens".into()));

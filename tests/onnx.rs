@@ -201,6 +201,20 @@ fn a_memory_limit_counts_the_cache_twice_and_the_graphs_once() {
     assert_eq!(load(enough - 1).unwrap_err().kind(), ErrorKind::OutOfMemory);
 }
 
+#[test]
+fn keys_and_values_are_as_the_graphs_have_them() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+    let load = |dtype, kv_cache| Engine::load(&dir, &EngineOptions { kv_cache, ..options(dtype) });
+    for (dtype, used) in [(DTypeKind::F16, DTypeKind::F16), (DTypeKind::Int8, DTypeKind::F32)] {
+        for asked in [DTypeKind::Auto, used] {
+            assert_eq!(load(dtype, asked).unwrap().placement().kv_cache, used);
+        }
+    }
+    let error = load(DTypeKind::Int8, DTypeKind::Int8).err().unwrap();
+    let message = "kv_cache: int8; the int8 graphs have keys and values in f32";
+    assert_eq!((error.kind(), error.message()), (ErrorKind::Unsupported, message));
+}
+
 /// Numbers of config.json that the graphs do not confirm are errors, and nothing is taken for them
 /// before.
 #[test]

@@ -313,10 +313,12 @@ fn a_key_is_asked_for() {
 
 #[test]
 fn the_description_has_every_route() {
-    let server = Server::start(&[]);
+    let server = Server::start(&["--dtype", "int8", "--kv-cache", "bf16"]);
     let description = server.get("/openapi.json").json();
     assert_eq!(description["info"]["version"], env!("CARGO_PKG_VERSION"));
-    assert_eq!(server.get("/health").json()["version"], env!("CARGO_PKG_VERSION"));
+    let health = server.get("/health").json();
+    assert_eq!(health["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!((&health["dtype"], &health["kv_cache"]), (&"int8".into(), &"bf16".into()));
     let described = description["paths"].as_object().unwrap().iter();
     let mut described: Vec<String> = described
         .flat_map(|(path, methods)| methods.as_object().unwrap().keys().map(move |method| format!("{method} {path}")))
@@ -342,6 +344,7 @@ fn the_description_has_every_route() {
     let answer = server.analyze(&[("image", &picture()), ("prompt", b"Hi")]).json();
     let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
     let schemas = &description["components"]["schemas"];
+    assert_eq!(keys(&health), keys(&schemas["Health"]["properties"]));
     assert_eq!(keys(&answer), keys(&schemas["Answer"]["properties"]));
     assert_eq!(keys(&answer["metrics"]), keys(&schemas["Metrics"]["properties"]));
     let timings = &schemas["Metrics"]["properties"]["timings_ms"]["properties"];

@@ -24,6 +24,9 @@ use peer::Peer;
 
 type Anything<T> = Result<T, Box<dyn std::error::Error>>;
 
+/// What everything is compared with, where nothing else is named.
+const F32: &str = "candle f32";
+
 #[derive(Parser)]
 struct Options {
     /// A checkpoint.
@@ -36,10 +39,13 @@ struct Options {
     /// Instead of a text: what vision makes of a picture.
     #[arg(long = "picture", required_unless_present = "text")]
     pictures: Vec<PathBuf>,
-    /// What to measure: `candle int8`, `onnx q4`, or `peer NAME=COMMAND`, a program that speaks the
-    /// protocol of peer.rs.
+    /// What to measure: `candle int8`, `candle int8 bf16` (with keys and values in bf16), `onnx q4`,
+    /// or `peer NAME=COMMAND`, a program that speaks the protocol of peer.rs.
     #[arg(long = "subject")]
     subjects: Vec<String>,
+    /// What a text's subjects are compared with, named as they are.
+    #[arg(long, default_value = F32)]
+    reference: String,
     #[arg(long, default_value_t = 0)]
     threads: usize,
     /// Cargo says so.
@@ -50,6 +56,10 @@ struct Options {
 #[derive(Deserialize)]
 struct Text {
     windows: Vec<Vec<u32>>,
+    /// As many tokens of a window are given at once, and nothing about them is compared but the
+    /// last one's logits.
+    #[serde(default)]
+    given: usize,
     /// Lengths of a window's beginnings that are given at once.
     prompts: Vec<usize>,
     questions: Vec<Vec<u32>>,
@@ -102,7 +112,7 @@ struct Row {
 
 #[derive(Default, Serialize)]
 struct Report {
-    reference: &'static str,
+    reference: String,
     perplexity: f64,
     rows: Vec<Row>,
     /// What could not be loaded, and why.
@@ -110,7 +120,8 @@ struct Report {
     answers: Vec<Vec<u32>>,
 }
 
-/// A decoder of `model`, by the name of a backend and a precision.
+/// A decoder of `model`, by the name of a backend and a precision, and that of keys and values if
+/// they have another one than suits it.
 fn open(model: &Path, name: &str, threads: usize) -> Anything<Box<dyn Decoder>> {
     let (kind, what) = name.split_once(' ').ok_or_else(|| format!("{name}: a backend and a precision wanted"))?;
     if kind == "peer" {
@@ -120,8 +131,9 @@ fn open(model: &Path, name: &str, threads: usize) -> Anything<Box<dyn Decoder>> 
     let files = ModelFiles::open(model)?;
     let config = ModelConfig::load(&files)?;
     let images = ImageConfig::load(&files, &config)?;
-    let dtype: DTypeKind = what.parse()?;
-    let options = EngineOptions { dtype, num_threads: threads, ..Default::default() };
+    let (dtype, kv_cache) = what.split_once(' ').unwrap_or((what, "auto"));
+    let (dtype, kv_cache): (DTypeKind, DTypeKind) = (dtype.parse()?, kv_cache.parse()?);
+    let options = EngineOptions { dtype, kv_cache, num_threads: threads, ..Default::default() };
     Ok(match kind {
         "candle" => CandleBackend::load(&files, &config, &images, &options)?.decoder()?,
         "onnx" => OnnxBackend::load(&files, &config, &images, &options)?.decoder()?,
@@ -143,8 +155,9 @@ fn main() -> Anything<()> {
 
 /// Everything about a text; what is known by then is written after every window and question.
 fn read(options: &Options, text: &Text) -> Anything<()> {
-    let mut reference = Reference::new(open(&options.model, "candle f32", options.threads)?);
-    let mut report = Report { reference: "candle f32", ..Default::default() };
+    let mut reference =
+        Reference::new(open(&options.model, &options.reference, options.threads)?, options.reference != F32);
+    let mut report = Report { reference: options.reference.clone(), ..Default::default() };
     let mut subjects = Vec::new();
     for name in &options.subjects {
         match open(&options.model, name, options.threads) {
@@ -154,11 +167,11 @@ fn read(options: &Options, text: &Text) -> Anything<()> {
     }
     for (number, window) in text.windows.iter().enumerate() {
         eprintln!("window {} of {}", number + 1, text.windows.len());
-        reference.read(window)?;
+        reference.read(window, text.given)?;
         report.perplexity = reference.perplexity();
         for subject in &mut subjects {
             let start = Instant::now();
-            measure::steps(&reference, &mut *subject.decoder, window, &mut subject.steps)?;
+            measure::steps(&reference, &mut *subject.decoder, window, text.given, &mut subject.steps)?;
             measure::prompts(&reference, &mut *subject.decoder, window, &text.prompts, &mut subject.prompts)?;
             subject.seconds += start.elapsed().as_secs_f64();
         }

@@ -33,38 +33,54 @@ fn best(logits: &[f32]) -> u32 {
 pub struct Reference {
     decoder: Box<dyn Decoder>,
     vocab: usize,
-    /// Logarithms of probabilities after each token of a text [tokens, vocab].
+    /// Logarithms of probabilities after each token of a text [tokens, vocab], from token `first` on.
     rows: Vec<f32>,
+    first: usize,
+    /// Whether tokens come one at a time, as those of its subjects do: in 8 bits, what is rounded
+    /// falls to either side with the order of a sum.
+    stepped: bool,
     surprise: f64,
     predicted: usize,
 }
 
 impl Reference {
-    pub fn new(decoder: Box<dyn Decoder>) -> Self {
-        Self { decoder, vocab: 0, rows: Vec::new(), surprise: 0.0, predicted: 0 }
+    pub fn new(decoder: Box<dyn Decoder>, stepped: bool) -> Self {
+        Self { decoder, vocab: 0, rows: Vec::new(), first: 0, stepped, surprise: 0.0, predicted: 0 }
     }
 
     fn row(&self, token: usize) -> &[f32] {
-        &self.rows[token * self.vocab..][..self.vocab]
+        &self.rows[(token - self.first) * self.vocab..][..self.vocab]
     }
 
-    fn score(&mut self, ids: &[u32]) -> Anything<()> {
-        let Self { decoder, rows, vocab, .. } = self;
+    fn score(&mut self, ids: &[u32], given: usize) -> Anything<()> {
+        let Self { decoder, rows, first, vocab, stepped, .. } = self;
         rows.clear();
         decoder.truncate(0);
+        *first = given.saturating_sub(1);
         let take = &mut |logits: &[f32]| {
             *vocab = logits.len();
             rows.extend_from_slice(logits);
         };
-        decoder.score(ids, take, &Stop::default()).map_err(ended)?;
+        let stop = Stop::default();
+        if given > 0 {
+            take(decoder.prefill(&ids[..given], &[], &stop).map_err(ended)?);
+        }
+        let ids = &ids[given..];
+        if *stepped {
+            for &id in ids {
+                take(decoder.step(id, &stop).map_err(ended)?);
+            }
+        } else {
+            decoder.score(ids, take, &stop).map_err(ended)?;
+        }
         rows.chunks_exact_mut(*vocab).for_each(log_softmax);
         Ok(())
     }
 
-    /// Reads a text that others are to be compared on.
-    pub fn read(&mut self, window: &[u32]) -> Anything<()> {
-        self.score(window)?;
-        for (token, &next) in window[1..].iter().enumerate() {
+    /// Reads a text that others are to be compared on, as many tokens of it at once.
+    pub fn read(&mut self, window: &[u32], given: usize) -> Anything<()> {
+        self.score(window, given)?;
+        for (token, &next) in window[1..].iter().enumerate().skip(self.first) {
             self.surprise -= f64::from(self.row(token)[next as usize]);
             self.predicted += 1;
         }
@@ -90,7 +106,7 @@ impl Reference {
             answers.own_choice += given.len();
             return Ok(());
         }
-        self.score(&[question, &given[..given.len() - 1]].concat())?;
+        self.score(&[question, &given[..given.len() - 1]].concat(), 0)?;
         for (i, &id) in given.iter().enumerate() {
             let row = self.row(question.len() - 1 + i);
             let best = best(row);
@@ -101,10 +117,20 @@ impl Reference {
     }
 }
 
-/// Teacher-forced, a token at a time.
-pub fn steps(reference: &Reference, decoder: &mut dyn Decoder, window: &[u32], found: &mut Agreement) -> Anything<()> {
+/// Teacher-forced, a token at a time after those that are given at once.
+pub fn steps(
+    reference: &Reference,
+    decoder: &mut dyn Decoder,
+    window: &[u32],
+    given: usize,
+    found: &mut Agreement,
+) -> Anything<()> {
     decoder.truncate(0);
-    for (token, &id) in window.iter().enumerate() {
+    if given > 0 {
+        let logits = decoder.prefill(&window[..given], &[], &Stop::default()).map_err(ended)?.to_vec();
+        found.take_in(reference.row(given - 1), logits, window.get(given).copied());
+    }
+    for (token, &id) in window.iter().enumerate().skip(given) {
         let logits = decoder.step(id, &Stop::default()).map_err(ended)?.to_vec();
         found.take_in(reference.row(token), logits, window.get(token + 1).copied());
     }

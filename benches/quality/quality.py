@@ -10,6 +10,9 @@ The reference is Candle's f32 of the same checkpoint, which golden tests hold to
 prose a token at a time (`steps`), beginnings of them at once (`prompts`), and questions that it answers greedily. See weights.py and vit.py
 for what the checkpoints are and text.py for the prose. Candle's vision looks at two pictures. Writes JSON, and prints tables in Markdown.
 
+Keys and values are judged where there are many: the last tokens of windows of --context tokens, in 8 and in 16 bits, beside f32 and beside
+each other.
+
 Our own engine and llama.cpp's q8_0, which it is to be as good as, read all of the text; others a part that suits their speed (SHARES), and
 only on the dithered weights, which favour nobody's grid, unless --rows names them.
 """
@@ -42,6 +45,8 @@ PICTURES = [Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg
 WHOLE = (text.WINDOWS, len(text.QUESTIONS))
 SHARES = {"candle": WHOLE, "llama.cpp q8_0": WHOLE, "llama.cpp q4": (8, 10), "mistral.rs": (1, 10), "": (4, 10)}
 PROMPTS, NEW_TOKENS, CONTEXT = list(range(20, text.WINDOW // 2, 20)), 64, 1024
+# Long windows, and how many of a one's tokens are compared, as steps after all others at once.
+LONG_WINDOWS, LONG_STEPS = 4, 512
 
 
 def arguments():
@@ -49,6 +54,7 @@ def arguments():
     parser.add_argument("--rows", default="", help=f"parts of the names of those to run, with commas between, of {', '.join(ROWS)}")
     parser.add_argument("--checkpoints", default=",".join(CHECKPOINTS), help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--context", type=int, default=4096, metavar="N", help="tokens of a long window, 0: none; default: %(default)s")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--whole", action="store_true")
     parser.add_argument("--out", type=Path, default=weights.FOLDER / "quality.json", help="default: %(default)s")
@@ -59,6 +65,8 @@ def arguments():
     for name in options.checkpoints:
         if name not in CHECKPOINTS:
             parser.error(f"--checkpoints: '{name}' is none of {', '.join(CHECKPOINTS)}")
+    if options.context and not LONG_STEPS < options.context <= 8192:
+        parser.error(f"--context: {options.context} given, 0 or {LONG_STEPS + 1} to 8192 accepted")
     if not options.rows:
         parser.error(f"--rows: none of {', '.join(ROWS)}")
     return options
@@ -135,6 +143,22 @@ def measure(folder, options):
     return found, tokenizer
 
 
+def keep(folder, options):
+    """What keys and values in 8 and in 16 bits keep of f32, and what 8 bits keep of 16."""
+    precisions = [precision for precision in CANDLE if f"candle {precision}" in options.rows]
+    if not options.context or not precisions:
+        return []
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    windows = text.long_windows(tokenizer, options.context, 1 if options.quick else LONG_WINDOWS)
+    given = {"windows": windows, "given": options.context - LONG_STEPS, "prompts": [], "questions": [], "new_tokens": 0, "ends": []}
+    path = weights.FOLDER / f"text-long-{options.context}.json"
+    path.write_text(json.dumps(given))
+    pairs = {"candle f32": [f"candle {precision} {kept}" for precision in precisions for kept in ("int8", "bf16")]}
+    pairs |= {f"candle {precision} bf16": [f"candle {precision} int8"] for precision in precisions}
+    words = ("--text", path, "--threads", options.threads, "--reference")
+    return [ask(folder, subjects, *words, reference) for reference, subjects in pairs.items()]
+
+
 def look(options):
     """What becomes of pictures after so many layers."""
     rows = [row for row in options.rows if row.startswith("candle") and row != "candle int4"]  # whose vision is int8's
@@ -167,6 +191,15 @@ def table(found):
         print(f"\nNot run: {line}")
 
 
+def kept_table(found, context):
+    print(f"\nAt {context} tokens, by the precision of weights and of keys and values:\n")
+    print("| | beside | steps | KL | 99 % below | top-1 kept |\n|---|---" + "|---:" * 4 + "|")
+    for row, reference in ((row, of["reference"]) for of in found for row in of["rows"]):
+        steps = row["steps"]
+        cells = [row["name"], reference, f"{steps['positions']}", f"{steps['kl_mean']:.5f}", f"{steps['kl_p99']:.4f}", f"{steps['top1_kept']:.4f}"]
+        print("| " + " | ".join(cells) + " |")
+
+
 def vision_table(found):
     head = ("relative error", "largest", "cosine", "smallest")
     print("| | " + " | ".join(f"{of}: {what}" for of in ("features", "image rows") for what in head) + " |\n|---" + "|---:" * 8 + "|")
@@ -186,6 +219,7 @@ def main():
     }  # fmt: skip
     for name, folder in folders.items():
         found["checkpoints"][name], tokenizer = measure(folder, options)
+        found["checkpoints"][name]["kept"] = keep(folder, options)
     if "vit" in options.checkpoints:
         found["vit"] = look(options)
     found["seconds"] = time.time() - start
@@ -193,6 +227,8 @@ def main():
     for name, of in found["checkpoints"].items():
         print(f"\n{name}: f32's perplexity {of['perplexity']:.2f}\n")
         table(of)
+        if of["kept"]:
+            kept_table(of["kept"], options.context)
         print("\nf32's first answers:", *(json.dumps(tokenizer.decode(ids)) for ids in of["answers"][:3]), sep="\n  ")
     if "vit" in found:
         print(f"\nvit: {len(PICTURES)} pictures\n")

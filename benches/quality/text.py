@@ -1,7 +1,8 @@
 """What the models are given: English prose that comes with Python, and questions.
 
 The prose is out of the language reference that `help()` shows (pydoc_data.topics): whole paragraphs without code or tables. It belongs to
-a version of Python, which the report names. The first `WINDOWS` pieces of it of `WINDOW` tokens are taken.
+a version of Python, which the report names. The first `WINDOWS` pieces of it of `WINDOW` tokens are taken. Long windows lie evenly over all of
+it, and overlap where they have to.
 """
 
 import re
@@ -81,6 +82,15 @@ def windows(tokenizer):
     if len(ids) < WINDOW * WINDOWS:
         raise SystemExit(f"{len(ids)} tokens of prose, {WINDOW * WINDOWS} wanted: another Python")
     return [ids[start : start + WINDOW] for start in range(0, WINDOW * WINDOWS, WINDOW)]
+
+
+def long_windows(tokenizer, tokens, count):
+    """Ids of so many windows of so many tokens."""
+    ids = tokenizer.encode("\n\n".join(prose())).ids
+    if len(ids) < tokens:
+        raise SystemExit(f"--context: {tokens} given, {len(ids)} tokens of prose")
+    starts = [(len(ids) - tokens) * number // max(count - 1, 1) for number in range(count)]
+    return [ids[start : start + tokens] for start in starts]
 
 
 def prompts(tokenizer):

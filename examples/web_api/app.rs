@@ -87,6 +87,7 @@ async fn health(State(shared): State<Shared>) -> Response {
             "backend": placement.backend.name(),
             "device": placement.device.name(),
             "dtype": placement.dtype.name(),
+            "kv_cache": placement.kv_cache.name(),
         }),
     )
 }

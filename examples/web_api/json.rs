@@ -23,6 +23,7 @@ pub fn metrics(finished: &Finished) -> Value {
         "backend": m.placement.backend.name(),
         "device": m.placement.device.name(),
         "dtype": m.placement.dtype.name(),
+        "kv_cache": m.placement.kv_cache.name(),
         "timings_ms": {
             "queue": finished.queue_ms,
             "preprocess": m.preprocess_ms,

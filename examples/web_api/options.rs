@@ -47,6 +47,9 @@ pub struct Options {
     /// auto
     #[arg(long, value_name = "NAME", default_value = "auto", help_heading = "Model")]
     pub dtype: DTypeKind,
+    /// Keys and values in int8 (half the memory) or bf16, with dtype bf16, int8 or int4; or auto
+    #[arg(long, value_name = "NAME", default_value = "auto", help_heading = "Model")]
+    pub kv_cache: DTypeKind,
     /// Keep packed weights in this directory, for the next start
     #[arg(long, value_name = "DIR", help_heading = "Model")]
     pub packed_cache_dir: Option<PathBuf>,
@@ -104,6 +107,7 @@ impl Options {
             backend: self.backend,
             device: self.device,
             dtype: self.dtype,
+            kv_cache: self.kv_cache,
             num_threads: self.threads,
             onnxruntime_path: self.onnxruntime.clone(),
             packed_cache_dir: self.packed_cache_dir.clone(),

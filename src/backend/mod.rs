@@ -99,6 +99,8 @@ pub struct Placement {
     pub backend: BackendKind,
     pub device: DeviceKind,
     pub dtype: DTypeKind,
+    /// Of keys and values.
+    pub kv_cache: DTypeKind,
 }
 
 /// Image features as the decoder takes them: one row for each image token.

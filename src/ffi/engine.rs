@@ -100,6 +100,20 @@ pub unsafe extern "C" fn smolvlm_free(engine: *mut smolvlm_engine) {
     guard::infallible((), || unsafe { arg::release(engine) });
 }
 
+const DTYPES: [(i32, DTypeKind); 11] = [
+    (smolvlm_dtype::Auto as i32, DTypeKind::Auto),
+    (smolvlm_dtype::F32 as i32, DTypeKind::F32),
+    (smolvlm_dtype::Bf16 as i32, DTypeKind::Bf16),
+    (smolvlm_dtype::F16 as i32, DTypeKind::F16),
+    (smolvlm_dtype::Int8 as i32, DTypeKind::Int8),
+    (smolvlm_dtype::Uint8 as i32, DTypeKind::Uint8),
+    (smolvlm_dtype::Quantized as i32, DTypeKind::Quantized),
+    (smolvlm_dtype::Q4 as i32, DTypeKind::Q4),
+    (smolvlm_dtype::Q4f16 as i32, DTypeKind::Q4F16),
+    (smolvlm_dtype::Bnb4 as i32, DTypeKind::Bnb4),
+    (smolvlm_dtype::Int4 as i32, DTypeKind::Int4),
+];
+
 /// # Safety
 /// `options` is NULL or a struct of `struct_size` bytes whose strings are NULL or NUL-terminated.
 unsafe fn engine_options(options: *const smolvlm_options) -> Result<EngineOptions> {
@@ -108,6 +122,9 @@ unsafe fn engine_options(options: *const smolvlm_options) -> Result<EngineOption
     }
     // SAFETY: the caller of this function promises `struct_size` readable bytes.
     let options = unsafe { arg::versioned(options, "options") }?;
+    if options.reserved != 0 {
+        return Err(Error::invalid_argument(format!("options.reserved: {} given, 0 needed", options.reserved)));
+    }
     // SAFETY: the caller of this function promises a NUL-terminated string.
     let onnxruntime_path = unsafe { arg::optional_string(options.onnxruntime_path, "options.onnxruntime_path") }?;
     // SAFETY: as above.
@@ -134,23 +151,8 @@ unsafe fn engine_options(options: *const smolvlm_options) -> Result<EngineOption
             "options.device",
         )?,
         device_index: options.device_index as usize,
-        dtype: arg::code(
-            options.dtype,
-            &[
-                (smolvlm_dtype::Auto as i32, DTypeKind::Auto),
-                (smolvlm_dtype::F32 as i32, DTypeKind::F32),
-                (smolvlm_dtype::Bf16 as i32, DTypeKind::Bf16),
-                (smolvlm_dtype::F16 as i32, DTypeKind::F16),
-                (smolvlm_dtype::Int8 as i32, DTypeKind::Int8),
-                (smolvlm_dtype::Uint8 as i32, DTypeKind::Uint8),
-                (smolvlm_dtype::Quantized as i32, DTypeKind::Quantized),
-                (smolvlm_dtype::Q4 as i32, DTypeKind::Q4),
-                (smolvlm_dtype::Q4f16 as i32, DTypeKind::Q4F16),
-                (smolvlm_dtype::Bnb4 as i32, DTypeKind::Bnb4),
-                (smolvlm_dtype::Int4 as i32, DTypeKind::Int4),
-            ],
-            "options.dtype",
-        )?,
+        dtype: arg::code(options.dtype, &DTYPES, "options.dtype")?,
+        kv_cache: arg::code(options.kv_cache, &DTYPES, "options.kv_cache")?,
         num_threads: options.num_threads as usize,
         max_memory_bytes: options.max_memory_bytes,
         context_tokens: options.context_tokens as usize,

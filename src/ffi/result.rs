@@ -105,6 +105,8 @@ fn metrics(metrics: &Metrics) -> smolvlm_metrics {
         backend: smolvlm_backend::from(metrics.placement.backend) as i32,
         device: smolvlm_device::from(metrics.placement.device) as i32,
         dtype: smolvlm_dtype::from(metrics.placement.dtype) as i32,
+        kv_cache: smolvlm_dtype::from(metrics.placement.kv_cache) as i32,
+        reserved: 0,
     }
 }
 

@@ -46,7 +46,8 @@ impl Backend for Fake {
     }
 
     fn placement(&self) -> Placement {
-        Placement { backend: BackendKind::Candle, device: DeviceKind::Cpu, dtype: DTypeKind::F32 }
+        let dtype = DTypeKind::F32;
+        Placement { backend: BackendKind::Candle, device: DeviceKind::Cpu, dtype, kv_cache: dtype }
     }
 
     fn threads(&self) -> &Threads {

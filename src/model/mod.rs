@@ -33,9 +33,10 @@ pub use weights::{Fold, Matrix, Weights};
 pub enum Arithmetic {
     /// Candle's products, everything in one type.
     Tensors(DType, Device),
-    /// The kernels': on the CPU, weights packed, f32 between the products. Packed weights are kept
-    /// in the directory, if there is one.
-    Packed(Precision, Option<PathBuf>),
+    /// The kernels': on the CPU, weights packed in `precision`, keys and values in `kv_cache` (bf16,
+    /// else 8 bits), f32 between the products. Packed weights are kept in the directory, if there
+    /// is one.
+    Packed { precision: Precision, kv_cache: Precision, dir: Option<PathBuf> },
 }
 
 /// A loaded checkpoint.
@@ -87,15 +88,17 @@ impl Model {
                 weights.loaded()?;
                 Networks::Tensors { vision, text }
             }
-            Arithmetic::Packed(precision, dir) => Store::with(dir.as_deref(), weights, *precision, |store| {
-                let loader = Loader { store, ..Loader::new(weights, DType::F32, &Device::Cpu) };
-                let at = loader.at("model");
-                let vision = Box::new(packed::VisionModel::load(&at, model, *precision, normalise.clone())?);
-                let text = Box::new(packed::TextModel::load(&loader, model, *precision)?);
-                // Before anything of it is kept, and after a start from what was kept.
-                weights.loaded()?;
-                Ok(Networks::Packed { vision, text })
-            })?,
+            Arithmetic::Packed { precision, kv_cache, dir } => {
+                Store::with(dir.as_deref(), weights, *precision, |store| {
+                    let loader = Loader { store, ..Loader::new(weights, DType::F32, &Device::Cpu) };
+                    let at = loader.at("model");
+                    let vision = Box::new(packed::VisionModel::load(&at, model, *precision, normalise.clone())?);
+                    let text = Box::new(packed::TextModel::load(&loader, model, *precision, *kv_cache)?);
+                    // Before anything of it is kept, and after a start from what was kept.
+                    weights.loaded()?;
+                    Ok(Networks::Packed { vision, text })
+                })?
+            }
         };
         Ok(Self { networks, normalise, hidden_size: model.text.hidden_size })
     }

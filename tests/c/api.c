@@ -109,7 +109,31 @@ static void result_and_stream(smolvlm_engine *engine, const smolvlm_image *image
     CHECK(metrics.device == SMOLVLM_DEVICE_CPU);
     /* What `auto` becomes is the processor's affair; that it is said is not. */
     CHECK(metrics.dtype == SMOLVLM_DTYPE_F32 || metrics.dtype == SMOLVLM_DTYPE_INT8);
+    CHECK(metrics.kv_cache == metrics.dtype && metrics.reserved == 0);
     smolvlm_result_free(result);
+}
+
+/* Keys and values in 16 bits beside weights in 8, and in 8 beside weights in 16. */
+static void keys_and_values(const char *model_dir) {
+    static const int32_t choices[][2] = {{SMOLVLM_DTYPE_INT8, SMOLVLM_DTYPE_BF16}, {SMOLVLM_DTYPE_BF16, SMOLVLM_DTYPE_INT8}};
+    size_t i;
+    for (i = 0; i < sizeof choices / sizeof choices[0]; i++) {
+        const smolvlm_request request = ask(question, NULL, 0);
+        smolvlm_options options = default_options();
+        smolvlm_metrics metrics = {0};
+        smolvlm_engine *engine = NULL;
+        smolvlm_result *result = NULL;
+        options.backend = SMOLVLM_BACKEND_CANDLE;
+        options.dtype = choices[i][0];
+        options.kv_cache = choices[i][1];
+        CHECK_OK(smolvlm_create(model_dir, &options, &engine));
+        CHECK_OK(smolvlm_process(engine, &request, &result));
+        metrics.struct_size = sizeof metrics;
+        CHECK_OK(smolvlm_result_metrics(result, &metrics));
+        CHECK(metrics.dtype == choices[i][0] && metrics.kv_cache == choices[i][1]);
+        smolvlm_result_free(result);
+        smolvlm_free(engine);
+    }
 }
 
 static smolvlm_result *process(smolvlm_engine *engine, const smolvlm_request *request) {
@@ -318,6 +342,7 @@ int main(int argc, char **argv) {
     without_splitting(engine, &image);
     free((void *)image.data);
     smolvlm_free(engine);
+    keys_and_values(argv[1]);
     log_messages(argv[1]);
     return 0;
 }

@@ -116,6 +116,12 @@ static void codes(const char *model_dir, smolvlm_engine *engine) {
         options = default_options();
         options.dtype = unknown[i];
         CHECK_FAILS(smolvlm_create(model_dir, &options, &other), INVALID, "options.dtype: ");
+        options = default_options();
+        options.kv_cache = unknown[i];
+        CHECK_FAILS(smolvlm_create(model_dir, &options, &other), INVALID, "options.kv_cache: ");
+        options = default_options();
+        options.reserved = unknown[i];
+        CHECK_FAILS(smolvlm_create(model_dir, &options, &other), INVALID, "options.reserved: ");
         image.format = unknown[i];
         CHECK_REQUEST("request.images[0].format: ");
     }
@@ -135,6 +141,11 @@ static void missing_devices(const char *model_dir) {
     options.max_memory_bytes = 1000;
     CHECK_FAILS(smolvlm_create(model_dir, &options, &other), SMOLVLM_STATUS_OUT_OF_MEMORY, "");
     CHECK_FAILS(smolvlm_create("/nowhere/at/all", NULL, &other), SMOLVLM_STATUS_NOT_FOUND, "/nowhere/at/all");
+    options = default_options();
+    options.dtype = SMOLVLM_DTYPE_F32;
+    options.kv_cache = SMOLVLM_DTYPE_INT8;
+    CHECK_FAILS(smolvlm_create(model_dir, &options, &other), SMOLVLM_STATUS_UNSUPPORTED,
+                "kv_cache: int8; candle has f32 where dtype is f32");
 }
 
 /* A struct of `size` bytes, the rest of them `fill`, in memory that ends with it; freed by the caller. */

@@ -97,7 +97,7 @@ static void answers_are_equal(const char *model_dir, const smolvlm_options *opti
     metrics.struct_size = sizeof metrics;
     CHECK_OK(smolvlm_result_metrics(ours, &metrics));
     CHECK(metrics.backend == SMOLVLM_BACKEND_ONNX && metrics.device == SMOLVLM_DEVICE_CPU);
-    CHECK(metrics.dtype == SMOLVLM_DTYPE_F32);
+    CHECK(metrics.dtype == SMOLVLM_DTYPE_F32 && metrics.kv_cache == SMOLVLM_DTYPE_F32);
     smolvlm_result_free(ours);
     smolvlm_result_free(theirs);
     smolvlm_free(onnx);
@@ -137,6 +137,9 @@ static void graphs(const char *model_dir, smolvlm_options options) {
     options.dtype = SMOLVLM_DTYPE_BF16;
     refused(model_dir, &options, SMOLVLM_STATUS_UNSUPPORTED, "dtype: bf16 is no variant of ONNX graphs");
     options.dtype = SMOLVLM_DTYPE_AUTO;
+    options.kv_cache = SMOLVLM_DTYPE_INT8;
+    refused(model_dir, &options, SMOLVLM_STATUS_UNSUPPORTED, "kv_cache: int8; the f32 graphs have keys and values in f32");
+    options.kv_cache = SMOLVLM_DTYPE_AUTO;
     options.device = SMOLVLM_DEVICE_METAL;
     refused(model_dir, &options, SMOLVLM_STATUS_UNSUPPORTED, "device: metal");
     options.device = SMOLVLM_DEVICE_TENSORRT;

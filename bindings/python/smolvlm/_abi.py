@@ -26,6 +26,8 @@ class Options(Structure):
         ("max_memory_bytes", c_uint64),
         ("onnxruntime_path", c_char_p),
         ("packed_cache_dir", c_char_p),
+        ("kv_cache", c_int32),
+        ("reserved", c_int32),
     ]
 
 
@@ -86,6 +88,8 @@ class Metrics(Structure):
         ("backend", c_int32),
         ("device", c_int32),
         ("dtype", c_int32),
+        ("kv_cache", c_int32),
+        ("reserved", c_int32),
     ]
 
 

@@ -49,6 +49,8 @@ class Metrics:
     backend: str
     device: str
     dtype: str
+    #: What the KV cache had keys and values in.
+    kv_cache: str
 
     @property
     def tokens_per_second(self) -> float:
@@ -74,7 +76,7 @@ class Answer:
 
 _NAMES = {
     field: {code: name for name, code in codes.items()}
-    for field, codes in (("backend", _abi.BACKENDS), ("device", _abi.DEVICES), ("dtype", _abi.DTYPES))
+    for field, codes in (("backend", _abi.BACKENDS), ("device", _abi.DEVICES), ("dtype", _abi.DTYPES), ("kv_cache", _abi.DTYPES))
 }
 
 

@@ -31,6 +31,13 @@ def test_dtype(dtype):
     assert (answer.text, answer.metrics.dtype) == ("Left.", dtype)
 
 
+@pytest.mark.parametrize("dtype, kv_cache", [("int8", "bf16"), ("bf16", "int8")])
+def test_kv_cache(dtype, kv_cache):
+    with smolvlm.Model(DEMO, backend="candle", dtype=dtype, kv_cache=kv_cache) as model:
+        answer = model.ask(PICTURE, "Which way does the arrow point?")
+    assert (answer.text, answer.metrics.dtype, answer.metrics.kv_cache) == ("Left.", dtype, kv_cache)
+
+
 @pytest.mark.skipif("ORT_DYLIB_PATH" not in os.environ, reason="ORT_DYLIB_PATH names no ONNX Runtime")
 def test_onnx():
     model = smolvlm.Model(DEMO, backend="onnx", dtype="f16", onnxruntime=os.environ["ORT_DYLIB_PATH"])
@@ -124,6 +131,10 @@ def test_statuses(tmp_path, model):
     assert isinstance(long.value, smolvlm.Error)
     with pytest.raises(smolvlm.InvalidArgumentError, match="backend: 'torch' is none of auto, candle, onnx"):
         smolvlm.Model(DEMO, backend="torch")
+    with pytest.raises(smolvlm.InvalidArgumentError, match="kv_cache: 'int7' is none of auto, f32, bf16"):
+        smolvlm.Model(DEMO, kv_cache="int7")
+    with pytest.raises(smolvlm.UnsupportedError, match="kv_cache: q4; candle has int8 and bf16 where dtype is int8"):
+        smolvlm.Model(DEMO, backend="candle", dtype="int8", kv_cache="q4")
     with pytest.raises(smolvlm.InvalidArgumentError, match="num_threads: 4294967296 given"):
         smolvlm.Model(DEMO, num_threads=2**32)
     with pytest.raises(smolvlm.InvalidArgumentError, match="context_tokens: 99999 given"):

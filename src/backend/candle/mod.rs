@@ -1,24 +1,24 @@
 //! The Candle engine: the model in candle tensors or on the kernels, each pass on a thread pool.
 
+mod choice;
 mod pools;
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device};
-
+use self::choice::Choice;
 use self::pools::Pools;
 use super::{
-    Backend, BackendKind, Beside, DTypeKind, Decoder, DeviceKind, Halt, ImageRows, PREFILL_CHUNK, Placement, Run, Stop,
-    Threads, VISION_PATCHES, cached_numbers, check_memory,
+    Backend, BackendKind, Beside, Decoder, Halt, ImageRows, PREFILL_CHUNK, Placement, Run, Stop, Threads,
+    VISION_PATCHES, check_memory,
 };
-use crate::config::{ImageConfig, ModelConfig, TextConfig};
+use crate::config::{ImageConfig, ModelConfig};
 use crate::engine::EngineOptions;
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
 use crate::fork::no_fork;
-use crate::kernels::{Cpu, KeyValueCache, Precision};
+use crate::kernels::Cpu;
 use crate::largest::Largest;
-use crate::model::{Arithmetic, Cache, ImageBuffers, Model, Wanted, Weights};
+use crate::model::{Cache, ImageBuffers, Model, Wanted, Weights};
 use crate::preprocess::Tiles;
 
 /// Tokens whose logits are made at once: a vocabulary's are many.
@@ -61,23 +61,11 @@ impl CandleBackend {
             let _no_fork = no_fork();
             Cpu::detect();
         }
-        let (device, device_kind) = open_device(options)?;
-        let odd_head = [model.vision.head_dim(), model.text.head_dim].into_iter().find(|d| d % 2 != 0);
-        let asked = match options.dtype {
-            DTypeKind::Auto => automatic(device_kind, odd_head.is_some()),
-            asked => asked,
-        };
-        let Choice { arithmetic, kind, weight_bytes } = choose(asked, device, device_kind)?;
-        if let (Arithmetic::Packed(..), Some(odd)) = (&arithmetic, odd_head) {
-            let kind = kind.name();
-            return Err(Error::unsupported(format!(
-                "dtype: {kind} needs heads of even size, the checkpoint has {odd}"
-            )));
-        }
-        let arithmetic = keep(arithmetic, kind, options)?;
+        let choice = Choice::new(model, options)?;
         let weights = Arc::new(Weights::open(files)?);
-        let position_bytes = position_bytes(&arithmetic, &model.text);
-        check_memory(weights.elements().saturating_mul(weight_bytes), position_bytes, model, options)?;
+        let weight_bytes = weights.elements().saturating_mul(choice.weight_bytes);
+        check_memory(weight_bytes, choice.position_bytes(&model.text), model, options)?;
+        let Choice { arithmetic, device, dtype, kv_cache, .. } = choice;
 
         let pools = Pools::new(super::threads(options));
         let pool = pools.take(&Stop::default()).map_err(Halt::into_error)?;
@@ -86,77 +74,13 @@ impl CandleBackend {
         Ok(Self {
             shared: Arc::new(Shared { model: loaded, image_token_id: model.image_token_id, pools }),
             tiles_at_once: (VISION_PATCHES / model.vision.patches()).max(1),
-            placement: Placement { backend: BackendKind::Candle, device: device_kind, dtype: kind },
+            placement: Placement { backend: BackendKind::Candle, device, dtype, kv_cache },
         })
     }
 
     /// The vision encoder's output before the connector: [tiles, patches, hidden], f32.
     pub fn vision_hidden_states(&self, tiles: &Tiles) -> Result<Vec<f32>> {
         self.shared.model.vision_hidden_states(tiles)
-    }
-}
-
-/// The fastest precision that keeps as much of f32 on real weights as others' 8 bits, by
-/// `make quality` (its likeliest token 96 times of 100): int8, where the kernels have the
-/// processor's instructions. int4 reads less in a decode step, keeps less, and is for who asks.
-fn automatic(device: DeviceKind, odd_head: bool) -> DTypeKind {
-    match device {
-        DeviceKind::Cpu if !odd_head && Cpu::detect() > Cpu::Portable => DTypeKind::Int8,
-        DeviceKind::Cpu => DTypeKind::F32,
-        _ => DTypeKind::Bf16,
-    }
-}
-
-/// How to compute, what it is called, and the bytes of a weight.
-struct Choice {
-    arithmetic: Arithmetic,
-    kind: DTypeKind,
-    weight_bytes: u64,
-}
-
-fn choose(asked: DTypeKind, device: Device, device_kind: DeviceKind) -> Result<Choice> {
-    let on_cpu = device_kind == DeviceKind::Cpu;
-    let tensors = |dtype: DType, kind, bytes: usize| Choice {
-        arithmetic: Arithmetic::Tensors(dtype, device),
-        kind,
-        weight_bytes: bytes as u64,
-    };
-    let packed =
-        |precision, weight_bytes| Choice { arithmetic: Arithmetic::Packed(precision, None), kind: asked, weight_bytes };
-    Ok(match asked {
-        DTypeKind::Bf16 if on_cpu => packed(Precision::Bf16, 2),
-        DTypeKind::Int8 if on_cpu => packed(Precision::Int8, 1),
-        // Only the decoder's layers have 4 bits: a byte a weight is never too few.
-        DTypeKind::Int4 if on_cpu => packed(Precision::Int4, 1),
-        DTypeKind::F32 => tensors(DType::F32, DTypeKind::F32, 4),
-        DTypeKind::Bf16 => tensors(DType::BF16, DTypeKind::Bf16, 2),
-        other => {
-            let known = if on_cpu { "f32, bf16, int8 and int4 on the CPU" } else { "f32 and bf16 on an accelerator" };
-            return Err(Error::unsupported(format!("dtype: {}; candle has {known}", other.name())));
-        }
-    })
-}
-
-/// Bytes of the KV cache for a position.
-fn position_bytes(arithmetic: &Arithmetic, text: &TextConfig) -> u64 {
-    match arithmetic {
-        Arithmetic::Tensors(dtype, _) => cached_numbers(text).saturating_mul(dtype.size_in_bytes() as u64),
-        Arithmetic::Packed(precision, _) => {
-            let of_layer = KeyValueCache::position_bytes(text.num_key_value_heads, text.head_dim, *precision);
-            of_layer.saturating_mul(text.num_hidden_layers as u64)
-        }
-    }
-}
-
-/// With the directory that packed weights are to be kept in, if there are any.
-fn keep(arithmetic: Arithmetic, kind: DTypeKind, options: &EngineOptions) -> Result<Arithmetic> {
-    match (arithmetic, &options.packed_cache_dir) {
-        (Arithmetic::Packed(precision, _), dir) => Ok(Arithmetic::Packed(precision, dir.clone())),
-        (tensors, None) => Ok(tensors),
-        (_, Some(_)) => Err(Error::unsupported(format!(
-            "packed_cache_dir: {} weights are not packed; bf16, int8 and int4 on the CPU are",
-            kind.name()
-        ))),
     }
 }
 
@@ -291,21 +215,5 @@ impl Decoder for CandleDecoder {
 
     fn truncate(&mut self, len: usize) {
         self.cache.truncate(len);
-    }
-}
-
-fn open_device(options: &EngineOptions) -> Result<(Device, DeviceKind)> {
-    let index = options.device_index;
-    match options.device {
-        DeviceKind::Auto | DeviceKind::Cpu => Ok((Device::Cpu, DeviceKind::Cpu)),
-        DeviceKind::Cuda if cfg!(feature = "cuda") => Ok((Device::new_cuda(index)?, DeviceKind::Cuda)),
-        DeviceKind::Metal if cfg!(feature = "metal") => Ok((Device::new_metal(index)?, DeviceKind::Metal)),
-        DeviceKind::TensorRt => Err(Error::unsupported("device: tensorrt is for the onnx backend")),
-        other => {
-            let name = other.name();
-            Err(Error::unsupported(format!(
-                "device: {name} asked for, but this build has no {name} (cargo feature `{name}`)"
-            )))
-        }
     }
 }

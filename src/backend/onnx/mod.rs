@@ -61,6 +61,7 @@ impl OnnxBackend {
         let environment = runtime::environment(options.onnxruntime_path.as_deref())?;
         let (device, providers) = runtime::providers(options)?;
         let variant = Variant::choose(files, options.dtype, device)?;
+        variant.check_kv_cache(options.kv_cache)?;
         // ONNX Runtime opens the weights beside a graph by itself.
         files.check_folder("onnx")?;
         // During a step the former cache and the new one are there.
@@ -95,7 +96,12 @@ impl OnnxBackend {
             hidden_size,
             tiles_at_once: (VISION_PATCHES / model.vision.patches()).max(1),
             threads,
-            placement: Placement { backend: BackendKind::Onnx, device, dtype: variant.dtype },
+            placement: Placement {
+                backend: BackendKind::Onnx,
+                device,
+                dtype: variant.dtype,
+                kv_cache: variant.kv_cache(),
+            },
         })
     }
 }

@@ -58,10 +58,25 @@ impl Variant {
         Ok(bytes)
     }
 
-    /// As the hub's decoders of this precision have it; the graph is not open yet where this is
-    /// needed.
+    /// Of keys and values, as the hub's decoders of this precision have them; the graph is not open
+    /// yet where this is needed.
+    pub(super) fn kv_cache(&self) -> DTypeKind {
+        if matches!(self.dtype, DTypeKind::F16 | DTypeKind::Q4F16) { DTypeKind::F16 } else { DTypeKind::F32 }
+    }
+
+    /// Bytes of one of them.
     pub(super) fn cache_element_bytes(&self) -> usize {
-        if matches!(self.dtype, DTypeKind::F16 | DTypeKind::Q4F16) { size_of::<u16>() } else { size_of::<f32>() }
+        if self.kv_cache() == DTypeKind::F16 { size_of::<u16>() } else { size_of::<f32>() }
+    }
+
+    /// Refuses keys and values in anything else than the graph has them in.
+    pub(super) fn check_kv_cache(&self, asked: DTypeKind) -> Result<()> {
+        let own = self.kv_cache();
+        if asked == DTypeKind::Auto || asked == own {
+            return Ok(());
+        }
+        let (asked, own, dtype) = (asked.name(), own.name(), self.dtype.name());
+        Err(Error::unsupported(format!("kv_cache: {asked}; the {dtype} graphs have keys and values in {own}")))
     }
 
     fn is_complete(&self, files: &ModelFiles) -> bool {

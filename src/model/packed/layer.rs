@@ -157,7 +157,7 @@ impl Layer {
     }
 
     /// What its products' rows are in.
-    pub(super) fn precision(&self) -> Precision {
+    fn precision(&self) -> Precision {
         self.qkv_proj.precision()
     }
 

@@ -25,11 +25,14 @@ pub struct TextModel {
     /// By which the residual stream is turned where activations have 8 bits.
     rotation: Option<Rotation>,
     rotary: Rotary,
+    /// Of keys and values.
+    kv_cache: Precision,
 }
 
 impl TextModel {
-    /// Reads the weights, the layers' in `precision`; `loader` stands at the root.
-    pub fn load(loader: &Loader<'_>, config: &ModelConfig, precision: Precision) -> Result<Self> {
+    /// Reads the weights, the layers' in `precision`; `loader` stands at the root. Caches will be in
+    /// `kv_cache`, which changes no weight.
+    pub fn load(loader: &Loader<'_>, config: &ModelConfig, precision: Precision, kv_cache: Precision) -> Result<Self> {
         let text = &config.text;
         let at = loader.at("model.text_model");
         let Ends { embedding, head } = Ends::choose(loader, config)?;
@@ -58,7 +61,8 @@ impl TextModel {
         } else {
             loader.packed(&[head], text.hidden_size, &[text.vocab_size], precision_of_head, &fold)?
         };
-        Ok(Self { embed_tokens, layers, norm, lm_head, rotation, rotary: text.rotary(), config: text.clone() })
+        let rotary = text.rotary();
+        Ok(Self { embed_tokens, layers, norm, lm_head, rotation, rotary, kv_cache, config: text.clone() })
     }
 
     /// Appends the embeddings of `ids` to `out`.
@@ -78,7 +82,7 @@ impl TextModel {
     /// An empty cache for one sequence.
     pub fn cache(&self) -> Cache {
         let (heads, head_dim) = (self.config.num_key_value_heads, self.config.head_dim);
-        let layer = |layer: &Layer| KeyValueCache::new(heads, head_dim, layer.precision(), Cpu::detect());
+        let layer = |_: &Layer| KeyValueCache::new(heads, head_dim, self.kv_cache, Cpu::detect());
         Cache { layers: self.layers.iter().map(layer).collect(), len: 0, buffers: Buffers::default() }
     }
 

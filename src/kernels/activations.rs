@@ -7,7 +7,7 @@ use super::layout::{OFFSET, QUAD};
 use super::math;
 use super::precision::Precision;
 use super::rotation::spread;
-use super::rows::{HALVES, Rows, TASK};
+use super::rows::{FEW, HALVES, Rows, TASK};
 use super::scratch::scratch;
 use super::team::{self, Split};
 
@@ -37,8 +37,8 @@ impl Rows {
         cpu: Cpu,
         give: impl Fn(usize, &dyn Fn(&[f32])) + Sync,
     ) {
-        let fine = precision != Precision::Bf16 && (self.fine || cpu.waits_for_weights(precision));
-        let halves = if fine && count == 1 { HALVES } else { 1 };
+        let fine = self.fine && count <= FEW && precision != Precision::Bf16;
+        let halves = if fine { HALVES } else { 1 };
         self.shape(precision, (count * halves, width));
         (self.count, self.halved) = (count, halves > 1);
         let (groups, blocks, precision) = (self.groups, self.blocks(), self.precision);
@@ -48,12 +48,12 @@ impl Rows {
             for row in task * TASK..count.min((task + 1) * TASK) {
                 give(row, &|numbers| {
                     // SAFETY: no other task has this row, or these halves of it.
-                    let words = unsafe { words.part(row * groups, halves * groups) };
+                    let words = unsafe { words.part(row * halves * groups, halves * groups) };
                     if precision == Precision::Bf16 {
                         return math::to_bf16(numbers, words, cpu);
                     }
                     // SAFETY: as above.
-                    let scales = unsafe { scales.part(row, halves) };
+                    let scales = unsafe { scales.part(row * halves, halves) };
                     if halves > 1 {
                         let (high, low) = words.split_at_mut(groups);
                         scales[1] = isa::to_int8_twice(numbers, high, low, cpu);
@@ -63,7 +63,7 @@ impl Rows {
                     }
                     if precision == Precision::Int4 {
                         // SAFETY: as above.
-                        let sums = unsafe { sums.part(row * blocks, halves * blocks) };
+                        let sums = unsafe { sums.part(row * halves * blocks, halves * blocks) };
                         for (words, sums) in words.chunks_exact_mut(groups).zip(sums.chunks_exact_mut(blocks)) {
                             math::sign_and_sum(words, sums, cpu);
                         }

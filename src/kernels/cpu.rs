@@ -71,9 +71,9 @@ impl Cpu {
         self.min(Cpu::Avx2)
     }
 
-    /// Whether a row's product with such weights takes the time that reading them takes, however many
-    /// bits the row has: without VNNI, a byte's product is four instructions.
-    pub(super) fn waits_for_weights(self, precision: Precision) -> bool {
+    /// Whether few rows' product with such weights takes the time that reading them takes, however
+    /// many bits the rows have: without VNNI, a byte's product is four instructions.
+    pub fn waits_for_weights(self, precision: Precision) -> bool {
         match precision.of_rows() {
             // AVX-VNNI is used for 8 bits only.
             Precision::Int4 => self >= Cpu::Avx512,

@@ -4,7 +4,7 @@ use half::{bf16, f16};
 
 use super::layout::{High, LANES, PAIR, PANELS, QUAD, Strides};
 use super::precision::Precision;
-use super::rows::Rows;
+use super::rows::{HALVES, Rows};
 
 /// Panels of weights.
 #[derive(Clone, Copy)]
@@ -81,8 +81,8 @@ pub(super) struct Out<'a> {
     bias: &'a [f32],
     /// Whether results are added to what is there.
     add: bool,
-    /// Whether the block's rows are parts of one: their results are added up.
-    parts: bool,
+    /// Whether the block's rows are halves, two of each row, whose results are added up.
+    halved: bool,
 }
 
 static NO_BIAS: [f32; PANELS * LANES] = [0.0; PANELS * LANES];
@@ -95,24 +95,41 @@ impl<'a> Out<'a> {
     pub(super) unsafe fn new(start: *mut f32, stride: usize, columns: usize, bias: &'a [f32], add: bool) -> Self {
         let bias = if bias.is_empty() { &NO_BIAS } else { bias };
         assert!(columns <= NO_BIAS.len() && bias.len() >= columns.next_multiple_of(LANES));
-        Self { start, stride, columns, bias, add, parts: false }
+        Self { start, stride, columns, bias, add, halved: false }
     }
 
-    /// The same for a block whose rows are parts of one row.
-    pub(super) fn of_parts(self, parts: bool) -> Self {
-        Self { stride: if parts { 0 } else { self.stride }, parts, ..self }
+    /// The same for a block whose rows may be halves.
+    pub(super) fn of_halves(self, halved: bool) -> Self {
+        Self { halved, ..self }
     }
 
     #[inline(always)]
     #[cfg(target_arch = "x86_64")]
-    pub(super) fn parts(&self) -> bool {
-        self.parts
+    pub(super) fn halved(&self) -> bool {
+        self.halved
+    }
+
+    /// Where a row's results begin.
+    ///
+    /// # Safety
+    /// The block has this row.
+    #[inline(always)]
+    unsafe fn at(&self, row: usize) -> *mut f32 {
+        let row = if self.halved { row / HALVES } else { row };
+        // SAFETY: as whoever made this promised.
+        unsafe { self.start.add(row * self.stride) }
+    }
+
+    /// Whether a row is the second half of one, whose first half's results are there already.
+    #[inline(always)]
+    fn is_second(&self, row: usize) -> bool {
+        self.halved && row % HALVES > 0
     }
 
     /// Whether a row's results are added to what is there.
     #[inline(always)]
     pub(super) fn adds(&self, row: usize) -> bool {
-        self.add || self.parts && row > 0
+        self.add || self.is_second(row)
     }
 
     /// LANES numbers that are added to a panel's results of one row.
@@ -122,7 +139,7 @@ impl<'a> Out<'a> {
     #[inline(always)]
     #[cfg(target_arch = "x86_64")]
     pub(super) unsafe fn bias(&self, row: usize, panel: usize) -> *const f32 {
-        let bias = if self.parts && row > 0 { &NO_BIAS } else { self.bias };
+        let bias = if self.is_second(row) { &NO_BIAS } else { self.bias };
         // SAFETY: there are as many as the panels have lanes.
         unsafe { bias.as_ptr().add(panel * LANES) }
     }
@@ -131,7 +148,7 @@ impl<'a> Out<'a> {
     /// The block has this row.
     pub(super) unsafe fn row(&mut self, row: usize) -> &mut [f32] {
         // SAFETY: as whoever made this promised.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.stride), self.columns) }
+        unsafe { std::slice::from_raw_parts_mut(self.at(row), self.columns) }
     }
 
     /// From a row to the next one.
@@ -149,7 +166,7 @@ impl<'a> Out<'a> {
     #[cfg(target_arch = "x86_64")]
     pub(super) unsafe fn lanes(&mut self, row: usize, panel: usize) -> (*mut f32, usize) {
         // SAFETY: as the caller promises, and whoever made this did.
-        (unsafe { self.start.add(row * self.stride + panel * LANES) }, LANES.min(self.columns - panel * LANES))
+        (unsafe { self.at(row).add(panel * LANES) }, LANES.min(self.columns - panel * LANES))
     }
 
     /// Stores or adds a panel's results of one row; what lies beyond the columns is dropped.
@@ -159,7 +176,7 @@ impl<'a> Out<'a> {
     #[inline(always)]
     pub(super) unsafe fn store(&mut self, row: usize, panel: usize, values: &[f32; LANES]) {
         let add = self.adds(row);
-        let bias = if self.parts && row > 0 { &NO_BIAS } else { self.bias };
+        let bias = if self.is_second(row) { &NO_BIAS } else { self.bias };
         let bias = &bias[panel * LANES..][..LANES];
         // SAFETY: as the caller promises.
         let out = &mut unsafe { self.row(row) }[panel * LANES..];

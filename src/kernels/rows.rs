@@ -9,6 +9,9 @@ use super::team::{self, Split};
 /// for a moment, since that is done once for all rows.
 const MANY: usize = 16;
 
+/// As many rows have 16 bits: their products still wait for weights.
+pub(super) const FEW: usize = 6;
+
 /// As many halves has a row of 16 bits.
 pub(super) const HALVES: usize = 2;
 
@@ -28,10 +31,10 @@ pub struct Rows {
     pub(super) sums: Vec<i32>,
     pub(super) precision: Precision,
     pub(super) count: usize,
-    /// Whether a row that is alone has 16 bits where that takes its time, too.
+    /// Whether up to [`FEW`] rows have 16 bits; linear layers take both.
     pub fine: bool,
-    /// Whether the one row that there is has 16 bits: its upper halves come first, then its lower
-    /// ones, as if they were two rows, whose products are to be added up.
+    /// Whether rows have 16 bits: the upper halves of each come first, then its lower ones, as if
+    /// they were two rows, whose products are to be added up.
     pub(super) halved: bool,
     pub(super) width: usize,
 }

@@ -2,7 +2,7 @@
 //! bias in the same pass.
 //!
 //! 8-bit weights have one scale per output, those of 4 to 6 bits a scale for every block of inputs;
-//! either way activations have 8 bits and one scale per row. A row that is alone has 16 bits, as two
+//! either way activations have 8 bits and one scale per row. Few rows have 16 bits, as two
 //! rows of 8, where a decode step waits for weights and not for products.
 
 mod pack;
@@ -224,8 +224,8 @@ impl PackedLinear {
         // task has both.
         let out =
             unsafe { Out::new(out.at(row * self.outputs + column), self.outputs, columns, bias, then == Then::Add) };
-        let mut out = out.of_parts(rows.halved);
-        let count = if rows.halved { HALVES } else { count };
+        let mut out = out.of_halves(rows.halved);
+        let (row, count) = if rows.halved { (row * HALVES, count * HALVES) } else { (row, count) };
         let mut run = |panels: Panels<'_>| {
             assert_eq!(panels.precision(), rows.precision);
             let block = Block {

@@ -3,6 +3,7 @@ use std::sync::{Arc, Mutex};
 use super::*;
 use crate::kernels::aligned::Aligned;
 use crate::kernels::math::tests::{largest_difference, numbers};
+use crate::kernels::rows::FEW;
 
 const SHAPES: [(usize, usize, usize); 8] =
     [(1, 1, 1), (1, 64, 64), (1, 576, 1536), (5, 33, 17), (7, 100, 65), (130, 48, 130), (13, 3, 200), (129, 257, 79)];
@@ -118,7 +119,7 @@ fn outputs_may_be_kept_in_two_ways() {
 }
 
 #[test]
-fn a_row_that_is_alone_has_16_bits() {
+fn few_rows_have_16_bits() {
     for case in [(1, 64, 64), (1, 33, 17), (1, 576, 1000)].map(Case::new) {
         // Weights that 8 bits hold exactly: all error is the row's.
         let mut w: Vec<f32> = case.w.iter().map(|w| (w * 127.0).round() / 127.0).collect();
@@ -128,13 +129,27 @@ fn a_row_that_is_alone_has_16_bits() {
             let fine = |cpu| case.ours(Precision::Int8, cpu, then);
             let add = if then == Then::Add { 0.5 } else { 0.0 };
             let exact: Vec<f32> = case.exact().iter().map(|x| x + add).collect();
-            let twice = Case { x: case.x.repeat(2), ..case.clone() }.ours(Precision::Int8, Cpu::Portable, then);
-            let coarse = largest_difference(&twice[..exact.len()], &exact);
+            let many = Case { x: case.x.repeat(FEW + 1), ..case.clone() }.ours(Precision::Int8, Cpu::Portable, then);
+            let coarse = largest_difference(&many[..exact.len()], &exact);
             let difference = largest_difference(&fine(Cpu::Portable), &exact);
             assert!(difference < 0.05 * coarse, "{then:?}: {difference}, {coarse}");
             for cpu in Cpu::available() {
                 assert!(largest_difference(&fine(cpu), &fine(Cpu::Portable)) < 1e-5, "{cpu:?} {then:?}");
             }
+        }
+    }
+}
+
+/// Whatever is said in one step or in one pass with others is the same.
+#[test]
+fn few_rows_are_what_each_is_alone() {
+    let (inputs, outputs) = (100, 200);
+    for (count, precision) in (2..=FEW).flat_map(|count| [(count, Precision::Int8), (count, Precision::Int6)]) {
+        let case = Case::new((count, inputs, outputs));
+        for cpu in Cpu::available() {
+            let alone = |row| Case { x: case.x[row * inputs..][..inputs].to_vec(), ..case.clone() };
+            let alone: Vec<f32> = (0..count).flat_map(|row| alone(row).ours(precision, cpu, Then::Add)).collect();
+            assert_eq!(case.ours(precision, cpu, Then::Add), alone, "{cpu:?} {count} {precision:?}");
         }
     }
 }

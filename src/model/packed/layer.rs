@@ -98,7 +98,7 @@ impl Layer {
     }
 
     /// What its products' rows are in.
-    fn precision(&self) -> Precision {
+    pub(super) fn precision(&self) -> Precision {
         self.qkv_proj.precision()
     }
 

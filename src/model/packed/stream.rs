@@ -13,6 +13,8 @@ pub(super) struct Stream<'a> {
     /// Of earlier passes, and of this one.
     pub(super) before: usize,
     pub(super) tokens: usize,
+    /// Whether few tokens have 16 bits in products.
+    pub(super) fine: bool,
 }
 
 /// Some tokens of it.
@@ -39,6 +41,7 @@ impl Stream<'_> {
                     qkv.part(tokens.start * qkv_width, tokens.len() * qkv_width),
                 )
             };
+            buffers.rows.fine = self.fine;
             work(&mut Chunk { tokens, x, qkv }, buffers);
         });
     }

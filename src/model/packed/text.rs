@@ -107,7 +107,8 @@ impl TextModel {
         let angles = (&cos[..], &sin[..]);
         let qkv_width = (self.config.num_attention_heads + 2 * self.config.num_key_value_heads) * self.config.head_dim;
         let before = *len;
-        let mut stream = Stream { x, qkv: grow(qkv, tokens * qkv_width), before, tokens };
+        let fine = self.layers.first().is_some_and(|layer| Cpu::detect().waits_for_weights(layer.precision()));
+        let mut stream = Stream { x, qkv: grow(qkv, tokens * qkv_width), before, tokens, fine };
         if let Some((first, cache)) = self.layers.first().zip(layers.first_mut()) {
             let room = room(cache, before, tokens);
             stream.in_chunks(0..tokens, |chunk, buffers| first.project(chunk, angles, &room, buffers));

@@ -285,6 +285,7 @@ impl Stream<'_> {
             let (first, count) = (of_chunk.start, of_chunk.len());
             // SAFETY: no other task has these patches.
             let (x, normed) = unsafe { (x.part(first * hidden, count * hidden), &mut normed.part(first, 1)[0]) };
+            buffers.rows.fine = false;
             work(&mut Chunk { first, count, x, normed }, buffers);
         });
     }

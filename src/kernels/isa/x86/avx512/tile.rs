@@ -4,6 +4,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 
 use crate::kernels::product::Out;
+use crate::kernels::rows::HALVES;
 
 /// Rows of a register tile: 6 rows by 4 panels are 24 accumulators of the 32 registers.
 pub(in crate::kernels) const TILE_ROWS: usize = 6;
@@ -88,8 +89,8 @@ pub(in crate::kernels) struct Column {
     mask: __mmask16,
     bias: __m512,
     add: bool,
-    /// Whether rows after the column's first are added to that, see [`Out::of_parts`].
-    parts: bool,
+    /// See [`Out::of_halves`].
+    halved: bool,
 }
 
 impl Column {
@@ -98,6 +99,7 @@ impl Column {
     #[inline]
     #[target_feature(enable = "avx512f")]
     pub(in crate::kernels) unsafe fn new(out: &mut Out<'_>, row: usize, panel: usize) -> Self {
+        assert!(!out.halved() || row.is_multiple_of(HALVES));
         // SAFETY: as the caller promises.
         unsafe {
             let (start, lanes) = out.lanes(row, panel);
@@ -107,7 +109,7 @@ impl Column {
                 mask: ((1u32 << lanes) - 1) as __mmask16,
                 bias: _mm512_loadu_ps(out.bias(row, panel)),
                 add: out.adds(row),
-                parts: out.parts(),
+                halved: out.halved(),
             }
         }
     }
@@ -119,11 +121,11 @@ impl Column {
     #[inline]
     #[target_feature(enable = "avx512f")]
     pub(in crate::kernels) unsafe fn store(&self, row: usize, values: __m512) {
-        let onto = self.parts && row > 0;
+        let (line, onto) = if self.halved { (row / HALVES, row % HALVES > 0) } else { (row, false) };
         let values = if onto { values } else { _mm512_add_ps(values, self.bias) };
         // SAFETY: as the caller promises; the mask leaves out what is not the block's.
         unsafe {
-            let at = self.start.add(row * self.stride);
+            let at = self.start.add(line * self.stride);
             let there = self.add || onto;
             let values = if there { _mm512_add_ps(values, _mm512_maskz_loadu_ps(self.mask, at)) } else { values };
             _mm512_mask_storeu_ps(at, self.mask, values);

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from common import BUILD, LLAMACPP_PROGRAM, LLAMACPP_VERSION, MODELS, make_gguf, make_last_token_decoder, make_llamacpp, make_model, make_openvino
 from processes import CannotRun, Process, forget_files, python_runner
-from report import plot, plot_quality, print_report, quality_name, read_quality
+from report import CHECKPOINTS, plot, plot_quality, print_report, quality_name, read_quality
 
 STEPS, TEXT_TOKENS, NEW_TOKENS, CONTEXT = 64, 20, 20, 2048
 TILES = {"one tile": 1, "17 tiles": 17}
@@ -69,7 +69,7 @@ def rows(model, threads):
     found.append(Row("openvino int8", False, 8, python("openvino", "int8"), [*onnx("")[1:], *int8]))
     for kind, bits in (("q8_0", 8), ("q4k", 4)):
         found.append(Row(f"mistral.rs {kind}", False, bits, python("mistral.rs", kind), weights, reads=True))
-    for kind, bits, vision in (("q8_0", 8, "f16"), ("q4_0", 4, "q8_0")):
+    for kind, bits, vision in (("q8_0", 8, "f16"), ("q4_0", 4, "q8_0"), ("q4_k_m", 4, "q8_0")):
         files = [model / "gguf" / f"model-{kind}.gguf", model / "gguf" / f"mmproj-{vision}.gguf"]
         for flash in ("on", "off"):
             command = [LLAMACPP_PROGRAM, "serve", *files, threads, CONTEXT, flash]
@@ -194,11 +194,13 @@ def arguments():
     parser.add_argument("--rows", default="", help="parts of the names of those to run, with commas between")
     parser.add_argument("--columns", default="", help=f"of {', '.join(COLUMNS)}")
     parser.add_argument("--model-size", choices=("small", "medium"), default="small", help="SmolVLM-256M's geometry, or 500M's")
-    parser.add_argument("--quality", type=Path, default=BUILD.parent / "quality" / "quality.json",
-                        help="what quality.py wrote, if it is there: what each row keeps of f32; default: %(default)s")  # fmt: skip
+    parser.add_argument("--quality", type=Path, help="what quality.py wrote, if it is there: what each row keeps of f32; default: its own")
     parser.add_argument("--with-quality", action="store_true", help="runs quality.py for these rows first (with --quick, if that is given)")
+    parser.add_argument("--prepare", action="store_true", help="makes what the rows need, and measures nothing")
     parser.add_argument("--out", type=Path, help="a JSON file; default: build/bench/engines-SIZE-THREADS.json")
     options = parser.parse_args()
+    quick = options.quick and options.with_quality
+    options.quality = options.quality or BUILD.parent / "quality" / ("quality-quick.json" if quick else "quality.json")
     options.rounds = options.rounds or (2 if options.quick else 7)
     options.columns = [column.strip() for column in options.columns.split(",") if column] or [
         c for c in COLUMNS if not (options.quick and c in (*MANY_TILES, "load"))
@@ -219,7 +221,7 @@ def prepare(size, wanted):
         if name.startswith("openvino"):
             make_openvino(model, name.split(" ")[1])
     if any("llama.cpp" in name for name in wanted):
-        make_gguf(model, make_llamacpp())
+        make_gguf(model, make_llamacpp(), {name.split(" ")[1].rstrip(",") for name in wanted if "llama.cpp" in name})
     return model
 
 
@@ -231,7 +233,10 @@ def main():
     if options.with_quality:
         rows_too = dict.fromkeys(quality_name(row.name) for row in wanted)
         command = [sys.executable, Path(__file__).parent / "quality" / "quality.py", "--rows", ",".join(filter(None, rows_too))]
-        subprocess.run([*command, "--checkpoints", "plain,dithered", "--out", options.quality, *["--quick"] * options.quick], check=True)
+        flags = ["--quick"] * options.quick + ["--prepare"] * options.prepare
+        subprocess.run([*command, "--checkpoints", CHECKPOINTS[0], "--out", options.quality, *flags], check=True)
+    if options.prepare:
+        return
     prompts = prompt_tokens(model)
     run = Run(wanted)
     start = time.time()

@@ -70,6 +70,8 @@ struct Text {
 struct Subject {
     name: String,
     decoder: Box<dyn Decoder>,
+    /// Of weights, that a step of ours reads.
+    bytes: Option<u64>,
     /// That it took, what is compared included.
     seconds: f64,
     steps: Agreement,
@@ -78,11 +80,12 @@ struct Subject {
 }
 
 impl Subject {
-    fn new(name: &str, decoder: Box<dyn Decoder>) -> Self {
+    fn new(name: &str, (decoder, bytes): (Box<dyn Decoder>, Option<u64>)) -> Self {
         let name = name.split_once('=').map_or(name, |(name, _)| name).trim_start_matches("peer ");
         Self {
             name: name.to_owned(),
             decoder,
+            bytes,
             seconds: 0.0,
             steps: Agreement::default(),
             prompts: Agreement::default(),
@@ -93,6 +96,7 @@ impl Subject {
     fn row(&self) -> Row {
         Row {
             name: self.name.clone(),
+            bytes: self.bytes,
             steps: self.steps.figures(),
             prompts: self.prompts.figures(),
             answers: self.answers.figures(),
@@ -104,6 +108,7 @@ impl Subject {
 #[derive(Serialize)]
 struct Row {
     name: String,
+    bytes: Option<u64>,
     steps: measure::Figures,
     prompts: measure::Figures,
     answers: measure::AnswerFigures,
@@ -115,30 +120,47 @@ struct Report {
     reference: String,
     perplexity: f64,
     rows: Vec<Row>,
-    /// What could not be loaded, and why.
+    /// What could not be loaded or failed later, and why.
     missing: Vec<String>,
     answers: Vec<Vec<u32>>,
 }
 
 /// A decoder of `model`, by the name of a backend and a precision, and that of keys and values if
-/// they have another one than suits it.
-fn open(model: &Path, name: &str, threads: usize) -> Anything<Box<dyn Decoder>> {
+/// they have another one than suits it; and where we pack weights the
+/// size of what was packed: the decoder without its embedding, since vision is next to nothing in
+/// the checkpoints that read a text.
+fn open(model: &Path, name: &str, threads: usize, packed: &Path) -> Anything<(Box<dyn Decoder>, Option<u64>)> {
     let (kind, what) = name.split_once(' ').ok_or_else(|| format!("{name}: a backend and a precision wanted"))?;
     if kind == "peer" {
         let (_, command) = what.split_once('=').ok_or_else(|| format!("{name}: no command"))?;
-        return Ok(Box::new(Peer::start(command)?));
+        return Ok((Box::new(Peer::start(command)?), None));
     }
     let files = ModelFiles::open(model)?;
     let config = ModelConfig::load(&files)?;
     let images = ImageConfig::load(&files, &config)?;
     let (dtype, kv_cache) = what.split_once(' ').unwrap_or((what, "auto"));
     let (dtype, kv_cache): (DTypeKind, DTypeKind) = (dtype.parse()?, kv_cache.parse()?);
-    let options = EngineOptions { dtype, kv_cache, num_threads: threads, ..Default::default() };
+    let packs = kind == "candle" && dtype != DTypeKind::F32;
+    let packed_cache_dir = packs.then(|| packed.to_owned());
+    let options = EngineOptions { dtype, kv_cache, num_threads: threads, packed_cache_dir, ..Default::default() };
     Ok(match kind {
-        "candle" => CandleBackend::load(&files, &config, &images, &options)?.decoder()?,
-        "onnx" => OnnxBackend::load(&files, &config, &images, &options)?.decoder()?,
+        "candle" => {
+            let decoder = CandleBackend::load(&files, &config, &images, &options)?.decoder()?;
+            (decoder, if packs { Some(take_size(packed)?) } else { None })
+        }
+        "onnx" => (OnnxBackend::load(&files, &config, &images, &options)?.decoder()?, None),
         other => return Err(format!("{other}: neither candle, onnx nor peer").into()),
     })
+}
+
+/// The size of the files in a folder, which is removed.
+fn take_size(folder: &Path) -> Anything<u64> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(folder)? {
+        bytes += entry?.metadata()?.len();
+    }
+    std::fs::remove_dir_all(folder)?;
+    Ok(bytes)
 }
 
 fn write(out: &Path, report: &impl Serialize) -> Anything<()> {
@@ -153,15 +175,27 @@ fn main() -> Anything<()> {
     }
 }
 
+/// The same for all subjects; one that fails is missing from then on, and the others go on.
+fn each(subjects: &mut Vec<Subject>, missing: &mut Vec<String>, mut work: impl FnMut(&mut Subject) -> Anything<()>) {
+    subjects.retain_mut(|subject| match work(subject) {
+        Ok(()) => true,
+        Err(error) => {
+            missing.push(format!("{}: {error}", subject.name));
+            false
+        }
+    });
+}
+
 /// Everything about a text; what is known by then is written after every window and question.
 fn read(options: &Options, text: &Text) -> Anything<()> {
-    let mut reference =
-        Reference::new(open(&options.model, &options.reference, options.threads)?, options.reference != F32);
+    let packed = options.out.with_extension("packed");
+    let (decoder, _) = open(&options.model, &options.reference, options.threads, &packed)?;
+    let mut reference = Reference::new(decoder, options.reference != F32);
     let mut report = Report { reference: options.reference.clone(), ..Default::default() };
     let mut subjects = Vec::new();
     for name in &options.subjects {
-        match open(&options.model, name, options.threads) {
-            Ok(decoder) => subjects.push(Subject::new(name, decoder)),
+        match open(&options.model, name, options.threads, &packed) {
+            Ok(opened) => subjects.push(Subject::new(name, opened)),
             Err(error) => report.missing.push(format!("{name}: {error}")),
         }
     }
@@ -169,12 +203,13 @@ fn read(options: &Options, text: &Text) -> Anything<()> {
         eprintln!("window {} of {}", number + 1, text.windows.len());
         reference.read(window, text.given)?;
         report.perplexity = reference.perplexity();
-        for subject in &mut subjects {
+        each(&mut subjects, &mut report.missing, |subject| {
             let start = Instant::now();
             measure::steps(&reference, &mut *subject.decoder, window, text.given, &mut subject.steps)?;
             measure::prompts(&reference, &mut *subject.decoder, window, &text.prompts, &mut subject.prompts)?;
             subject.seconds += start.elapsed().as_secs_f64();
-        }
+            Ok(())
+        });
         report.rows = subjects.iter().map(Subject::row).collect();
         write(&options.out, &report)?;
     }
@@ -182,12 +217,12 @@ fn read(options: &Options, text: &Text) -> Anything<()> {
         eprintln!("question {} of {}", number + 1, text.questions.len());
         let ends = (text.new_tokens, &*text.ends);
         let expected = reference.answer(question, ends)?;
-        for subject in &mut subjects {
+        each(&mut subjects, &mut report.missing, |subject| {
             let start = Instant::now();
             let given = measure::answer(&mut *subject.decoder, question, ends)?;
             subject.seconds += start.elapsed().as_secs_f64();
-            reference.judge(question, &given, &expected, &mut subject.answers)?;
-        }
+            reference.judge(question, &given, &expected, &mut subject.answers)
+        });
         report.answers.push(expected);
         report.rows = subjects.iter().map(Subject::row).collect();
         write(&options.out, &report)?;

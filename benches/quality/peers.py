@@ -46,6 +46,7 @@ def main():
     # What libraries print must not come between the numbers.
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    os.environ["OMP_WAIT_POLICY"] = "passive"  # nothing is timed here, and threads that wait busily slow down whoever they wait for
     engine = load(kind, precision, Path(model), int(threads))
     out.write(np.uint32(engine.vocab).tobytes())
     out.flush()

@@ -5,6 +5,8 @@
     quality.py --quick                               an eighth of the text, and ten questions at most
     quality.py --whole                               all rows on both checkpoints, with all of the text (hours)
     quality.py --rows candle,q8_0 --checkpoints plain
+    quality.py --keep                                only the rows that --out lacks
+    quality.py --keep --rows candle                  those rows anew, beside the others that --out has
 
 The reference is Candle's f32 of the same checkpoint, which golden tests hold to transformers. Every row is given the same ids: windows of
 prose a token at a time (`steps`), beginnings of them at once (`prompts`), and questions that it answers greedily. See weights.py and vit.py
@@ -14,10 +16,12 @@ Keys and values are judged where there are many: the last tokens of windows of -
 each other.
 
 Our own engine and llama.cpp's q8_0, which it is to be as good as, read all of the text; others a part that suits their speed (SHARES), and
-only on the dithered weights, which favour nobody's grid, unless --rows names them.
+only on the dithered weights, which favour nobody's grid, unless --rows or --checkpoints names them. Each row has the commit, the day and the processor that it
+is of, and digests of its text and checkpoint: --keep leaves out what has others.
 """
 
 import argparse
+import hashlib
 import json
 import platform
 import subprocess
@@ -29,6 +33,7 @@ BENCHES = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(BENCHES), str(BENCHES.parent / "tools")]
 
 import matplotlib
+import sizes
 import text
 import vit
 import weights
@@ -52,16 +57,20 @@ LONG_WINDOWS, LONG_STEPS = 4, 512
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="", help=f"parts of the names of those to run, with commas between, of {', '.join(ROWS)}")
-    parser.add_argument("--checkpoints", default=",".join(CHECKPOINTS), help="default: %(default)s")
+    parser.add_argument("--checkpoints", default="", help=f"default: {','.join(CHECKPOINTS)}")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--context", type=int, default=4096, metavar="N", help="tokens of a long window, 0: none; default: %(default)s")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--whole", action="store_true")
-    parser.add_argument("--out", type=Path, default=weights.FOLDER / "quality.json", help="default: %(default)s")
+    parser.add_argument("--keep", action="store_true", help="rows that --out has of the same text and checkpoints")
+    parser.add_argument("--prepare", action="store_true", help="makes what the rows need, and measures nothing")
+    parser.add_argument("--out", type=Path, help="default: build/quality/quality.json; with --quick, quality-quick.json")
     options = parser.parse_args()
-    options.named = bool(options.rows) or options.whole
+    options.out = options.out or weights.FOLDER / ("quality-quick.json" if options.quick else "quality.json")
+    options.asked = bool(options.rows)
+    options.named = bool(options.rows or options.checkpoints) or options.whole
     options.rows = [row for row in ROWS if any(part in row for part in options.rows.split(","))]
-    options.checkpoints = options.checkpoints.split(",")
+    options.checkpoints = options.checkpoints.split(",") if options.checkpoints else CHECKPOINTS
     for name in options.checkpoints:
         if name not in CHECKPOINTS:
             parser.error(f"--checkpoints: '{name}' is none of {', '.join(CHECKPOINTS)}")
@@ -93,7 +102,7 @@ def write_text(folder, windows, questions):
     }  # fmt: skip
     path = weights.FOLDER / f"text-{windows}-{questions}.json"
     path.write_text(json.dumps(given))
-    return path, tokenizer
+    return path
 
 
 def export(folder, rows):
@@ -117,9 +126,60 @@ def subject(folder, row, threads):
     return f"peer {row}=" + " ".join(map(str, command))
 
 
-def measure(folder, options):
-    """All rows of a checkpoint, and the tokenizer."""
-    rows = [row for row in options.rows if options.named or folder.name == "dithered" or share(row, options) == share("candle", options)]
+def digest(*paths):
+    whole = hashlib.sha256()
+    for path in paths:
+        whole.update(hashlib.sha256(path.read_bytes()).digest())
+    return whole.hexdigest()[:16]
+
+
+def provenance(threads):
+    """What a row is of."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    return {"commit": commit, "day": time.strftime("%Y-%m-%d"), "cpu": machine()["cpu"], "threads": threads}
+
+
+def wanted(name, options):
+    """Rows of a checkpoint."""
+    return [row for row in options.rows if options.named or name == "dithered" or share(row, options) == share("candle", options)]
+
+
+def together(row, options):
+    """Peers of Python's have threads that wait busily, and would slow each other down: an engine at a time."""
+    engine = row.split(" ")[0]
+    return share(row, options), "" if engine in ("candle", "onnx", "llama.cpp") else engine
+
+
+def measure(folder, options, known, save):
+    """All rows of a checkpoint beside those that are known; saves them whenever there are more."""
+    shares = dict.fromkeys(share(row, options) for row in ROWS)
+    texts = {of: write_text(folder, *of) for of in shares}
+    text_digests = {of: digest(path) for of, path in texts.items()}
+    checkpoint = digest(*(folder / file for file in ("config.json", "model.safetensors", "tokenizer.json")))
+    found = known if known.get("checkpoint") == checkpoint else {"checkpoint": checkpoint, "rows": [], "answers": []}
+    found["rows"] = [row for row in found["rows"] if row["text"] == text_digests[share(row["name"], options)]]
+    found["missing"] = []
+    kept = {row["name"] for row in found["rows"]}
+    rows = [row for row in wanted(folder.name, options) if options.asked or row not in kept]
+    prepare(folder, rows)
+    for group in dict.fromkeys(together(row, options) for row in rows):
+        names = [row for row in rows if together(row, options) == group]
+        given = texts[group[0]]
+        some = ask(folder, [subject(folder, row, options.threads) for row in names], "--text", given, "--threads", options.threads)
+        for row in some["rows"]:
+            row |= {"text": text_digests[group[0]], "of": provenance(options.threads)}
+            row["bytes"] = row["bytes"] or sizes.of(folder, row["name"])
+        replaced = {row["name"] for row in some["rows"]}
+        found["rows"] = sorted([row for row in found["rows"] if row["name"] not in replaced] + some["rows"], key=lambda row: ROWS.index(row["name"]))
+        found["missing"] += some["missing"]
+        if len(some["answers"]) >= len(found["answers"]):  # what is known of f32 itself is of the largest share
+            found |= {key: some[key] for key in ("reference", "perplexity", "answers")}
+        save(found)
+    return found
+
+
+def prepare(folder, rows):
+    """What rows of others need beside the checkpoint."""
     export(folder, rows)
     kinds = [row.split(" ")[1] for row in rows if row.startswith("llama.cpp")]
     if kinds:
@@ -127,20 +187,6 @@ def measure(folder, options):
     for row in rows:
         if row.startswith("openvino"):
             make_openvino(folder, row.split(" ")[1], vision=False)
-    found = {"rows": [], "missing": []}
-
-    def together(row):
-        """Peers of Python's have threads that wait busily, and would slow each other down: an engine at a time."""
-        engine = row.split(" ")[0]
-        return share(row, options), "" if engine in ("candle", "onnx", "llama.cpp") else engine
-
-    for some_rows in dict.fromkeys(map(together, rows)):
-        given, tokenizer = write_text(folder, *some_rows[0])
-        subjects = [subject(folder, row, options.threads) for row in rows if together(row) == some_rows]
-        some = ask(folder, subjects, "--text", given, "--threads", options.threads)
-        # What is known of f32 itself is of the first share, the largest one where all rows are wanted.
-        found = some | found | {key: found[key] + some[key] for key in found if key in ("rows", "missing")}
-    return found, tokenizer
 
 
 def keep(folder, options):
@@ -174,15 +220,15 @@ def ask(folder, subjects, *words):
     return json.loads(out.read_text())
 
 
-HEAD = "| | steps | KL of steps | 99 % below | top-1 kept | perplexity times | KL of prompts | top-1 kept | answers equal | f32's own choice | regret, nats |"
+HEAD = "| | MB a step | steps | KL of steps | 99 % below | top-1 kept | perplexity times | KL of prompts | top-1 kept | answers equal | f32's own choice | regret, nats |"
 
 
 def table(found):
-    print(HEAD + "\n|---" + "|---:" * 10 + "|")
+    print(HEAD + "\n|---" + "|---:" * 11 + "|")
     for row in found["rows"]:
         steps, prompts, answers = row["steps"], row["prompts"], row["answers"]
         cells = [
-            row["name"], f"{steps['positions']}", f"{steps['kl_mean']:.5f}", f"{steps['kl_p99']:.4f}", f"{steps['top1_kept']:.4f}", f"{steps['perplexity_times']:.4f}",
+            row["name"], "-" if row["bytes"] is None else f"{row['bytes'] / 1e6:.1f}", f"{steps['positions']}", f"{steps['kl_mean']:.5f}", f"{steps['kl_p99']:.4f}", f"{steps['top1_kept']:.4f}", f"{steps['perplexity_times']:.4f}",
             f"{prompts['kl_mean']:.5f}", f"{prompts['top1_kept']:.3f}", f"{answers['equal']} of {answers['all']}",
             f"{answers['references_choice']:.4f}", f"{answers['regret']:.5f}",
         ]  # fmt: skip
@@ -208,32 +254,58 @@ def vision_table(found):
         print(f"| {row['name']}, {depth} layers | " + " | ".join(cells) + " |")
 
 
+def origins(found):
+    """Where rows come from, a line for each run."""
+    rows = {}
+    for name, of in found["checkpoints"].items():
+        for row in of["rows"]:
+            rows.setdefault(tuple(row["of"].items()), []).append(f"{row['name']} ({name})")
+    for of, names in rows.items():
+        made = dict(of)
+        print(f"{made['day']}, {made['commit']}, {made['cpu']}, {made['threads']} threads: {', '.join(names)}")
+
+
 def main():
     options = arguments()
     start = time.time()
     folders = {name: weights.make(name) for name in options.checkpoints if name != "vit"}
-    found = {
-        "machine": machine(), "threads": options.threads, "python": platform.python_version(), "llama.cpp": f"of llama-cpp-python {LLAMACPP_VERSION}",
-        "commit": subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout.strip(),
-        "checkpoints": {},
-    }  # fmt: skip
+    if options.prepare:
+        for name, folder in folders.items():
+            prepare(folder, wanted(name, options))
+        return
+    known = json.loads(options.out.read_text()) if options.keep and options.out.exists() else {"checkpoints": {}}
+    found = known | {"machine": machine(), "python": platform.python_version(), "llama.cpp": f"of llama-cpp-python {LLAMACPP_VERSION}"}
+
+    def save():
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
+
     for name, folder in folders.items():
-        found["checkpoints"][name], tokenizer = measure(folder, options)
-        found["checkpoints"][name]["kept"] = keep(folder, options)
-    if "vit" in options.checkpoints:
-        found["vit"] = look(options)
+
+        def save_checkpoint(of, name=name):
+            found["checkpoints"][name] = of
+            save()
+
+        before = found["checkpoints"].get(name, {})
+        of = measure(folder, options, before, save_checkpoint)
+        of["kept"] = keep(folder, options) or before.get("kept", [])
+        save_checkpoint(of)
+    if "vit" in options.checkpoints and (options.asked or "vit" not in known):
+        found["vit"] = look(options) or found.get("vit", {})
     found["seconds"] = time.time() - start
-    options.out.write_text(json.dumps(found, indent=1) + "\n")
-    for name, of in found["checkpoints"].items():
+    save()
+    for name, of in ((name, of) for name, of in found["checkpoints"].items() if of["rows"]):
+        tokenizer = Tokenizer.from_file(str(weights.FOLDER / name / "tokenizer.json"))
         print(f"\n{name}: f32's perplexity {of['perplexity']:.2f}\n")
         table(of)
-        if of["kept"]:
+        if of.get("kept"):
             kept_table(of["kept"], options.context)
         print("\nf32's first answers:", *(json.dumps(tokenizer.decode(ids)) for ids in of["answers"][:3]), sep="\n  ")
-    if "vit" in found:
+    if found.get("vit"):
         print(f"\nvit: {len(PICTURES)} pictures\n")
         vision_table(found["vit"])
-    print(f"\n{found['machine']['cpu']}, {options.threads} threads, prose of Python {found['python']}; {options.out}, {found['seconds'] / 60:.0f} minutes")
+    print()
+    origins(found)
+    print(f"prose of Python {found['python']}; {options.out}, {found['seconds'] / 60:.0f} minutes")
 
 
 if __name__ == "__main__":

@@ -13,23 +13,17 @@ pub(super) struct Recipe {
 }
 
 impl Recipe {
-    /// In int4 the bits are where they do most, and a step reads no more than it would with 4 bits
-    /// in every layer and 8 in the head, as llama.cpp's Q4_0 has them: on real weights that had 2.5
-    /// times the divergence of this. Values are few, and errors in them are the worst; those in
-    /// queries and keys hardly matter, nor does the head's sixth bit. The first layer pays for what
-    /// would be too much.
-    pub(super) fn of_layer(precision: Precision, layer: usize) -> Self {
-        if precision != Precision::Int4 {
-            let [queries_keys, values, o, gate_up, down] = [precision; 5];
-            return Self { queries_keys, values, o, gate_up, down };
-        }
-        Self {
-            queries_keys: Precision::Int4,
-            values: Precision::Int6,
-            o: Precision::Int4,
-            gate_up: if layer == 0 { Precision::Int4 } else { Precision::Int5 },
-            down: Precision::Int5,
-        }
+    /// In int4 it is 5 bits, and 6 for values, which are few and whose errors are the worst. With
+    /// 5 bits in the head, where llama.cpp's Q4_0 has 8, a step of the smallest model reads 4 % more
+    /// than its, and real weights keep a distribution 7 times as near to f32's. With 4 bits for
+    /// queries, keys and what comes out of attention it would be 0.6 as near, for 3 % of the bytes;
+    /// for gate and up 0.45, for 7 %.
+    pub(super) fn of_layer(precision: Precision) -> Self {
+        let (most, values) = match precision {
+            Precision::Int4 => (Precision::Int5, Precision::Int6),
+            other => (other, other),
+        };
+        Self { queries_keys: most, values, o: most, gate_up: most, down: most }
     }
 
     pub(super) fn of_head(precision: Precision) -> Precision {
@@ -54,24 +48,24 @@ mod tests {
     }
 
     #[test]
-    fn a_step_in_int4_reads_no_more_than_q4_0_s() {
-        // SmolVLM-256M's decoder, and 500M's.
-        for (hidden, inner, layers, keys) in [(576, 1536, 30, 192), (960, 2560, 32, 320)] {
+    fn a_step_in_int4_reads_little_more_than_q4_0_s() {
+        // Of SmolVLM-256M's decoder, 500M's and 2.2B's.
+        for (hidden, inner, layers, keys, most) in
+            [(576, 1536, 30, 192, 1.05), (960, 2560, 32, 320, 1.14), (2048, 8192, 24, 2048, 1.21)]
+        {
             let head = 49_280 * hidden;
-            let of_layer = |layer| {
-                let recipe = Recipe::of_layer(Precision::Int4, layer);
-                bytes(hidden * (hidden + keys), recipe.queries_keys)
-                    + bytes(hidden * keys, recipe.values)
-                    + bytes(hidden * hidden, recipe.o)
-                    + bytes(2 * hidden * inner, recipe.gate_up)
-                    + bytes(hidden * inner, recipe.down)
-            };
-            let ours = (0..layers).map(of_layer).sum::<usize>() + bytes(head, Recipe::of_head(Precision::Int4));
+            let recipe = Recipe::of_layer(Precision::Int4);
+            let of_layer = bytes(hidden * (hidden + keys), recipe.queries_keys)
+                + bytes(hidden * keys, recipe.values)
+                + bytes(hidden * hidden, recipe.o)
+                + bytes(2 * hidden * inner, recipe.gate_up)
+                + bytes(hidden * inner, recipe.down);
+            let ours = layers * of_layer + bytes(head, Recipe::of_head(Precision::Int4));
             let weights = layers * hidden * (2 * hidden + 2 * keys + 3 * inner);
             // 32 weights of Q8_0, which the head is in, and their scale.
             let q4_0 = bytes(weights, Precision::Int4) + head / 32 * 34;
-            println!("{hidden}: {ours} bytes a step, q4_0 {q4_0}");
-            assert!(hidden != 576 || ours <= q4_0, "{ours} > {q4_0}");
+            let ratio = ours as f64 / q4_0 as f64;
+            assert!(ratio <= most, "{hidden}: {ours} bytes, {ratio} of q4_0's");
             assert!(ours < weights + head, "int8 reads less");
         }
     }

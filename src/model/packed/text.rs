@@ -53,7 +53,7 @@ impl TextModel {
         };
         let layers = (0..text.num_hidden_layers)
             .map(|i| {
-                Layer::load(&at.at("layers").at(i), text, &Recipe::of_layer(precision, i), rotation.as_ref(), &mut pass)
+                Layer::load(&at.at("layers").at(i), text, &Recipe::of_layer(precision), rotation.as_ref(), &mut pass)
             })
             .collect::<Result<_>>()?;
         let gains = at.at("norm").floats("weight", &[text.hidden_size])?;

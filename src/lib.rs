@@ -3,9 +3,10 @@
 //! ```no_run
 //! use smolvlm::{SmolVLM, SmolVLMConfig};
 //!
-//! let model = SmolVLM::new(SmolVLMConfig { model_path: Some("models/demo".into()),
-//! ..Default::default() })?; let image = image::open("models/demo/test_image.jpg")?; println!("{}",
-//! model.process_image(&image, "What objects are in this image?")?);
+//! let config = SmolVLMConfig { model_path: Some("models/demo".into()), ..Default::default() };
+//! let model = SmolVLM::new(config)?;
+//! let image = image::open("models/demo/test_image.jpg")?;
+//! println!("{}", model.process_image(&image, "What objects are in this image?")?);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!

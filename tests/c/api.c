@@ -120,9 +120,10 @@ static void keys_and_values(const char *model_dir) {
     for (i = 0; i < sizeof choices / sizeof choices[0]; i++) {
         const smolvlm_request request = ask(question, NULL, 0);
         smolvlm_options options = default_options();
-        smolvlm_metrics metrics = {0};
+        smolvlm_metrics metrics;
         smolvlm_engine *engine = NULL;
         smolvlm_result *result = NULL;
+        memset(&metrics, 0, sizeof metrics);
         options.backend = SMOLVLM_BACKEND_CANDLE;
         options.dtype = choices[i][0];
         options.kv_cache = choices[i][1];

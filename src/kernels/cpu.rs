@@ -72,13 +72,10 @@ impl Cpu {
     }
 
     /// Whether few rows' product with such weights takes the time that reading them takes, however
-    /// many bits the rows have: without VNNI, a byte's product is four instructions.
+    /// many bits the rows have. Without VNNI a byte's product is four instructions, and weights of
+    /// fewer bits have to be taken apart.
     pub fn waits_for_weights(self, precision: Precision) -> bool {
-        match precision.of_rows() {
-            // AVX-VNNI is used for 8 bits only.
-            Precision::Int4 => self >= Cpu::Avx512,
-            _ => self >= Cpu::AvxVnni,
-        }
+        precision == Precision::Int8 && self >= Cpu::AvxVnni
     }
 
     /// The sets that run here, and are not better than the one that [`VARIABLE`] names; the best

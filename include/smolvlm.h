@@ -360,8 +360,8 @@ typedef struct smolvlm_options {
   /**
    * A `smolvlm_dtype`: what the KV cache has keys and values in. With Candle's BF16, INT8 and
    * INT4 on the processor, INT8 or BF16, whichever the weights are in: of INT8, a token takes
-   * little more than half of the memory (12.6 against 23 KB of the 256M model), and a long
-   * conversation is read faster; BF16 is nearer to F32. AUTO: BF16 with BF16, else INT8. With
+   * little more than half of the memory (12.6 against 23 KB of the 256M model); BF16 is nearer to
+   * F32. AUTO: BF16 with BF16, else INT8. With
    * F32, an accelerator or ONNX Runtime, there is only what the weights or graphs have; another
    * one is `SMOLVLM_STATUS_UNSUPPORTED`.
    */

@@ -68,9 +68,9 @@ fn has_fine_rows() -> bool {
 
 #[test]
 fn a_trained_models_logits_are_kept() {
-    // They are 0.064 and 0.51; in int8 it is 0.080 where a row that is alone has 8 bits, as it has
+    // They are 0.064 and 0.29, and int4's was 0.5 with 4 bits for queries and keys; in int8 it is 0.080 where a row that is alone has 8 bits, as it has
     // without VNNI.
-    for (dtype, bound) in [(DTypeKind::Int8, if has_fine_rows() { 0.072 } else { 0.088 }), (DTypeKind::Int4, 0.6)] {
+    for (dtype, bound) in [(DTypeKind::Int8, if has_fine_rows() { 0.072 } else { 0.088 }), (DTypeKind::Int4, 0.4)] {
         let error = error(dtype);
         assert!(error <= bound, "{}: {error}", dtype.name());
     }
@@ -91,9 +91,9 @@ fn what_all_tokens_have_in_common_loses_least() {
         vec![(name.to_owned(), Matrix { shape, numbers })]
     });
     let exact = copy.logits(DTypeKind::F32);
-    // They are 0.0035 (0.0055 with rows of 8 bits) and 0.018, and 0.0075 (0.0086) and 0.060 without error feedback along the directions of a
+    // They are 0.0035 (0.0055 with rows of 8 bits) and 0.016, and 0.0075 (0.0086) and 0.052 without error feedback along the directions of a
     // calibration.
-    for (dtype, bound) in [(DTypeKind::Int8, if has_fine_rows() { 0.005 } else { 0.0065 }), (DTypeKind::Int4, 0.03)] {
+    for (dtype, bound) in [(DTypeKind::Int8, if has_fine_rows() { 0.005 } else { 0.0065 }), (DTypeKind::Int4, 0.025)] {
         let error = altered::error(&copy.logits(dtype), &exact);
         assert!(error <= bound, "{}: {error}", dtype.name());
     }

@@ -123,7 +123,7 @@ impl<'a> Out<'a> {
     /// Whether a row is the second half of one, whose first half's results are there already.
     #[inline(always)]
     fn is_second(&self, row: usize) -> bool {
-        self.halved && row % HALVES > 0
+        self.halved && !row.is_multiple_of(HALVES)
     }
 
     /// Whether a row's results are added to what is there.

@@ -117,22 +117,8 @@ impl<'a> Loader<'a> {
         Ok(matrix)
     }
 
-    /// As [`Self::linear_bias`], packed.
-    pub(super) fn packed_bias(
-        &self,
-        names: &[&str],
-        inputs: usize,
-        outputs: &[usize],
-        mix: impl Into<Mix>,
-        fold: &Fold<'_>,
-    ) -> Result<PackedLinear> {
-        let bias = |(name, &outputs): (&&str, &usize)| self.at(name).floats("bias", &[outputs]);
-        let biases = names.iter().zip(outputs).map(bias).collect::<Result<Vec<_>>>()?;
-        self.matrix(names, inputs, outputs)?.pack(biases.concat(), mix, fold, self.store)
-    }
-
     /// As [`Self::linear_if`], packed.
-    pub(super) fn packed_if(
+    pub(super) fn packed(
         &self,
         bias: bool,
         names: &[&str],
@@ -141,22 +127,12 @@ impl<'a> Loader<'a> {
         mix: impl Into<Mix>,
         fold: &Fold<'_>,
     ) -> Result<PackedLinear> {
-        if bias {
-            self.packed_bias(names, inputs, outputs, mix, fold)
+        let biases = if bias {
+            let bias = |(name, &outputs): (&&str, &usize)| self.at(name).floats("bias", &[outputs]);
+            names.iter().zip(outputs).map(bias).collect::<Result<Vec<_>>>()?.concat()
         } else {
-            self.packed(names, inputs, outputs, mix, fold)
-        }
-    }
-
-    /// As [`Self::linear`], packed.
-    pub(super) fn packed(
-        &self,
-        names: &[&str],
-        inputs: usize,
-        outputs: &[usize],
-        mix: impl Into<Mix>,
-        fold: &Fold<'_>,
-    ) -> Result<PackedLinear> {
-        self.matrix(names, inputs, outputs)?.pack(Vec::new(), mix, fold, self.store)
+            Vec::new()
+        };
+        self.matrix(names, inputs, outputs)?.pack(biases, mix, fold, self.store)
     }
 }

@@ -54,7 +54,7 @@ impl Layer {
         let gains = at.at("input_layernorm").floats("weight", &[hidden])?;
         let input_layernorm = unfolded(&gains, rotation);
         let hessian = pass.norm(recipe.queries_keys, &input_layernorm, shape.eps);
-        let qkv_proj = attention.packed_if(
+        let qkv_proj = attention.packed(
             config.attention_bias,
             &["q_proj", "k_proj", "v_proj"],
             hidden,
@@ -63,7 +63,7 @@ impl Layer {
             &Fold { hessian: hessian.as_ref(), ..fold_norm(&gains, rotation) },
         )?;
         let hessian = pass.attend(&shape, &qkv_proj);
-        let o_proj = attention.packed_if(
+        let o_proj = attention.packed(
             config.attention_bias,
             &["o_proj"],
             queries,
@@ -76,7 +76,7 @@ impl Layer {
         let gains = at.at("post_attention_layernorm").floats("weight", &[hidden])?;
         let post_attention_layernorm = unfolded(&gains, rotation);
         let hessian = pass.norm(recipe.gate_up, &post_attention_layernorm, shape.eps);
-        let gate_up_proj = mlp.packed_if(
+        let gate_up_proj = mlp.packed(
             config.mlp_bias,
             &["gate_proj", "up_proj"],
             hidden,
@@ -85,7 +85,7 @@ impl Layer {
             &Fold { hessian: hessian.as_ref(), ..fold_norm(&gains, rotation) },
         )?;
         let hessian = pass.gate(&shape, &gate_up_proj);
-        let down_proj = mlp.packed_if(
+        let down_proj = mlp.packed(
             config.mlp_bias,
             &["down_proj"],
             inner,

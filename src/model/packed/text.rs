@@ -63,7 +63,7 @@ impl TextModel {
         let lm_head = if head == embedding {
             embed_tokens.pack(Vec::new(), precision_of_head, &fold, loader.store)?
         } else {
-            loader.packed(&[head], text.hidden_size, &[text.vocab_size], precision_of_head, &fold)?
+            loader.packed(false, &[head], text.hidden_size, &[text.vocab_size], precision_of_head, &fold)?
         };
         let rotary = text.rotary();
         Ok(Self { embed_tokens, layers, norm, lm_head, rotation, rotary, kv_cache, config: text.clone() })

@@ -82,6 +82,7 @@ impl VisionModel {
             post_layernorm: post_layernorm.rest(rotation),
             scale_factor: config.scale_factor,
             projection: loader.at("connector.modality_projection").packed(
+                false,
                 &["proj"],
                 hidden * parts,
                 &[config.text.hidden_size],
@@ -352,14 +353,14 @@ impl Layer {
         let stream = turns.map(|turns| &turns.stream);
         Ok(Self {
             layer_norm1: norms[0].rest(stream),
-            q_proj: attention.packed_bias(&["q_proj"], hidden, &[hidden], precision, &qkv)?,
-            k_proj: attention.packed_bias(&["k_proj"], hidden, &[hidden], precision, &qkv)?,
-            v_proj: attention.packed_bias(&["v_proj"], hidden, &[hidden], precision, &qkv)?,
-            out_proj: attention.packed_bias(&["out_proj"], hidden, &[hidden], precision, &out)?,
+            q_proj: attention.packed(true, &["q_proj"], hidden, &[hidden], precision, &qkv)?,
+            k_proj: attention.packed(true, &["k_proj"], hidden, &[hidden], precision, &qkv)?,
+            v_proj: attention.packed(true, &["v_proj"], hidden, &[hidden], precision, &qkv)?,
+            out_proj: attention.packed(true, &["out_proj"], hidden, &[hidden], precision, &out)?,
             layer_norm2: norms[1].rest(stream),
-            fc1: mlp.packed_bias(&["fc1"], hidden, &[inner], precision, &fc1)?,
+            fc1: mlp.packed(true, &["fc1"], hidden, &[inner], precision, &fc1)?,
             spread: fc2.spread,
-            fc2: mlp.packed_bias(&["fc2"], inner, &[hidden], precision, &fc2)?,
+            fc2: mlp.packed(true, &["fc2"], inner, &[hidden], precision, &fc2)?,
             heads: (config.num_attention_heads, config.head_dim()),
         })
     }

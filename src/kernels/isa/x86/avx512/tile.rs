@@ -121,7 +121,7 @@ impl Column {
     #[inline]
     #[target_feature(enable = "avx512f")]
     pub(in crate::kernels) unsafe fn store(&self, row: usize, values: __m512) {
-        let (line, onto) = if self.halved { (row / HALVES, row % HALVES > 0) } else { (row, false) };
+        let (line, onto) = if self.halved { (row / HALVES, !row.is_multiple_of(HALVES)) } else { (row, false) };
         let values = if onto { values } else { _mm512_add_ps(values, self.bias) };
         // SAFETY: as the caller promises; the mask leaves out what is not the block's.
         unsafe {
